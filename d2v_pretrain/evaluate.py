@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from rich.table import Table
 from torch import Tensor
 
-from d2v_pretrain.classifiers import effective_rank, few_shot, knn, linear, standardise
+from d2v_pretrain.probe import effective_rank, few_shot, knn, linear, standardise
 from d2v_pretrain.types import Batch
 
 if TYPE_CHECKING:
     from d2v_pretrain.models.encoder import Encoder
 
+Labelled = tuple[Tensor, Tensor | None]
 METRICS = {"few_shot": "few-shot, 5 labels a class", "linear": "linear", "knn": "20-NN"}
 
 
@@ -42,7 +44,7 @@ class ProbeTask(Protocol):
     note: str
 
 
-def features(encoder: Encoder, batches: Iterable[Batch], layers: int | None = None) -> tuple[Tensor, Tensor | None]:
+def features(encoder: Encoder, batches: Iterable[Batch], layers: int | None = None) -> Labelled:
     """Frozen features: the mean over valid tokens of the average output of the top blocks.
 
     Args:
@@ -73,13 +75,16 @@ def _pool(encoder: Encoder, batch: Batch, top: int) -> Tensor:
 
 
 @torch.no_grad()
-def _collect(extract: Callable[[Batch], Tensor], batches: Iterable[Batch]) -> tuple[Tensor, Tensor | None]:
-    rows, labels = [], []
+def _collect(extract: Callable[[Batch], Tensor], batches: Iterable[Batch]) -> Labelled:
+    rows: list[Tensor] = []
+    labels: list[Tensor] = []
     for batch in batches:
         rows.append(extract(batch).float().cpu())
-        labels.append(batch.labels)
+        if batch.labels is not None:
+            labels.append(batch.labels.cpu())
     assert rows, "no batches to take features from"
-    return torch.cat(rows), None if labels[0] is None else torch.cat([label.cpu() for label in labels])
+    assert len(labels) in (0, len(rows)), "some batches have labels, some have none"
+    return torch.cat(rows), torch.cat(labels) if labels else None
 
 
 def probe(task: ProbeTask, encoders: Mapping[str, Encoder], layers: int | None = None) -> dict[str, Any]:
@@ -93,11 +98,9 @@ def probe(task: ProbeTask, encoders: Mapping[str, Encoder], layers: int | None =
         "pretrained": ...}``, the deviation over draws ``few_shot_std``, ``effective_rank`` of the encoders' test
         features, and ``task, classes, chance, train, test, headline, floor_name, note``.
     """
-    sources: dict[str, Callable[[Iterable[Batch]], tuple[Tensor, Tensor | None]]]
-    sources = {"floor": lambda batches: _collect(task.floor, batches)}
-    for name, encoder in encoders.items():
-        sources[name] = lambda batches, encoder=encoder: features(encoder, batches, layers)
-    result: dict[str, Any] = {key: {} for key in (*METRICS, "few_shot_std", "effective_rank")}
+    sources: dict[str, Callable[[Iterable[Batch]], Labelled]] = {"floor": partial(_collect, task.floor)}
+    sources |= {name: partial(features, encoder, layers=layers) for name, encoder in encoders.items()}
+    result: dict[str, Any] = {key: {} for key in (*METRICS, "few_shot_std", "effective_rank")} | _facts(task)
     for name, source in sources.items():
         (train, train_labels), (test, test_labels) = source(task.train), source(task.test)
         assert train_labels is not None and test_labels is not None, f"probe task {task.name} has no labels"
@@ -105,7 +108,14 @@ def probe(task: ProbeTask, encoders: Mapping[str, Encoder], layers: int | None =
             result["effective_rank"][name] = effective_rank(test)
         for key, value in scores((train, train_labels), (test, test_labels), task.classes).items():
             result[key][name] = value
-    return result | _facts(task, train_labels, test_labels)
+        result["chance"] = test_labels.bincount().max().item() / len(test)
+        result |= {"train": len(train), "test": len(test)}
+    return result
+
+
+def _facts(task: ProbeTask) -> dict[str, Any]:
+    names = ("headline", "classes", "floor_name", "note")
+    return {"task": task.name} | {name: getattr(task, name) for name in names}
 
 
 def scores(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], classes: int) -> dict[str, float]:
@@ -119,12 +129,6 @@ def scores(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], classes: i
     mean, std = few_shot(known, unseen, classes)
     nearest = knn(known, unseen, classes)
     return {"few_shot": mean, "few_shot_std": std, "linear": linear(known, unseen, classes), "knn": nearest}
-
-
-def _facts(task: ProbeTask, train: Tensor, test: Tensor) -> dict[str, Any]:
-    chance = test.bincount(minlength=task.classes).max().item() / len(test)
-    sizes = {"classes": task.classes, "chance": chance, "train": len(train), "test": len(test)}
-    return {"task": task.name, "headline": task.headline, "floor_name": task.floor_name, "note": task.note} | sizes
 
 
 def table(result: Mapping[str, Any], data: str) -> Table:

@@ -1,4 +1,4 @@
-"""evaluate.py and classifiers.py against scikit-learn, brute force and cases with known answers."""
+"""evaluate.py and probe.py against scikit-learn, brute force and cases with known answers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
-from d2v_pretrain import classifiers, evaluate
+from d2v_pretrain import evaluate, probe
 from d2v_pretrain.types import Batch
 
 
@@ -73,8 +73,8 @@ def batches(n: int, seed: int, classes: int = 3, labelled: bool = True) -> list[
 @pytest.mark.parametrize("classes", [2, 3, 10])
 def test_logistic_regression_is_scikit_learns(classes: int) -> None:
     (x, y), (z, _) = clusters(300, classes, 20, 0), clusters(200, classes, 20, 1)
-    x, z = classifiers.standardise(x, z)
-    weight, bias = classifiers.logistic_regression(x, y, classes, c=0.1)
+    x, z = probe.standardise(x, z)
+    weight, bias = probe.logistic_regression(x, y, classes, c=0.1)
     theirs = LogisticRegression(C=0.1, tol=1e-10, max_iter=10_000).fit(x.numpy(), y.numpy())
     probabilities = (z @ weight + bias).softmax(1)
     torch.testing.assert_close(probabilities, torch.from_numpy(theirs.predict_proba(z.numpy())), atol=1e-4, rtol=0)
@@ -84,7 +84,7 @@ def test_standardise_is_scikit_learns() -> None:
     x, z = torch.randn(50, 6) * 3 + 1, torch.randn(20, 6)
     x[:, 2] = 0.1  # constant, and not representable: its computed std is rounding noise
     scaler = StandardScaler().fit(x.double().numpy())
-    ours = classifiers.standardise(x, z)
+    ours = probe.standardise(x, z)
     torch.testing.assert_close(ours[0], torch.from_numpy(scaler.transform(x.double().numpy())))
     torch.testing.assert_close(ours[1], torch.from_numpy(scaler.transform(z.double().numpy())))
 
@@ -94,24 +94,24 @@ def test_knn_is_scikit_learns_also_with_fewer_examples_than_neighbours() -> None
     for size in (400, 12):
         theirs = KNeighborsClassifier(min(20, size), metric="cosine").fit(x[:size].numpy(), y[:size].numpy())
         expected = theirs.score(test[0].numpy(), test[1].numpy())
-        assert classifiers.knn((x[:size], y[:size]), test, 5) == pytest.approx(expected, abs=2e-3)
+        assert probe.knn((x[:size], y[:size]), test, 5) == pytest.approx(expected, abs=2e-3)
 
 
 def test_few_shot_draws_the_same_examples_of_every_class_whatever_the_features() -> None:
     labels = clusters(200, 4, 8, 0)[1]
-    chosen = classifiers._draw(labels, 4, 5, key=7)
+    chosen = probe._draw(labels, 4, 5, key=7)
     assert labels[chosen].bincount().tolist() == [5, 5, 5, 5] and len(chosen.unique()) == 20
-    assert torch.equal(chosen, classifiers._draw(labels, 4, 5, key=7))
-    assert not torch.equal(chosen, classifiers._draw(labels, 4, 5, key=8))
-    assert len(classifiers._draw(torch.tensor([0, 0, 1]), 2, 5, key=0)) == 3
+    assert torch.equal(chosen, probe._draw(labels, 4, 5, key=7))
+    assert not torch.equal(chosen, probe._draw(labels, 4, 5, key=8))
+    assert len(probe._draw(torch.tensor([0, 0, 1]), 2, 5, key=0)) == 3
 
 
 def test_few_shot_mean_and_deviation_are_those_of_its_draws_and_leave_the_default_generator_alone() -> None:
     train, test = clusters(200, 4, 8, 0), clusters(100, 4, 8, 1)
     before = torch.get_rng_state()
-    mean, std = classifiers.few_shot(train, test, 4, draws=3)
+    mean, std = probe.few_shot(train, test, 4, draws=3)
     assert torch.equal(before, torch.get_rng_state())
-    rows = [classifiers._draw(train[1], 4, 5, classifiers.fold_in(0, draw)) for draw in range(3)]
+    rows = [probe._draw(train[1], 4, 5, probe.fold_in(0, draw)) for draw in range(3)]
     each = []
     for row in rows:
         model = LogisticRegression(C=0.1, tol=1e-8, max_iter=1000).fit(train[0][row].numpy(), train[1][row].numpy())
@@ -124,13 +124,13 @@ def test_few_shot_mean_and_deviation_are_those_of_its_draws_and_leave_the_defaul
 def test_effective_rank_of_equal_singular_values_is_their_number(rank: int) -> None:
     left = torch.linalg.qr(torch.randn(40, rank))[0]
     right = torch.linalg.qr(torch.randn(10, rank))[0]
-    assert classifiers.effective_rank(left @ right.T) == pytest.approx(rank, rel=1e-4)
+    assert probe.effective_rank(left @ right.T) == pytest.approx(rank, rel=1e-4)
 
 
 def test_effective_rank_of_collapsed_features_is_one() -> None:
     constant = torch.randn(1, 16).expand(50, 16) + 1e-7 * torch.randn(50, 16)
-    assert classifiers.effective_rank(constant) == pytest.approx(1.0, abs=1e-3)
-    assert classifiers.effective_rank(torch.zeros(5, 4)) == 1.0
+    assert probe.effective_rank(constant) == pytest.approx(1.0, abs=1e-3)
+    assert probe.effective_rank(torch.zeros(5, 4)) == 1.0
 
 
 def test_features_are_the_mean_over_valid_tokens_of_the_top_half_of_the_blocks() -> None:
