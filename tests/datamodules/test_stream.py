@@ -1,0 +1,110 @@
+"""The order of the data against brute force: exactly once, the same rest from any cursor, the same for any world."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from d2v_pretrain.errors import ConfigError
+from datamodules.stream import Plan, Slot, Stream
+
+LENGTHS = np.random.default_rng(0).integers(5, 100, 103)
+PLANS = {
+    "plain": Plan(103, seed=1, micro_batch=8),
+    "buckets": Plan(103, seed=1, micro_batch=8, lengths=LENGTHS),
+    "tokens": Plan(103, seed=1, micro_batch=8, lengths=LENGTHS, max_tokens=300),
+    "equal": Plan(103, seed=1, micro_batch=8, lengths=np.full(103, 7), max_tokens=300),
+    "one": Plan(1, seed=1, micro_batch=8),
+}
+
+
+def take(n: int, stream: Stream) -> list[tuple]:
+    return [(slot.ids.tolist(), slot.epoch, slot.cursor) for slot in islice(stream, n)]
+
+
+@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize("epoch", [0, 1, 7])
+def test_each_sample_is_trained_exactly_once_an_epoch(name: str, epoch: int) -> None:
+    plan = PLANS[name]
+    batches = plan.window(epoch)
+    seen = [i for batch in batches for i in batch.tolist()]
+    assert sorted(seen) == list(range(plan.size))
+    assert all(1 <= len(batch) <= plan.micro_batch for batch in batches)
+
+
+def test_without_lengths_only_the_last_micro_batch_is_smaller() -> None:
+    assert [len(batch) for batch in PLANS["plain"].window(3)] == [8] * 12 + [7]
+
+
+def test_token_budget_holds_and_no_batch_could_have_taken_the_next_sample() -> None:
+    plan = Plan(103, seed=1, micro_batch=8, lengths=LENGTHS, max_tokens=300, buckets=1)
+    order = np.random.default_rng(5).permutation(103)
+    batches = plan._pack(order)
+    assert np.concatenate(batches).tolist() == order.tolist()
+    for batch, following in zip(batches, [*batches[1:], None], strict=True):
+        assert LENGTHS[batch].max() * len(batch) <= 300
+        if following is not None and len(batch) < 8:
+            assert max(LENGTHS[batch].max(), LENGTHS[following[0]]) * (len(batch) + 1) > 300
+
+
+def test_buckets_put_like_with_like() -> None:
+    def waste(plan: Plan) -> float:
+        padded = sum(LENGTHS[b].max() * len(b) for b in plan.window(0))
+        return 1 - LENGTHS.sum() / padded
+
+    assert waste(PLANS["buckets"]) < 0.5 * waste(PLANS["plain"])
+
+
+def test_order_depends_on_seed_and_epoch() -> None:
+    orders = {str(take(5, Stream(Plan(103, seed, 8), 1, cursor=(epoch, 0)))) for seed in range(3) for epoch in range(3)}
+    assert len(orders) == 9
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_a_stream_from_any_cursor_is_the_rest_of_the_stream(name: str) -> None:
+    whole = take(70, Stream(PLANS[name], slots=3))
+    for n in range(69):
+        assert take(70 - n - 1, Stream(PLANS[name], slots=3, cursor=whole[n][2])) == whole[n + 1 :]
+
+
+@pytest.mark.parametrize("name", PLANS)
+@pytest.mark.parametrize("world", [1, 2, 3, 6])
+def test_every_world_size_trains_the_same_steps(name: str, world: int) -> None:
+    plan, slots, steps = PLANS[name], 6, 12
+    whole = take(slots * steps, Stream(plan, slots))
+    part = slots // world
+    ranks = [take(part * steps, Stream(plan, slots, rank, world)) for rank in range(world)]
+    for step in range(steps):
+        mine = [ranks[r][step * part + i] for r in range(world) for i in range(part)]
+        expected = whole[step * slots : (step + 1) * slots]
+        assert [m[:2] for m in mine] == [e[:2] for e in expected]
+        ends = {ranks[r][step * part + part - 1][2] for r in range(world)}
+        assert ends == {expected[-1][2]}, "all ranks carry the cursor of the step's end"
+
+
+def test_a_run_moved_between_world_sizes_trains_what_one_rank_would_have() -> None:
+    plan, cursor, seen = PLANS["tokens"], (0, 0), []
+    for world, steps in [(1, 2), (3, 5), (2, 4), (6, 3), (1, 6)]:
+        part = 6 // world
+        ranks = [list(islice(Stream(plan, 6, r, world, cursor), part * steps)) for r in range(world)]
+        for step in range(steps):
+            seen += [s.ids.tolist() for rank in ranks for s in rank[step * part : (step + 1) * part]]
+        cursor = ranks[0][-1].cursor
+    assert seen == [ids for ids, _, _ in take(120, Stream(plan, 6))]
+
+
+def test_epochs_count_up_and_the_boundary_may_fall_into_a_step() -> None:
+    slots: list[Slot] = list(islice(Stream(PLANS["plain"], slots=6), 30))
+    assert [s.epoch for s in slots] == [0] * 13 + [1] * 13 + [2] * 4
+    assert slots[12].cursor == (1, 0) and slots[11].cursor == (0, 12)
+
+
+def test_wrong_settings_are_told() -> None:
+    with pytest.raises(ConfigError, match=r"trainer.devices=4 .* 6 micro-batches .*1, 2, 3, 6"):
+        Stream(PLANS["plain"], slots=6, world=4)
+    with pytest.raises(ConfigError, match="max_tokens=50 is less than one sample of 99"):
+        Plan(103, 1, 8, LENGTHS, max_tokens=50)
+    with pytest.raises(ConfigError, match="there are 0"):
+        Plan(0, 1, 8)
