@@ -1,0 +1,116 @@
+"""PretrainDataModule: the stream over a source of any modality, read by ordinary DataLoader workers."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.types import Batch
+from datamodules.probe import ProbeTask, collate
+from datamodules.stream import Cursor, Plan, Slot, Stream
+
+
+class Source(Protocol):
+    """Samples of one modality. What ``read`` returns is a function of (seed, epoch, index) alone.
+
+    ``lengths`` is (N,) the length along the last axis of what ``read`` returns, None if all are equal; ``fill`` the
+    value of padding.
+    """
+
+    fill: float
+
+    @property
+    def lengths(self) -> np.ndarray | None: ...
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int, epoch: int) -> Tensor | None:
+        """Sample ``index`` as the encoder takes it, or None if it can no longer be read (told by the source)."""
+        ...
+
+    def blank(self, index: int) -> Tensor:
+        """What stands in for a sample that cannot be read, of the planned size."""
+        ...
+
+    def describe(self) -> str: ...
+
+    def probe_tasks(self) -> list[ProbeTask]: ...
+
+
+class MicroBatches(Dataset[Batch]):
+    """Slot -> Batch. A sample that cannot be read gets weight 0, so that the plan does not change."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __getitem__(self, slot: Slot) -> Batch:
+        items = [self.source.read(int(i), slot.epoch) for i in slot.ids]
+        good = [item is not None for item in items]
+        weight = None if all(good) else torch.tensor(good, dtype=torch.float32)
+        rows = [self.source.blank(int(i)) if item is None else item for i, item in zip(slot.ids, items, strict=True)]
+        return collate(rows, slot.ids, self.source.fill, weight=weight, epoch=slot.epoch, cursor=slot.cursor)
+
+
+class PretrainDataModule(LightningDataModule):
+    """Endless micro-batches of a source, in an order that any world size can resume from a cursor.
+
+    Set ``cursor`` before ``fit`` to go on after the last trained batch. The trainer must not replace the sampler
+    (``use_distributed_sampler=False``) nor cut epochs (no ``limit_train_batches``): an epoch is a field of the batch.
+
+    Args:
+        source: the samples.
+        micro_batch: samples of one forward pass.
+        global_batch: samples of an optimizer step over all ranks; G = global_batch / micro_batch.
+        seed: of the run.
+        workers: processes that read ahead; 0 reads in the training process.
+        max_tokens: limit of longest length times rows of a micro-batch, in samples or tokens; None for none.
+        buckets: length quantiles of the plan.
+
+    Raises:
+        ConfigError: if ``micro_batch`` does not divide ``global_batch``.
+    """
+
+    def __init__(self, source: Source, micro_batch: int, global_batch: int, seed: int, workers: int = 0,
+                 max_tokens: int | None = None, buckets: int = 12) -> None:  # fmt: skip
+        super().__init__()
+        if micro_batch < 1 or global_batch % micro_batch:
+            rule = f"must be a multiple of micro_batch={micro_batch}"
+            raise ConfigError("global_batch", global_batch, rule, "change one of the two")
+        self.source, self.micro_batch, self.slots = source, micro_batch, global_batch // micro_batch
+        self.seed, self.workers, self.max_tokens, self.buckets = seed, workers, max_tokens, buckets
+        self.cursor: Cursor = (0, 0)
+
+    def plan(self) -> Plan:
+        """The order of the whole run."""
+        lengths = self.source.lengths
+        return Plan(len(self.source), self.seed, self.micro_batch, lengths, self.max_tokens, self.buckets)
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """This rank's micro-batches from ``cursor`` on, endlessly."""
+        ready = torch.distributed.is_available() and torch.distributed.is_initialized()
+        rank, world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if ready else (0, 1)
+        stream = Stream(self.plan(), self.slots, rank, world, self.cursor)
+        # batch_size=None: the sampler yields whole micro-batches and the data set reads them, in order with any workers
+        return DataLoader(MicroBatches(self.source), batch_size=None, sampler=stream, num_workers=self.workers,
+                          pin_memory=torch.cuda.is_available())  # fmt: skip
+
+    def describe(self) -> str:
+        """One line that names the data and its size."""
+        return self.source.describe()
+
+    def probe_tasks(self) -> list[ProbeTask]:
+        """Classifications of frozen features; [] where there are no labels."""
+        return self.source.probe_tasks()
+
+    def health_batches(self, n: int) -> list[Batch]:
+        """About n samples spread evenly over the data, unlabelled, always the same: for effective rank and spread."""
+        ids = np.unique(np.linspace(0, len(self.source) - 1, n).astype(np.int64))
+        cuts = range(self.micro_batch, len(ids), self.micro_batch)
+        batches = MicroBatches(self.source)
+        return [batches[Slot(part, 0, ())] for part in np.split(ids, cuts)]
