@@ -1,0 +1,1 @@
+"""Reading and writing the reference's configurations, parameter names and files."""

@@ -1,0 +1,9 @@
+"""Mask policies: noise -> mask, vectorised, with counts known on the host."""
+
+from d2v_pretrain.masking.base import MaskPolicy
+from d2v_pretrain.masking.block import BlockMask
+from d2v_pretrain.masking.rectangle import RectangleMask
+from d2v_pretrain.masking.span import SpanMask
+from d2v_pretrain.masking.token import TokenMask
+
+__all__ = ["BlockMask", "MaskPolicy", "RectangleMask", "SpanMask", "TokenMask"]

@@ -1,0 +1,34 @@
+"""Independent tokens: data2vec 2's text masking, as in masked autoencoders."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from d2v_pretrain.masking.base import equalise, highest, row_lengths, within
+from d2v_pretrain.rng import fold_in, noise
+from d2v_pretrain.types import Mask
+
+
+@dataclass(frozen=True)
+class TokenMask:
+    """Keep ``int(T (1 - prob))`` tokens of a row, drawn uniformly without replacement.
+
+    Source: fairseq ``modalities/base.py:random_masking``. It masks padding like any token and counts it in the loss; here
+    only real tokens are masked (the two agree on full rows).
+
+    Args:
+        prob: share of tokens to mask, in (0, 1).
+    """
+
+    prob: float
+
+    def __call__(self, key: int, ids: Tensor, clones: int, grid: tuple[int, ...], lengths: Tensor | None = None) -> Mask:
+        """Draw the masks; see ``MaskPolicy``."""
+        rows = row_lengths(ids, clones, grid, lengths)
+        size = math.prod(grid)
+        score = noise(fold_in(key, 0), ids, clones, size).masked_fill(~within(rows, size), -1.0)
+        kept = (rows.double() * (1 - self.prob)).long()
+        return equalise(highest(score, rows - kept), rows)

@@ -1,0 +1,1 @@
+"""The encoder: stems, positions, attention biases, blocks."""

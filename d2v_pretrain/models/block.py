@@ -1,0 +1,78 @@
+"""One transformer block, post-norm or pre-norm, that also returns its feed-forward output."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from d2v_pretrain.models.attention import Attention
+
+
+class Block(nn.Module):
+    """Post-norm (both audio and text papers, data2vec 2): ``x = N1(x + attn(x)); f = mlp(x); x = N2(x + f)``.
+    Pre-norm (data2vec 1 vision): ``x = x + g1 attn(N1(x)); f = mlp(N2(x)); x = x + g2 f``.
+
+    ``f``, the feed-forward output before dropout and residual, is data2vec's target tensor for all but its first vision model.
+    Source: fairseq ``TransformerSentenceEncoderLayer`` and ``AltBlock``, BEiT ``Block``. The reference's pre-norm ``AltBlock``
+    loses its attention residual; no published model uses it and this one does not.
+
+    Args:
+        width: D.
+        heads: attention heads.
+        mlp_ratio: hidden width of the feed-forward part over D.
+        norm_first: pre-norm.
+        dropout: after attention and after the feed-forward part.
+        attention_dropout: on attention probabilities.
+        activation_dropout: after GELU.
+        drop_path: probability of dropping a residual branch, per row.
+        layer_scale: initial value of the learned factors g1, g2 of both branches; None for none.
+        norm_eps: of the LayerNorms.
+        key_bias: see ``Attention``.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        mlp_ratio: float = 4.0,
+        norm_first: bool = False,
+        dropout: float = 0.1,
+        attention_dropout: float = 0.1,
+        activation_dropout: float = 0.0,
+        drop_path: float = 0.0,
+        layer_scale: float | None = None,
+        norm_eps: float = 1e-5,
+        key_bias: bool = True,
+    ) -> None:
+        super().__init__()
+        self.attention = Attention(width, heads, attention_dropout, key_bias)
+        self.norm1, self.norm2 = nn.LayerNorm(width, norm_eps), nn.LayerNorm(width, norm_eps)
+        self.fc1, self.fc2 = nn.Linear(width, int(width * mlp_ratio)), nn.Linear(int(width * mlp_ratio), width)
+        self.norm_first, self.dropout, self.activation_dropout = norm_first, dropout, activation_dropout
+        self.drop_path = drop_path
+        self.gamma1 = self.gamma2 = None
+        if layer_scale is not None:
+            self.gamma1 = nn.Parameter(torch.full((width,), float(layer_scale)))
+            self.gamma2 = nn.Parameter(torch.full((width,), float(layer_scale)))
+
+    def forward(self, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B, T, D) -> block output and feed-forward output, both (B, T, D); ``bias`` as in ``Attention``."""
+        if self.norm_first:
+            x = x + self._branch(self.attention(self.norm1(x), bias), self.gamma1)
+            ffn = self._mlp(self.norm2(x))
+            return x + self._branch(ffn, self.gamma2), ffn
+        x = self.norm1(x + self._branch(self.attention(x, bias), self.gamma1))
+        ffn = self._mlp(x)
+        return self.norm2(x + self._branch(ffn, self.gamma2)), ffn
+
+    def _mlp(self, x: Tensor) -> Tensor:
+        return self.fc2(F.dropout(F.gelu(self.fc1(x)), self.activation_dropout, self.training))
+
+    def _branch(self, y: Tensor, gamma: Tensor | None) -> Tensor:
+        y = F.dropout(y, self.dropout, self.training)
+        y = y if gamma is None else gamma * y
+        if not self.training or self.drop_path == 0:
+            return y
+        keep = 1 - self.drop_path
+        return y * (torch.rand(y.shape[0], 1, 1, device=y.device) < keep) / keep

@@ -1,0 +1,157 @@
+"""The encoder of every modality and both versions: stem -> positions -> visible tokens -> blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from d2v_pretrain.models.block import Block
+from d2v_pretrain.models.init import initialise_blocks
+from d2v_pretrain.models.stems.base import Stem
+from d2v_pretrain.types import Batch, Mask, Tokens
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What the blocks made of a sequence.
+
+    Args:
+        x: (R, E + K, D) output with the E extra tokens in front.
+        layers: (R, K, D) feed-forward or block outputs of the last ``top_k`` blocks, in order, without extra tokens.
+        valid: (R, K) bool, False at padding, or None.
+        extra: E.
+    """
+
+    x: Tensor
+    layers: list[Tensor]
+    valid: Tensor | None
+    extra: int
+
+    @property
+    def tokens(self) -> Tensor:
+        """(R, K, D) output without the extra tokens."""
+        return self.x[:, self.extra :]
+
+
+class Encoder(nn.Module):
+    """Stem, positions and a stack of ``Block``s.
+
+    The published encoders are choices of arguments. data2vec 2's "prenet" blocks are simply the first of ``depth`` blocks, those
+    that ``top_k`` does not reach.
+
+    Args:
+        stem: inputs -> local features.
+        block: makes one block; called with ``drop_path=rate`` for each, linearly increasing to ``drop_path``.
+        width: D.
+        depth: number of blocks.
+        positions: module that maps tokens to offsets added to them, or None.
+        bias: module that makes the attention bias, or None.
+        extra_tokens: E learned tokens in front (CLS).
+        extra_init: standard deviation of their start.
+        input_norm: LayerNorm before the blocks (post-norm models).
+        final_norm: LayerNorm after the blocks (pre-norm models).
+        input_dropout: after ``input_norm``.
+        drop_path: rate of the last block.
+        layer_drop: probability of skipping a whole block in training, drawn on the host.
+        zero_padding: zero the features at padding before positions are added (data2vec 1 audio and text).
+        norm_eps: of the two LayerNorms here.
+        init: of the blocks, ``bert`` or ``beit``.
+    """
+
+    def __init__(
+        self,
+        stem: Stem,
+        block: Callable[..., Block],
+        width: int,
+        depth: int,
+        positions: nn.Module | None = None,
+        bias: nn.Module | None = None,
+        extra_tokens: int = 0,
+        extra_init: float = 1.0,
+        input_norm: bool = True,
+        final_norm: bool = False,
+        input_dropout: float = 0.0,
+        drop_path: float = 0.0,
+        layer_drop: float = 0.0,
+        zero_padding: bool = False,
+        norm_eps: float = 1e-5,
+        init: str = "bert",
+    ) -> None:
+        super().__init__()
+        self.width, self.depth, self.extra_tokens = width, depth, extra_tokens
+        self.layer_drop, self.zero_padding, self.input_dropout = layer_drop, zero_padding, input_dropout
+        self.stem, self.positions, self.bias = stem, positions, bias
+        self.input_norm = nn.LayerNorm(width, norm_eps) if input_norm else nn.Identity()
+        self.final_norm = nn.LayerNorm(width, norm_eps) if final_norm else nn.Identity()
+        rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
+        self.blocks = nn.ModuleList(block(drop_path=rate) for rate in rates)
+        if extra_tokens:
+            self.extra = nn.Parameter(extra_init * torch.randn(1, extra_tokens, width))
+        initialise_blocks(self.blocks, init)
+
+    def forward(self, tokens: Tokens, mask: Mask | None = None, top_k: int = 0, tensor: str = "ffn") -> Encoded:
+        """Encode all tokens, or only the visible ones.
+
+        Args:
+            tokens: (R, T, D) from the stem.
+            mask: if given, its dropped tokens are left out.
+            top_k: return the outputs of this many last blocks.
+            tensor: which output, ``ffn`` or ``block``.
+        """
+        x, valid, kept = self._visible(tokens, mask)
+        if self.extra_tokens:
+            x = torch.cat([self.extra.expand(x.shape[0], -1, -1).to(x.dtype), x], 1)
+        bias = self._attention_bias(tokens.grid, kept, valid)
+        x = F.dropout(self.input_norm(x), self.input_dropout, self.training)
+        x, layers = self._blocks(x, bias, top_k, tensor)
+        return Encoded(self.final_norm(x), layers, valid, self.extra_tokens)
+
+    def encode(self, batch: Batch, top_k: int = 0, tensor: str = "ffn") -> Encoded:
+        """Encode the whole, unmasked input."""
+        return self(self.stem(batch), None, top_k, tensor)
+
+    def _visible(self, tokens: Tokens, mask: Mask | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Tokens with their positions, without the dropped ones: x (R, K, D), valid (R, K), kept (R, K)."""
+        x, valid = tokens.x, tokens.valid
+        if self.zero_padding and valid is not None:
+            x = x * valid[..., None]
+        if mask is None:
+            offsets = 0 if self.positions is None else self.positions(Tokens(x, tokens.grid, valid))
+            return x + offsets, valid, None
+        assert mask.kept is not None, "tokens can only be dropped if every row keeps the same number"
+        kept = mask.kept
+        seen = gather_rows(x, kept)
+        if self.positions is not None:
+            # Positions that look at their neighbours must not look at masked ones.
+            hidden = x.masked_fill(mask.masked[..., None], 0)
+            offsets = self.positions(Tokens(hidden, tokens.grid, valid))
+            seen = seen + gather_rows(offsets.expand(x.shape[0], -1, -1), kept)
+        return seen, None if valid is None else valid.gather(1, kept), kept
+
+    def _attention_bias(self, grid: tuple[int, ...], kept: Tensor | None, valid: Tensor | None) -> Tensor | None:
+        bias = None if self.bias is None else self.bias(grid, kept, self.extra_tokens)
+        if valid is None:
+            return bias
+        allowed = F.pad(valid, (self.extra_tokens, 0), value=True)[:, None, None]
+        return allowed if bias is None else bias.masked_fill(~allowed, float("-inf"))
+
+    def _blocks(self, x: Tensor, bias: Tensor | None, top_k: int, tensor: str) -> tuple[Tensor, list[Tensor]]:
+        layers = []
+        for depth, block in enumerate(self.blocks):
+            if self.training and self.layer_drop > 0 and float(torch.rand(())) < self.layer_drop:
+                # Zero gradients rather than none: the optimizer and DDP then treat every step alike.
+                x = x + sum(p.view(-1)[0] * 0 for p in block.parameters())
+                continue
+            x, ffn = block(x, bias)
+            if depth >= self.depth - top_k:
+                layers.append((ffn if tensor == "ffn" else x)[:, self.extra_tokens :])
+        return x, layers
+
+
+def gather_rows(x: Tensor, index: Tensor) -> Tensor:
+    """(R, T, D) at (R, K) positions -> (R, K, D)."""
+    return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))

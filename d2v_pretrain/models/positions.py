@@ -1,0 +1,144 @@
+"""What tells tokens where they are: offsets added to x (convolution, sin-cos) and biases added to attention (ALiBi, relative)."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from d2v_pretrain.models.conv import conv_last
+from d2v_pretrain.types import Tokens
+
+
+class ConvPositions(nn.Module):
+    """Offsets from ``depth`` grouped convolutions over time, each followed by LayerNorm (no affine) and GELU.
+
+    Source: fairseq ``wav2vec2.py:make_conv_pos`` with ``pos_conv_depth`` > 1; data2vec 2's ``relative_positional_encoder``.
+
+    Args:
+        width: D.
+        depth: number of convolutions.
+        total_kernel: their kernels' sum; each has ``max(3, total_kernel // depth)``, padded to keep T.
+        groups: convolution groups.
+        mask_padding: zero the padding before each convolution. The published models do not (their output at the last
+            valid frames depends on the amount of padding); leave False to match their checkpoints.
+    """
+
+    def __init__(
+        self, width: int, depth: int = 5, total_kernel: int = 95, groups: int = 16, mask_padding: bool = False
+    ) -> None:
+        super().__init__()
+        kernel = max(3, total_kernel // depth)
+        self.convs = nn.ModuleList(
+            nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=groups) for _ in range(depth)
+        )
+        self.mask_padding = mask_padding
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """(B, T, D) -> (B, T, D) offsets."""
+        x = tokens.x
+        for conv in self.convs:
+            if self.mask_padding and tokens.valid is not None:
+                x = x * tokens.valid[..., None]
+            x = conv_last(x, conv)[:, : tokens.x.shape[1]]  # an even kernel gives one step too many
+            x = F.gelu(F.layer_norm(x, x.shape[-1:]))
+        return x
+
+
+class SinCosPositions(nn.Module):
+    """Fixed offsets: sines and cosines of the column in the first half of the channels, of the row in the second.
+
+    Frequencies are ``10000^(-i / (D/4))``. Source: MAE ``get_2d_sincos_pos_embed``.
+
+    Args:
+        width: D, a multiple of 4.
+        scale: factor on the offsets; 1 is the published value.
+    """
+
+    def __init__(self, width: int, scale: float = 1.0) -> None:
+        super().__init__()
+        assert width % 4 == 0, f"width {width} must be a multiple of 4"
+        self.width, self.scale = width, scale
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """(1, T, D) offsets for a grid of (rows, columns)."""
+        rows, columns = tokens.grid
+        rate = 10000.0 ** (-torch.arange(self.width // 4, device=tokens.x.device, dtype=torch.float64) / (self.width // 4))
+        x = torch.arange(columns, device=rate.device).repeat(rows)[:, None] * rate
+        y = torch.arange(rows, device=rate.device).repeat_interleave(columns)[:, None] * rate
+        return (self.scale * torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], 1)).to(tokens.x.dtype)[None]
+
+
+class Alibi(nn.Module):
+    """Attention bias ``-slope_h |i - j| scale_h``: symmetric ALiBi with one learned scale per head, shared by all layers.
+
+    Slopes are ``2^(-8 (h+1) / H)`` for a power of two, else those of the next lower power followed by every other one of the
+    doubled power. A negative scale acts as 0 (and then has no gradient, as published). Computed from the visible positions
+    alone; the reference expands (B * M, H, T, T) and gathers. Source: fairseq ``modalities/base.py:get_alibi``.
+
+    Args:
+        heads: H.
+    """
+
+    slopes: Tensor
+
+    def __init__(self, heads: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(heads))
+        self.register_buffer("slopes", torch.tensor(alibi_slopes(heads)), persistent=False)
+
+    def forward(self, grid: tuple[int, ...], kept: Tensor | None, extra: int) -> Tensor:
+        """Bias of (1 or R, H, E + K, E + K) fp32; 0 to and from the E extra tokens.
+
+        Args:
+            grid: token grid.
+            kept: (R, K) visible positions, or None for all.
+            extra: tokens in front.
+        """
+        place = torch.arange(math.prod(grid), device=self.slopes.device)[None] if kept is None else kept
+        distance = (place[:, :, None] - place[:, None, :]).abs().to(self.slopes.dtype)
+        bias = -(self.slopes * self.scale.clamp(min=0))[:, None, None] * distance[:, None]
+        return F.pad(bias, (extra, 0, extra, 0))
+
+
+def alibi_slopes(heads: int) -> list[float]:
+    """The H slopes of ALiBi (Press et al., 2022)."""
+    power = 2 ** math.floor(math.log2(heads))
+    slopes = [2.0 ** (-8 * (i + 1) / power) for i in range(power)]
+    return slopes if power == heads else slopes + alibi_slopes(2 * power)[0::2][: heads - power]
+
+
+class RelativeBias(nn.Module):
+    """Attention bias from one table per head, indexed by the offset between two patches; three rows serve the CLS token.
+
+    The table has ``(2 rows - 1)(2 columns - 1) + 3`` rows, the last three for CLS to patch, patch to CLS and CLS to CLS; zero at
+    the start. The index is recomputed, never stored or averaged (the reference's EMA averages it and goes wrong by one).
+    Source: BEiT ``RelativePositionBias``.
+
+    Args:
+        heads: H.
+        grid: (rows, columns) of patches that the table is made for.
+    """
+
+    def __init__(self, heads: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.window = (int(grid[0]), int(grid[1]))
+        size = (2 * self.window[0] - 1) * (2 * self.window[1] - 1)
+        self.table = nn.Parameter(torch.zeros(size + 3, heads))
+
+    def forward(self, grid: tuple[int, ...], kept: Tensor | None, extra: int) -> Tensor:
+        """Bias of (1 or R, H, E + K, E + K); E is 0 or 1. See ``Alibi.forward``."""
+        assert tuple(grid) == self.window, f"grid {grid} does not fit the table of {self.window}"
+        assert extra <= 1, "the table knows one CLS token"
+        place = torch.arange(math.prod(grid), device=self.table.device)[None] if kept is None else kept
+        row, column = place // grid[1], place % grid[1]
+        down = row[:, :, None] - row[:, None, :] + grid[0] - 1
+        right = column[:, :, None] - column[:, None, :] + grid[1] - 1
+        index = down * (2 * grid[1] - 1) + right
+        if extra:
+            size = self.table.shape[0]
+            index = F.pad(F.pad(index, (0, 0, 1, 0), value=size - 3), (1, 0, 0, 0), value=size - 2)
+            index[:, 0, 0] = size - 1
+        return F.embedding(index, self.table).permute(0, 3, 1, 2)

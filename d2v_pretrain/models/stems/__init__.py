@@ -1,0 +1,8 @@
+"""Stems: raw input -> local features, one per modality."""
+
+from d2v_pretrain.models.stems.audio import AudioStem
+from d2v_pretrain.models.stems.base import Stem
+from d2v_pretrain.models.stems.text import TextStem
+from d2v_pretrain.models.stems.vision import VisionStem
+
+__all__ = ["AudioStem", "Stem", "TextStem", "VisionStem"]

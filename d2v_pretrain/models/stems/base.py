@@ -1,0 +1,50 @@
+"""What every stem offers to the objective: local features, token lengths, and the masked version of them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from d2v_pretrain.types import Batch, Mask, Tokens
+
+
+class Stem(nn.Module):
+    """Turns the inputs of a ``Batch`` into ``Tokens``; the only place that knows the modality.
+
+    Attributes:
+        mask_vector: (D,) learned stand-in for a masked token, or None where tokens are only ever dropped.
+    """
+
+    mask_vector: nn.Parameter | None = None
+
+    def forward(self, batch: Batch) -> Tokens:
+        """Local features (B, T, D) of the whole input."""
+        raise NotImplementedError
+
+    def grid(self, shape: torch.Size) -> tuple[int, ...]:
+        """Token grid for inputs of ``shape``, without computing anything."""
+        raise NotImplementedError
+
+    def token_lengths(self, lengths: Tensor | None) -> Tensor | None:
+        """(B,) tokens for (B,) input lengths; host arithmetic."""
+        return lengths
+
+    def replaced(self, batch: Batch, local: Tokens, mask: Mask) -> Tokens:
+        """``local`` with the masked tokens replaced, what data2vec 1's student reads.
+
+        Args:
+            batch: the inputs of ``local``.
+            local: (B * clones, T, D).
+            mask: B * clones rows.
+        """
+        assert self.mask_vector is not None, "this stem was built without a mask vector"
+        assert mask.random is None, "random replacement tokens need a stem with a vocabulary"
+        x = torch.where(mask.masked[..., None], self.mask_vector.to(local.x.dtype), local.x)
+        return Tokens(x, local.grid, local.valid)
+
+
+def valid_positions(lengths: Tensor | None, size: int, device: torch.device) -> Tensor | None:
+    """(B, T) bool on ``device``, True at real tokens; None if all are."""
+    if lengths is None:
+        return None
+    return torch.arange(size, device=device) < lengths.to(device, non_blocking=True)[:, None]

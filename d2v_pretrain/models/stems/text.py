@@ -1,0 +1,62 @@
+"""Token ids -> embeddings with learned positions, LayerNorm and dropout."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from d2v_pretrain.models.stems.base import Stem
+from d2v_pretrain.types import Batch, Mask, Tokens
+
+BOS, PAD, EOS, UNK = 0, 1, 2, 3
+SPECIALS = 4
+
+
+class TextStem(Stem):
+    """RoBERTa's embeddings: ``dropout(LayerNorm(token + position))``; ``<mask>`` is the last id of the vocabulary.
+
+    Masking replaces *ids*, before the LayerNorm, as published. Positions count real tokens from ``PAD + 1`` on.
+    Source: fairseq ``TransformerEncoder.forward_embedding``, ``TextLocalEncoder``.
+
+    Args:
+        width: D of the tokens.
+        vocabulary: number of ids, with ``<s>`` 0, ``<pad>`` 1, ``</s>`` 2, ``<unk>`` 3 and ``<mask>`` last.
+        max_tokens: longest sequence.
+        dropout: of the embeddings.
+        norm_eps: of the LayerNorm.
+    """
+
+    def __init__(
+        self, width: int, vocabulary: int, max_tokens: int = 512, dropout: float = 0.1, norm_eps: float = 1e-5
+    ) -> None:
+        super().__init__()
+        self.token = nn.Embedding(vocabulary, width, PAD)
+        self.position = nn.Embedding(max_tokens + PAD + 1, width, PAD)
+        self.norm = nn.LayerNorm(width, norm_eps)
+        self.dropout = nn.Dropout(dropout)
+        for table in (self.token, self.position):
+            nn.init.normal_(table.weight, std=0.02)
+            with torch.no_grad():
+                table.weight[PAD].zero_()
+
+    def forward(self, batch: Batch) -> Tokens:
+        """(B, T) int64 -> (B, T, D)."""
+        valid = None if batch.lengths is None else batch.inputs != PAD
+        return Tokens(self._embed(batch.inputs, valid), batch.inputs.shape[1:2], valid)
+
+    def grid(self, shape: torch.Size) -> tuple[int, ...]:
+        """(T,) for (B, T)."""
+        return (shape[1],)
+
+    def replaced(self, batch: Batch, local: Tokens, mask: Mask) -> Tokens:
+        """Embed again, with ``<mask>`` (and random tokens, where the mask says so) in place of the masked ids."""
+        ids = batch.inputs.repeat_interleave(mask.masked.shape[0] // len(batch), 0)
+        last = self.token.num_embeddings - 1
+        if mask.random is not None:
+            regular = (SPECIALS + mask.random * (last - SPECIALS)).long()
+            ids = torch.where(mask.random >= 0, regular, ids)
+        return Tokens(self._embed(ids.masked_fill(mask.masked, last), local.valid), local.grid, local.valid)
+
+    def _embed(self, ids: Tensor, valid: Tensor | None) -> Tensor:
+        real = torch.ones_like(ids) if valid is None else valid.long()
+        return self.dropout(self.norm(self.token(ids) + self.position(real.cumsum(1) * real + PAD)))

@@ -1,0 +1,1 @@
+"""The objective: views, teacher, targets, predictors, loss."""

@@ -1,0 +1,98 @@
+"""Regression targets: the normalised average of the teacher's top-k layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+_EPS = 1e-5
+
+
+@dataclass(frozen=True)
+class Targets:
+    """``norms_of_mean(mean_k(norms_of_layer(layer_k)))`` in float32, without affine parameters, eps 1e-5.
+
+    Norms apply in the reference's order whatever the order given: ``batch`` (over B and T), ``instance`` (over T, per sample and
+    channel), ``group`` (over T and D), ``layer`` (over D); after the mean ``layer``, then ``instance``.
+    Source: fairseq ``data2vec2.py:make_targets``, ``data2vec_audio.py:forward``; BEiT ``engine_for_cyclical.py``. With
+    neither batch nor instance norm per layer the reference's audio code normalises the mean over the batch axis; ours does not.
+
+    Args:
+        top_k: number of last blocks averaged.
+        tensor: ``ffn`` (feed-forward output before the residual) or ``block``.
+        layer_norms: of each layer's output, among batch, instance, group, layer.
+        mean_norms: of the average, among layer, instance.
+        count_padding: padded frames enter the instance-norm statistics, as in the reference. By default they do not.
+    """
+
+    top_k: int
+    tensor: str = "ffn"
+    layer_norms: Sequence[str] = ("instance",)
+    mean_norms: Sequence[str] = ()
+    count_padding: bool = False
+
+    def __post_init__(self) -> None:
+        for names, known in ((self.layer_norms, _LAYER_ORDER), (self.mean_norms, _MEAN_ORDER)):
+            assert set(names) <= set(known), f"unknown target norms {set(names) - set(known)}: choose from {known}"
+
+    def __call__(self, layers: Sequence[Tensor], valid: Tensor | None) -> Tensor:
+        """Build the targets.
+
+        Args:
+            layers: ``top_k`` tensors of (B, T, D).
+            valid: (B, T) bool, False at padding, or None.
+
+        Returns:
+            (B, T, D) float32.
+        """
+        assert len(layers) == self.top_k, f"top_k is {self.top_k} but the teacher gave {len(layers)} layers"
+        counted = None if self.count_padding else valid
+        total = torch.zeros_like(layers[0], dtype=torch.float32)
+        for layer in layers:
+            total += _apply(layer.float(), self.layer_norms, _LAYER_ORDER, counted)
+        return _apply(total / self.top_k, self.mean_norms, _MEAN_ORDER, counted)
+
+
+_LAYER_ORDER = ("batch", "instance", "group", "layer")
+_MEAN_ORDER = ("layer", "instance")
+
+
+def _apply(x: Tensor, names: Sequence[str], order: Sequence[str], valid: Tensor | None) -> Tensor:
+    for name in order:
+        if name in names:
+            x = _NORMS[name](x, valid)
+    return x
+
+
+def _layer(x: Tensor, valid: Tensor | None) -> Tensor:
+    return F.layer_norm(x, x.shape[-1:], eps=_EPS)
+
+
+def _group(x: Tensor, valid: Tensor | None) -> Tensor:
+    return F.layer_norm(x, x.shape[-2:], eps=_EPS)
+
+
+def _instance(x: Tensor, valid: Tensor | None) -> Tensor:
+    return _standardise(x, valid, 1)
+
+
+def _batch(x: Tensor, valid: Tensor | None) -> Tensor:
+    return _standardise(x, valid, (0, 1))
+
+
+def _standardise(x: Tensor, valid: Tensor | None, dims: int | tuple[int, ...]) -> Tensor:
+    if valid is None:
+        variance, mean = torch.var_mean(x, dims, correction=0, keepdim=True)
+        return (x - mean) * (variance + _EPS).rsqrt()
+    weight = valid[..., None].to(x.dtype)
+    count = weight.sum(dims, keepdim=True)
+    mean = (x * weight).sum(dims, keepdim=True) / count
+    variance = ((x - mean).square() * weight).sum(dims, keepdim=True) / count
+    return (x - mean) * (variance + _EPS).rsqrt()
+
+
+_NORMS = {"batch": _batch, "instance": _instance, "group": _group, "layer": _layer}

@@ -1,0 +1,56 @@
+"""How the student meets the mask: masked tokens replaced (data2vec 1) or absent (data2vec 2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+
+from d2v_pretrain.models.encoder import Encoded, Encoder
+from d2v_pretrain.types import Batch, Mask, Tokens
+
+
+class View(Protocol):
+    """Runs the student on the masked input."""
+
+    def __call__(self, student: Encoder, batch: Batch, local: Tokens, mask: Mask) -> Encoded:
+        """Encode ``local`` (B * clones rows, before masking) as the student may see it."""
+        ...
+
+
+@dataclass(frozen=True)
+class Replace:
+    """Masked tokens become a learned vector (for text: the ``<mask>`` id); the student encodes all T positions."""
+
+    def __call__(self, student: Encoder, batch: Batch, local: Tokens, mask: Mask) -> Encoded:
+        """See ``View``."""
+        return student(student.stem.replaced(batch, local, mask))
+
+
+@dataclass(frozen=True)
+class Drop:
+    """Masked tokens are left out; the student encodes the K visible positions."""
+
+    def __call__(self, student: Encoder, batch: Batch, local: Tokens, mask: Mask) -> Encoded:
+        """See ``View``."""
+        return student(local, mask)
+
+
+@dataclass(frozen=True)
+class MaskedTokensOnly:
+    """``compat``: what the teacher of fairseq's public data2vec 1 text run read (fairseq issue #4881).
+
+    Its data set hands over masked-language-model targets, the ids at masked positions and padding everywhere else, so the teacher
+    never saw the visible words. The paper, and our default, give it the whole sequence.
+
+    Args:
+        pad: the padding id.
+    """
+
+    pad: int = 1
+
+    def __call__(self, batch: Batch, mask: Mask) -> Batch:
+        """The teacher's batch. One clone only."""
+        lengths = torch.full_like(batch.ids, batch.inputs.shape[1])
+        return replace(batch, inputs=batch.inputs.masked_fill(~mask.masked, self.pad), lengths=lengths)

@@ -1,0 +1,109 @@
+"""Pure functions step -> value; the step is the only state.
+
+``step`` counts the optimizer updates already done. The learning rate of the k-th update is ``rate(k - 1)``; the teacher
+decay applied after it is ``decay(k)``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+Schedule = Callable[[int], float]
+
+
+@dataclass(frozen=True)
+class Constant:
+    """``value`` at every step."""
+
+    value: float
+
+    def __call__(self, step: int) -> float:
+        """Value at ``step``."""
+        return self.value
+
+
+@dataclass(frozen=True)
+class Linear:
+    """``end - (end - start) (1 - step / steps)``, then ``end``: the teacher decay of both papers.
+
+    Source: fairseq ``get_annealed_rate``. ``end = 1`` freezes the teacher from ``steps`` on, as the published large models do.
+    """
+
+    start: float
+    end: float
+    steps: int
+
+    def __call__(self, step: int) -> float:
+        """Value at ``step``."""
+        if step >= self.steps:
+            return self.end
+        return self.end - (self.end - self.start) * (1 - step / self.steps)
+
+
+@dataclass(frozen=True)
+class WarmupCosine:
+    """Linear from ``initial`` to ``peak`` over ``warmup`` steps, then half a cosine to ``final`` at ``steps``, then ``final``.
+
+    Source: fairseq ``cosine_lr_scheduler``; ours stays at ``final`` after the end, where theirs starts a new period.
+    """
+
+    peak: float
+    warmup: int
+    steps: int
+    initial: float = 0.0
+    final: float = 0.0
+
+    def __call__(self, step: int) -> float:
+        """Value at ``step``."""
+        if step < self.warmup:
+            return self.initial + (self.peak - self.initial) * step / self.warmup
+        progress = min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))
+        return self.final + 0.5 * (self.peak - self.final) * (1 + math.cos(math.pi * progress))
+
+
+@dataclass(frozen=True)
+class TriStage:
+    """Warm-up, hold and decay in the given shares of ``steps``: linear up, constant, *exponential* down.
+
+    The paper's text says the last stage is linear; the published code, followed here, decays as
+    ``peak exp(log(final_scale) t)``. Source: fairseq ``tri_stage_lr_scheduler``.
+
+    Args:
+        peak: value while holding.
+        steps: total number of steps.
+        phases: shares of warm-up, hold and decay; they sum to 1.
+        initial_scale: first value as a share of the peak.
+        final_scale: last value as a share of the peak.
+    """
+
+    peak: float
+    steps: int
+    phases: tuple[float, float, float]
+    initial_scale: float = 0.01
+    final_scale: float = 0.01
+
+    def __call__(self, step: int) -> float:
+        """Value at ``step``."""
+        warmup, hold, decay = (int(share * self.steps) for share in self.phases)
+        if step < warmup:
+            return self.peak * (self.initial_scale + (1 - self.initial_scale) * step / warmup)
+        if step < warmup + hold:
+            return self.peak
+        done = min(1.0, (step - warmup - hold) / max(1, decay))
+        return self.peak * self.final_scale**done
+
+
+@dataclass(frozen=True)
+class Cosine:
+    """Half a cosine from ``start`` to ``end`` over ``steps``, then ``end``: a teacher decay in the manner of BYOL and DINO."""
+
+    start: float
+    end: float
+    steps: int
+
+    def __call__(self, step: int) -> float:
+        """Value at ``step``."""
+        progress = min(1.0, step / self.steps)
+        return self.end - 0.5 * (self.end - self.start) * (1 + math.cos(math.pi * progress))
