@@ -1,0 +1,103 @@
+"""VisionSource: images of a corpus, cropped, flipped and normalised by torchvision; pixels as the floor of probes."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms import v2
+
+from d2v_pretrain.rng import fold_in
+from d2v_pretrain.types import Batch
+from datamodules.probe import FixedBatches, Labelled, ProbeTask
+
+_AUGMENT = 3  # what the randomness is for
+_FLOOR_SIDE = 32  # of the images whose pixels are the floor
+
+
+class ImageCorpus(Protocol):
+    """Colour images: ``read(i)`` is (3, H, W) uint8 of any size, or None if it cannot be read."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> np.ndarray | None: ...
+
+    def describe(self) -> str: ...
+
+    def labelled(self) -> list[Labelled[np.ndarray]]: ...
+
+
+class VisionSource:
+    """Augmented images, the augmentation a function of (seed, epoch, index).
+
+    Random resized crop (bicubic), colour jitter, horizontal flip, normalisation, as in the reference (fairseq
+    ``MaeImageDataset``; jitter 0 there, .4 in BEiT's). Probes see the centre instead.
+
+    Args:
+        corpus: the images.
+        size: side in pixels.
+        scale: smallest and largest area of the crop, as a share of the image.
+        ratio: smallest and largest aspect ratio of the crop.
+        jitter: strength of random brightness, contrast and saturation; 0 for none.
+        flip: probability of a horizontal flip.
+        mean, std: of each colour, in [0, 1].
+        centre: what a probe keeps of the shorter side: 224/256 for photographs, 1 for tiny images.
+        seed: of the run.
+    """
+
+    fill = 0.0
+    lengths = None
+
+    def __init__(self, corpus: ImageCorpus, size: int, scale: tuple[float, float], ratio: tuple[float, float],
+                 jitter: float, flip: float, mean: tuple[float, float, float], std: tuple[float, float, float],
+                 centre: float, seed: int) -> None:  # fmt: skip
+        self.corpus, self.size, self.seed = corpus, size, seed
+        bicubic = v2.InterpolationMode.BICUBIC
+        crop = v2.RandomResizedCrop(size, tuple(scale), tuple(ratio), bicubic)
+        colour = [v2.ColorJitter(jitter, jitter, jitter)] if jitter else []
+        finish = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
+        self.augment = v2.Compose([crop, *colour, v2.RandomHorizontalFlip(flip), *finish])
+        self.view = v2.Compose([v2.Resize(round(size / centre), bicubic), v2.CenterCrop(size), *finish])
+
+    def __len__(self) -> int:
+        return len(self.corpus)
+
+    def read(self, index: int, epoch: int) -> Tensor | None:
+        """(3, size, size) float32, or None if the file cannot be read any more."""
+        pixels = self.corpus.read(index)
+        if pixels is None:
+            return None
+        # The transforms draw from torch's generator: lend it to them, so that training does not notice
+        state = torch.get_rng_state()
+        torch.default_generator.manual_seed(fold_in(self.seed, _AUGMENT, epoch, index))
+        try:
+            return self.augment(torch.from_numpy(pixels))
+        finally:
+            torch.set_rng_state(state)
+
+    def blank(self, index: int) -> Tensor:
+        """(3, size, size) of the mean colour."""
+        return torch.zeros(3, self.size, self.size)
+
+    def describe(self) -> str:
+        """One line for the log."""
+        return f"{self.corpus.describe()}, as {self.size}x{self.size}"
+
+    def probe_tasks(self) -> list[ProbeTask]:
+        """The corpus's labels over raw pixels as the floor."""
+        return [self._task(task) for task in self.corpus.labelled()]
+
+    def _task(self, task: Labelled[np.ndarray]) -> ProbeTask:
+        train, test = (FixedBatches(split, self._whole) for split in (task.train, task.test))
+        return ProbeTask(task.name, train, test, task.classes, pixels, "pixels", task.headline, task.note)
+
+    def _whole(self, image: np.ndarray) -> Tensor:
+        return self.view(torch.from_numpy(image))
+
+
+def pixels(batch: Batch) -> Tensor:
+    """(B, F) normalised pixels, images of more than 32x32 scaled down to it."""
+    side = min(_FLOOR_SIDE, batch.inputs.shape[-1])
+    return torch.nn.functional.adaptive_avg_pool2d(batch.inputs, side).flatten(1)
