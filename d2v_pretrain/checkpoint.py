@@ -83,6 +83,13 @@ def read(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         raise ConfigError("checkpoint", path, rule, "save it again with plain types only") from error
 
 
+def write_text(text: str, path: Path) -> None:
+    """Replace a small text file at once: a reader, and a run after a kill, finds the old one or the new one."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text)
+    os.replace(temporary, path)
+
+
 def fault(path: Path) -> str | None:
     """Why a file cannot be trusted, as a clause ("is cut short or ..."), or None if all its bytes are as written."""
     if not path.is_file():

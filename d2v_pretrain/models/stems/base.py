@@ -15,7 +15,11 @@ class Stem(nn.Module):
         mask_vector: (D,) learned stand-in for a masked token, or None where tokens are only ever dropped.
     """
 
-    mask_vector: nn.Parameter | None = None
+    mask_vector: nn.Parameter | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_parameter("mask_vector", None)
 
     def forward(self, batch: Batch) -> Tokens:
         """Local features (B, T, D) of the whole input."""

@@ -1,0 +1,244 @@
+"""Compare one training step with a recorded step of the reference: ``python -m benchmarks.parity DIR [--write FILE]``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from d2v_pretrain.interop import keymap
+from d2v_pretrain.interop.reference import Reference, build
+from d2v_pretrain.models.encoder import Encoded
+from d2v_pretrain.objective.predictors import ConvDecoder
+from d2v_pretrain.optim import fairseq_eps, parameter_groups, scale_gradients, set_rates
+from d2v_pretrain.types import Batch, Mask, Tokens
+
+# Largest error allowed, relative to the tensor's largest value (forward, gradients) or absolute (after the step).
+TOLERANCE = {"out": 2e-5, "grads": 1e-4, "after": 1e-5}
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A recorded step, as its folder holds it: configuration, initial weights, inputs and (unless blind) the answers."""
+
+    config: dict
+    init: Tensors
+    io: Tensors
+    answers: Tensors
+
+    @classmethod
+    def read(cls, folder: Path) -> Golden:
+        """Read ``config.json`` and the safetensors files of ``folder``."""
+        files = {name: folder / f"{name}.safetensors" for name in ("init", "io", "grads", "after")}
+        tensors = {name: load_file(path) if path.exists() else {} for name, path in files.items()}
+        answers = {name: t for name, t in tensors["io"].items() if name.startswith("out.")}
+        answers |= {f"grads.{name}": t for name, t in tensors["grads"].items()}
+        answers |= {f"after.{name}": t for name, t in tensors["after"].items()}
+        return cls(json.loads((folder / "config.json").read_text()), tensors["init"], tensors["io"], answers)
+
+
+def run(golden: Golden) -> Tensors:
+    """Rebuild the model, run the step and return every tensor under the names of the goldens' README."""
+    reference = build(golden.config["recipe"], golden.config["config"], golden.config)
+    load(reference, golden.init)
+    batch, mask, noise = inputs(golden.io)
+    wanted = golden.config["shapes"]["out"]
+    computed = {f"out.{name}": t for name, t in trace(reference, batch, mask, noise, wanted).items()}
+    return computed | step(reference, golden, batch, mask, noise)
+
+
+def load(reference: Reference, init: Tensors) -> None:
+    """Put the recorded initial weights into student, predictor and teacher."""
+    objective = reference.objective
+    parts = {who: {k.removeprefix(f"{who}."): v for k, v in init.items() if k.startswith(f"{who}.")} for who in ("student", "teacher")}
+    own = objective.state_dict()
+    student = keymap.from_reference(parts["student"], reference.student, own)
+    objective.load_state_dict(student, strict=False)
+    objective.teacher.encoder.load_state_dict(objective.student.state_dict())
+    encoder = objective.teacher.encoder
+    encoder.load_state_dict(keymap.from_reference(parts["teacher"], reference.teacher, encoder.state_dict()), strict=False)
+    missing = {n for n, _ in objective.named_parameters() if not n.startswith("teacher.")} - set(student)
+    assert not missing, f"no recorded value for {sorted(missing)}"
+
+
+def inputs(io: Tensors) -> tuple[Batch, Mask, Tensor | None]:
+    """The recorded batch, mask and decoder noise."""
+    raw = next(io[f"in.{name}"] for name in ("source", "target_tokens", "tokens", "image") if f"in.{name}" in io)
+    lengths = None
+    if "in.padding_mask" in io:
+        lengths = (~io["in.padding_mask"]).sum(1)
+    elif raw.dtype == torch.int64:
+        lengths = (raw != 1).sum(1)
+    batch = Batch(raw, torch.arange(len(raw)), lengths)
+    mask = Mask.of(io["in.mask"].bool().flatten(1))
+    if mask.kept is not None:
+        # The reference sorts unstably, so its visible tokens are not in ascending order; attention does not mind.
+        order = mask.masked.argsort(dim=1)
+        mask = replace(mask, kept=order[:, : mask.kept.shape[1]], restore=order.argsort(dim=1))
+    return batch, mask, io.get("in.decoder_in_at_masked", io.get("out.decoder_in"))
+
+
+@torch.no_grad()
+def trace(reference: Reference, batch: Batch, mask: Mask, noise: Tensor | None, wanted: Iterable[str]) -> Tensors:
+    """The intermediates named in ``wanted``, by calling the parts one after the other."""
+    model = reference.objective
+    entered: list[Tensor] = []
+    hook = model.student.blocks[reference.prenet].register_forward_pre_hook(lambda _, args: entered.append(args[0]))
+    local = model.student.stem(batch)
+    encoded = model.view(model.student, batch, local.repeat(model.clones), mask)
+    hook.remove()
+    pred = model.predictor(encoded.tokens, mask, local.grid, noise).float()
+    target = model(batch, mask, noise).target
+    named = {"pred": pred, "target": target, "loss_per_position": model.loss(pred, target)}
+    named |= {"student_encoder": encoded.x, "student_prenet_out": entered[0], "student_norm_out": encoded.x}
+    named |= {"features_projected": local.x, "local_features": local.x}
+    if local.valid is not None:
+        named["frame_padding"] = ~local.valid
+    named |= _teacher_layers(reference, batch, local, mask, wanted) | _stem_features(reference, batch)
+    named |= _visible(reference, encoded, local.grid, mask, noise) | _cls(reference, encoded, batch, local, mask)
+    return {name: named[name] for name in wanted}
+
+
+def _teacher_layers(reference: Reference, batch: Batch, local: Tokens, mask: Mask, wanted: Iterable[str]) -> Tensors:
+    """The last of the teacher's layers, as many as are wanted; with extra tokens for feed-forward outputs, as recorded."""
+    model = reference.objective
+    outputs: list[Tensor] = []
+    which = 1 if model.targets.tensor == "ffn" else 0
+    extra = 0 if which else model.student.extra_tokens
+    hooks = [
+        block.register_forward_hook(lambda _, __, out: outputs.append(out[which][:, extra:]))
+        for block in model.teacher.encoder.blocks
+    ]
+    model.target(batch, local, mask)
+    for hook in hooks:
+        hook.remove()
+    names = sorted(name for name in wanted if name.startswith(("teacher_ffn", "teacher_block")))
+    return dict(zip(names, outputs[-len(names) :], strict=True))
+
+
+def _cls(reference: Reference, encoded: Encoded, batch: Batch, local: Tokens, mask: Mask) -> Tensors:
+    model = reference.objective
+    if not model.cls_weight:
+        return {}
+    pred, target = encoded.x[:, 0], model.target(batch, local, mask).mean(1).repeat_interleave(model.clones, 0)
+    per_row = model.cls_weight * mask.count * model.loss(pred, target)
+    return {"cls_pred": pred, "cls_target": target, "cls_loss_per_row": per_row}
+
+
+def _stem_features(reference: Reference, batch: Batch) -> Tensors:
+    stem = reference.objective.student.stem
+    return {"features": stem.features(batch.inputs)} if hasattr(stem, "features") else {}
+
+
+def _visible(
+    reference: Reference, encoded: Encoded, grid: tuple[int, ...], mask: Mask, noise: Tensor | None
+) -> Tensors:
+    """What only exists where masked tokens are dropped."""
+    model = reference.objective
+    if not isinstance(model.predictor, ConvDecoder) or mask.kept is None or mask.restore is None:
+        return {}
+    decoder_in = model.predictor.fill(encoded.tokens, mask, noise)
+    decoder_out = model.predictor.projection(model.predictor.decode(decoder_in, grid))
+    named = {"ids_keep": mask.kept, "ids_restore": mask.restore, "decoder_in": decoder_in, "decoder_out": decoder_out}
+    if model.student.bias is not None:
+        named["student_alibi_bias"] = model.student.bias(grid, mask.kept, model.student.extra_tokens)
+    return named
+
+
+def step(reference: Reference, golden: Golden, batch: Batch, mask: Mask, noise: Tensor | None) -> Tensors:
+    """One optimizer step with the recorded settings: gradients, then weights and teacher after it."""
+    model, settings = reference.objective, golden.config["optimizer"]
+    model.train()
+    output = model(batch, mask, noise)
+    output.loss.backward()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    scale_gradients(trained, 1 / output.count)
+    own = {name: p for name, p in model.named_parameters() if not name.startswith("teacher.")}
+    shapes = {name: t.shape for name, t in golden.init.items()}
+    student_shapes = {name.removeprefix("student."): shape for name, shape in shapes.items() if name.startswith("student.")}
+    gradients = {name: p.grad.clone() for name, p in own.items() if p.grad is not None}
+    named = {f"grads.{k}": v for k, v in keymap.to_reference(gradients, reference.student, student_shapes).items()}
+    if "clip_norm" in settings:
+        torch.nn.utils.clip_grad_norm_(trained, settings["clip_norm"])
+    _optimize(model, golden)
+    model.teacher.update(model.student, 1)
+    named |= _outside(reference, golden)
+    after = keymap.to_reference({k: v.detach() for k, v in own.items()}, reference.student, student_shapes)
+    named |= {f"after.student.{k}": v for k, v in after.items()}
+    teacher_shapes = {n.removeprefix("teacher."): s for n, s in shapes.items() if n.startswith("teacher.")}
+    teacher = keymap.to_reference(model.teacher.encoder.state_dict(), reference.teacher, teacher_shapes)
+    return named | {f"after.teacher.{k}": v for k, v in teacher.items()}
+
+
+def _outside(reference: Reference, golden: Golden) -> Tensors:
+    """Recorded tensors that our model has no parameter for: the fixed positions, and vision's averaged head."""
+    model, named = reference.objective, {}
+    for name, tensor in golden.init.items():
+        if name.endswith("fixed_positional_encoder.positions"):
+            side = int(tensor.shape[1] ** 0.5)
+            named[f"after.{name}"] = model.student.positions(Tokens(tensor, (side, side)))
+        elif name.startswith("teacher.lm_head"):
+            student = model.predictor.projection[0].get_parameter(name.rsplit(".", 1)[1])
+            named[f"after.{name}"] = tensor.lerp(student.detach(), 1 - golden.config["ema_decay_used"])
+    return named
+
+
+def _optimize(model: torch.nn.Module, golden: Golden) -> None:
+    settings, vision1 = golden.config["optimizer"], golden.config["recipe"] == "data2vec 1.0 vision"
+    groups = parameter_groups([model.student, model.predictor], "matrices" if vision1 else "all")
+    optimizer = torch.optim.AdamW(groups, betas=tuple(settings["betas"]))
+    eps = settings["eps"] if vision1 else fairseq_eps(settings["eps"], settings["betas"][1], 1)
+    set_rates(optimizer, settings["lr"], settings["weight_decay"], eps)
+    optimizer.step()
+
+
+def errors(computed: Tensors, answers: Tensors) -> dict[str, float]:
+    """Largest error of every recorded tensor: relative to its largest value, or absolute after the step.
+
+    A tensor that is zero but for rounding (the gradient of a key bias, to which softmax is blind) counts relative to 1e-5 of the
+    largest value of its kind.
+    """
+    largest = {name: expected.double().abs().max().item() for name, expected in answers.items()}
+    kinds = {kind: max(v for n, v in largest.items() if n.startswith(kind)) for kind in {n.split(".")[0] for n in largest}}
+    table = {}
+    for name, expected in answers.items():
+        if name not in computed:
+            table[name] = float("nan")
+            continue
+        error = (computed[name].double() - expected.double()).abs().max().item()
+        scale = max(largest[name], 1e-5 * kinds[name.split(".")[0]])
+        table[name] = error if name.startswith("after.") else error / scale
+    return table
+
+
+def main() -> int:
+    """Command line; exit status 1 if a tensor is out of tolerance."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--write", type=Path, help="safetensors file for everything computed")
+    args = parser.parse_args()
+    golden = Golden.read(args.folder)
+    computed = run(golden)
+    table = errors(computed, golden.answers)
+    bad = 0
+    for name, error in sorted(table.items()):
+        good = error <= TOLERANCE[name.split(".")[0]]
+        bad += not good
+        print(f"{'ok ' if good else 'BAD'} {error:9.2e}  {name}")
+    print(f"{len(table)} tensors compared, {bad} out of tolerance; {len(computed)} computed")
+    if args.write:
+        save_file({name: t.clone().contiguous() for name, t in computed.items()}, args.write)
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""The LightningModule around the objective: rates, one exact optimizer step, the teacher's update, what is logged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from d2v_pretrain.objective.data2vec import Data2Vec
+from d2v_pretrain.objective.statistics import spread
+from d2v_pretrain.optim import fairseq_eps, parameter_groups, scale_gradients, set_rates
+from d2v_pretrain.rng import fold_in, seed_default
+from d2v_pretrain.schedules import Schedule
+from d2v_pretrain.types import Batch, Output
+
+
+class Pretrain(L.LightningModule):
+    """Trains an objective.
+
+    An optimizer step sums the loss over all micro-batches of all ranks and divides by the number of positions predicted in them,
+    so the result does not depend on how the step was cut up. Then: clip, optimizer, teacher. Dropout, layer drop and decoder noise
+    are drawn from (seed, step, slot), where a slot is a micro-batch of the step, wherever it runs.
+
+    Args:
+        objective: what is trained.
+        rate: learning rate of the updates done.
+        optimizer: makes a torch optimizer from parameter groups.
+        weight_decay: decoupled weight decay.
+        eps: of Adam.
+        eps_inside: add eps before the bias correction, as fairseq's Adam does (all but data2vec 1 vision).
+        decay: which parameters decay, see ``parameter_groups``.
+        lr_scales: learning-rate factors by parameter name, see ``parameter_groups``.
+        clip: largest norm of the gradient, None for no clipping.
+        seed: of everything drawn in training.
+        log_every: steps between two log lines.
+    """
+
+    def __init__(
+        self,
+        objective: Data2Vec,
+        rate: Schedule,
+        optimizer: Callable[[list[dict]], torch.optim.Optimizer],
+        weight_decay: float = 0.01,
+        eps: float = 1e-6,
+        eps_inside: bool = True,
+        decay: str = "all",
+        lr_scales: Mapping[str, float] | None = None,
+        clip: float | None = None,
+        seed: int = 0,
+        log_every: int = 10,
+    ) -> None:
+        super().__init__()
+        self.objective, self.rate, self.make_optimizer = objective, rate, optimizer
+        self.weight_decay, self.eps, self.eps_inside = weight_decay, eps, eps_inside
+        self.decay, self.lr_scales, self.clip, self.seed, self.log_every = decay, lr_scales, clip, seed, log_every
+        self.updates, self.samples_seen, self.cursor = 0, 0, ()
+        self.log_metrics: dict[str, Tensor | float] = {}
+        self.last_output: Output | None = None
+        self.last_batch: Batch | None = None
+        self._loss, self._count = torch.zeros(()), 0
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """One optimizer over student and predictor; its rates are written by ``optimizer_step``."""
+        groups = parameter_groups([self.objective.student, self.objective.predictor], self.decay, self.lr_scales)
+        return self.make_optimizer(groups)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The summed loss of one micro-batch; Lightning's division by the number of micro-batches is undone."""
+        accumulate = self.trainer.accumulate_grad_batches
+        slot = self.global_rank * accumulate + batch_idx % accumulate
+        seed_default(fold_in(self.seed, self.updates, slot), self.device)
+        output = self.objective(batch)
+        self.last_output, self.last_batch, self.cursor = output, batch, batch.cursor
+        self.samples_seen += len(batch) * self.trainer.world_size
+        self._loss, self._count = self._loss.to(self.device) + output.loss.detach(), self._count + output.count
+        return output.loss * accumulate
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Divide the gradient by the step's global count, then clip; keep the step's loss for the log."""
+        total = torch.stack([self._loss, self._loss.new_tensor(self._count)])
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(total)
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        scale_gradients(trained, self.trainer.world_size / total[1])  # DDP has taken the mean over ranks
+        norm = torch.nn.utils.clip_grad_norm_(trained, float("inf") if self.clip is None else self.clip)
+        self.log_metrics = {"loss": total[0] / total[1], "grad_norm": norm.detach()}
+        self._loss, self._count = torch.zeros_like(self._loss), 0
+
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Callable[[], Any] | None = None
+    ) -> None:
+        """Write the rates of this update, step, and let the teacher follow at once.
+
+        The teacher moves here and not in a batch-end hook: those run per micro-batch, and after the checkpoint is written.
+        """
+        lr, beta2 = self.rate(self.updates), optimizer.param_groups[0]["betas"][1]
+        eps = fairseq_eps(self.eps, beta2, self.updates + 1) if self.eps_inside else self.eps
+        set_rates(optimizer, lr, self.weight_decay, eps)
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.updates += 1
+        teacher = self.objective.teacher
+        teacher.update(self.objective.student, self.updates)
+        self.log_metrics |= {"lr": lr, "decay": teacher.decay(self.updates)}
+        if self.updates % self.log_every == 0 or self.updates == 1:
+            self.log_metrics |= self.statistics()
+
+    def statistics(self) -> dict[str, Tensor]:
+        """Spread of targets and predictions and the loss terms of the last micro-batch, as device tensors."""
+        output = self.last_output
+        assert output is not None
+        stats = {f"loss_{name}": value / output.count for name, value in output.losses.items() if len(output.losses) > 1}
+        for name, rows in (("target", output.target), ("pred", output.pred)):
+            stats[f"{name}_std"], stats[f"{name}_position_std"] = spread(rows, output.position)
+        return stats
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the position in the data and the counters: all that a run needs besides weights and optimizer."""
+        position = {"updates": self.updates, "samples": self.samples_seen, "cursor": list(self.cursor), "seed": self.seed}
+        checkpoint["position"] = position
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take up the position; the stream starts behind the last trained micro-batch."""
+        position = checkpoint["position"]
+        self.updates, self.samples_seen = position["updates"], position["samples"]
+        self.cursor = tuple(position["cursor"])
+        self.trainer.datamodule.cursor = self.cursor  # type: ignore[attr-defined]
