@@ -20,7 +20,7 @@ _PROBE_SECONDS = 10  # of an item that a probe reads; more is time without insig
 
 
 class AudioCorpus(Protocol):
-    """Mono waveforms at 16 kHz: ``frames`` (N,) their lengths, ``read(i)`` (S,) float32, or None if it cannot be read."""
+    """Mono waveforms at 16 kHz: ``frames`` (N,) their lengths, ``read(i)`` (S,) float32, or None if unreadable."""
 
     @property
     def frames(self) -> np.ndarray: ...
@@ -35,7 +35,7 @@ class AudioCorpus(Protocol):
 
 
 class AudioSource:
-    """Crops of at most ``crop_seconds`` of normalised waveforms, the place of the crop a function of (seed, epoch, index).
+    """Crops of at most ``crop_seconds`` of normalised waveforms, at a place that (seed, epoch, index) decide.
 
     The whole utterance is normalised before the crop, as the reference does (fairseq ``RawAudioDataset.postprocess``):
     a crop itself has neither zero mean nor unit variance.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -42,9 +42,9 @@ class ProbeTask:
 
 @dataclass(frozen=True)
 class Split(Generic[Raw]):
-    """Items with classes: ``read(i)`` is item i as the corpus stores it; ``labels`` (N,) ints."""
+    """Items with classes: ``read(i)`` is item i as the corpus stores it, None if unreadable; ``labels`` (N,) ints."""
 
-    read: Callable[[int], Raw]
+    read: Callable[[int], Raw | None]
     labels: np.ndarray
 
     def __len__(self) -> int:
@@ -63,31 +63,27 @@ class Labelled(Generic[Raw]):
     headline: str = "few_shot"
 
 
-class FixedBatches(Sequence[Batch]):
-    """The items of a split in order, viewed and batched when asked for.
+class FixedBatches(Generic[Raw]):
+    """The items of a split in order, viewed and batched anew at each iteration; unreadable ones are left out.
 
     Args:
         split: items and labels.
         view: item -> tensor as the encoder takes it, without augmentation.
         fill: value of padding.
-        rows: batch size.
+        rows: largest batch size.
     """
 
     def __init__(self, split: Split[Raw], view: Callable[[Raw], Tensor], fill: float = 0, rows: int = 64) -> None:
         self.split, self.view, self.fill, self.rows = split, view, fill, rows
 
-    def __len__(self) -> int:
-        return -(-len(self.split) // self.rows)
-
-    def __getitem__(self, n):  # type: ignore[no-untyped-def]
-        ids = np.arange(len(self.split))[n * self.rows : (n + 1) * self.rows]
-        if not len(ids):
-            raise IndexError(n)
-        items = [self.view(self.split.read(int(i))) for i in ids]
-        return collate(items, ids, self.fill, labels=torch.from_numpy(self.split.labels[ids].astype(np.int64)))
-
     def __iter__(self) -> Iterator[Batch]:
-        return (self[n] for n in range(len(self)))
+        for start in range(0, len(self.split), self.rows):
+            raw = {i: self.split.read(i) for i in range(start, min(start + self.rows, len(self.split)))}
+            items = {i: self.view(item) for i, item in raw.items() if item is not None}
+            if items:
+                ids = np.array(list(items))
+                labels = torch.from_numpy(self.split.labels[ids].astype(np.int64))
+                yield collate(list(items.values()), ids, self.fill, labels=labels)
 
 
 def collate(items: list[Tensor], ids: np.ndarray, fill: float = 0, **fields: object) -> Batch:

@@ -1,4 +1,4 @@
-"""Batch i as a pure function of i: the plan of an epoch, and an endless stream over it from a cursor of two integers."""
+"""Batch i as a pure function of i: the plan of an epoch, and an endless stream over it from a cursor."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Plan:
         seed: of the run.
         micro_batch: largest number of samples in a micro-batch.
         lengths: (size,) length of each sample, to put like with like; None if all are equal.
-        max_tokens: longest length times number of samples of a micro-batch, in the unit of ``lengths``; None for no limit.
+        max_tokens: longest length times rows of a micro-batch, in the unit of ``lengths``; None for no limit.
         buckets: how many length quantiles the samples are sorted into; more waste less padding and shuffle less.
 
     Raises:
@@ -49,7 +49,7 @@ class Plan:
                  max_tokens: int | None = None, buckets: int = 12) -> None:  # fmt: skip
         assert lengths is None or lengths.shape == (size,)
         if size < 1 or micro_batch < 1:
-            raise ConfigError("micro_batch", micro_batch, f"needs at least 1 and a sample to put in it (there are {size})")
+            raise ConfigError("micro_batch", micro_batch, f"must be at least 1, and so must the samples ({size})")
         if lengths is not None and max_tokens is not None and lengths.max() > max_tokens:
             raise ConfigError("data.max_tokens", max_tokens, f"is less than one sample of {lengths.max()}", "raise it")
         self.size, self.seed, self.micro_batch = size, seed, micro_batch

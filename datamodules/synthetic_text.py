@@ -1,4 +1,4 @@
-"""Embedded text: Python's language reference (real), and documents of a small grammar whose word order a probe asks for."""
+"""Embedded text: Python's language reference (real), and documents of a small grammar with a probe of word order."""
 
 from __future__ import annotations
 

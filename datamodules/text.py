@@ -31,7 +31,7 @@ class TextCorpus(Protocol):
 
 
 class TextSource:
-    """Blocks of ``block`` tokens: <s>, then a cut of the stream, whose pieces end in </s> (fairseq's break mode "none").
+    """Blocks of ``block`` tokens: <s>, then a cut of the stream of pieces and </s> (fairseq's break mode "none").
 
     What is left at the end and does not fill a block is not used.
 
@@ -39,14 +39,15 @@ class TextSource:
         corpus: the text.
         block: tokens of a sample, with its <s>.
         vocab_size: number of ids, as the model has them; <mask> is the last.
-        tokenizer: path of a ``tokenizer.json``, or see ``datamodules.tokenizer.load``; None trains a byte-level BPE.
+        tokenizer: path, see ``datamodules.tokenizer.load``; None trains a byte-level BPE on the corpus.
         cache: file that keeps the trained tokenizer with the run, and is read instead if it exists; None for none.
     """
 
     fill = float(PAD)
     lengths = None
 
-    def __init__(self, corpus: TextCorpus, block: int, vocab_size: int, tokenizer: str | None, cache: str | None) -> None:
+    def __init__(self, corpus: TextCorpus, block: int, vocab_size: int, tokenizer: str | None,
+                 cache: str | None) -> None:  # fmt: skip
         self.corpus, self.block, self.vocab_size = corpus, block, vocab_size
         self.tokenizer, self.cache = tokenizer, cache
 

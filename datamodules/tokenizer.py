@@ -1,4 +1,4 @@
-"""Vocabulary: any tokenizer of the `tokenizers` library with RoBERTa's special ids; trained on the data if there is none."""
+"""Vocabulary: any tokenizer of the `tokenizers` library with RoBERTa's special ids; or one trained on the data."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class Vocabulary:
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """A byte-level BPE (GPT-2's pre-tokenizer) of exactly ``vocab_size`` ids; what the text does not fill is unused."""
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
-    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     least = len(SPECIALS) + len(alphabet) + 1
     if vocab_size < least:

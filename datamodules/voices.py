@@ -66,7 +66,7 @@ class Voices:
         self.noise = rng.standard_normal(1 << 20, np.float32)
 
     def sequence(self, index: int, speakers: int) -> np.ndarray:
-        """(S,) int16: 3 to 6 words, each one of three successors (.6, .3, .1) of the last, by one of the first speakers."""
+        """(S,) int16: 3 to 6 words, each of three successors (.6, .3, .1) of the last, by one of some speakers."""
         rng = np.random.default_rng(fold_in(self.seed, 1, index))
         said = [int(rng.integers(len(WORDS)))]
         for _ in range(int(rng.integers(2, 6))):
@@ -118,7 +118,7 @@ class Voices:
 def _responses(phones: list[Phone], scale: np.ndarray) -> np.ndarray:
     """(P + 1, FFT/2 + 1) complex64 all-pole filters of unit power; the last one is silence.
 
-    ``scale`` (P, 3) moves the formants of a voice; bands of noise are moved half as far, and only their first pole counts.
+    ``scale`` (P, 3) moves the formants of a voice; bands of noise move half as far, and only their first pole counts.
     """
     centres = np.array([phone.centres for phone in phones], np.float64)
     widths = np.array([phone.widths for phone in phones], np.float64)

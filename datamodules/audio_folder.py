@@ -1,0 +1,147 @@
+"""AudioFolder: wav, flac, ogg and mp3 files of any rate and number of channels, below a folder."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import soundfile
+import torch
+
+from d2v_pretrain.errors import ConfigError
+from datamodules.folder import Skipped, Unusable, scan
+from datamodules.labels import Item, Table, labelled
+from datamodules.probe import Labelled
+
+RATE = 16_000
+ENDINGS = (".wav", ".flac", ".ogg", ".mp3")
+
+
+class Piece(NamedTuple):
+    """A stretch of a file: its first frame and number of frames at the file's rate (Hz)."""
+
+    file: Path
+    start: int
+    frames: int
+    rate: int
+
+
+class AudioFolder:
+    """Utterances as mono 16 kHz waveforms; a file longer than ``max_seconds`` is several of equal length.
+
+    Args:
+        root: folder, searched to any depth.
+        min_seconds: shorter files are skipped and listed.
+        max_seconds: longest utterance; the reference's corpora have 35 s at most.
+        max_bad_share: see ``datamodules.folder.scan``.
+        skipped_path: where skipped files are listed, or None.
+        labels: table with a column ``file`` for the probe, or None. Its test files are left out of pretraining.
+        label_column, split_column, test_values: see ``datamodules.labels.Table``; not read without ``labels``.
+    """
+
+    def __init__(self, root: str, min_seconds: float, max_seconds: float, max_bad_share: float,
+                 skipped_path: str | None, labels: str | None, label_column: str | None, split_column: str | None,
+                 test_values: Sequence[str | int]) -> None:  # fmt: skip
+        self.root, self.min_seconds, self.max_seconds = root, min_seconds, max_seconds
+        self.max_bad_share, self.skipped = max_bad_share, Skipped(skipped_path)
+        self.labels = Table(labels, "file", label_column, split_column, test_values) if labels else None
+
+    @cached_property
+    def files(self) -> dict[Path, Piece]:
+        """The usable files, whole."""
+        ignore = [Path(self.labels.path)] if self.labels else []
+        return scan(self.root, ENDINGS, self._check, self.skipped, self.max_bad_share, ignore)
+
+    def _check(self, file: Path) -> Piece:
+        try:
+            info = soundfile.info(str(file))
+        except (soundfile.SoundFileError, RuntimeError) as error:
+            raise Unusable(f"not readable as audio ({error})") from None
+        if info.duration < self.min_seconds:
+            raise Unusable(f"too short: {info.duration:.3f} s, min_seconds={self.min_seconds:g}")
+        return Piece(file, 0, info.frames, info.samplerate)
+
+    @cached_property
+    def _items(self) -> list[tuple[Piece, Item]]:
+        """Labelled files that are there, matched by path below the root, else by name."""
+        if self.labels is None:
+            return []
+        root, by_name = Path(self.root), {file.name: piece for file, piece in self.files.items()}
+        rows = [(self.files.get(root / i.key) or by_name.get(Path(i.key).name), i) for i in self.labels.items()]
+        matched = [(piece, item) for piece, item in rows if piece is not None]
+        if len({item.test for _, item in matched}) < 2:
+            rule = f"names {len(matched)} of the files in {self.root}, of {len(rows)}, and needs some of each split"
+            raise ConfigError("data.labels", self.labels.path, rule, "check its column of file names")
+        return matched
+
+    @cached_property
+    def pieces(self) -> list[Piece]:
+        """The utterances to pretrain on."""
+        held_out = {piece.file for piece, item in self._items if item.test}
+        return [part for file, piece in self.files.items() if file not in held_out for part in self._parts(piece)]
+
+    def _parts(self, piece: Piece) -> list[Piece]:
+        parts = math.ceil(piece.frames / (self.max_seconds * piece.rate))
+        cuts = np.linspace(0, piece.frames, parts + 1).astype(int).tolist()
+        return [Piece(piece.file, a, b - a, piece.rate) for a, b in pairwise(cuts)]
+
+    def __len__(self) -> int:
+        return len(self.pieces)
+
+    @cached_property
+    def frames(self) -> np.ndarray:
+        """(N,) samples of each utterance at 16 kHz."""
+        return np.array([math.ceil(piece.frames * RATE / piece.rate) for piece in self.pieces])
+
+    def read(self, index: int) -> np.ndarray | None:
+        """(S,) float32 waveform at 16 kHz, or None if the file cannot be decoded (then it is listed)."""
+        return self._decode(self.pieces[index])
+
+    def _decode(self, piece: Piece) -> np.ndarray | None:
+        try:
+            return decode(piece)
+        except Unusable as error:
+            self.skipped.add(piece.file, str(error))
+            return None
+
+    def describe(self) -> str:
+        """One line for the log."""
+        hours = self.frames.sum() / RATE / 3600
+        return f"{self.root}: {len(self):,} utterances of {len(self.files):,} audio files, {hours:.1f} h"
+
+    def labelled(self) -> list[Labelled[np.ndarray]]:
+        """The column of classes; [] without a table."""
+        if self.labels is None:
+            return []
+        pieces = {item.key: piece for piece, item in self._items}
+        items = [item for _, item in self._items]
+        return [labelled(str(self.labels.label), items, lambda key: self._decode(pieces[key]), self.labels.note())]
+
+
+def decode(piece: Piece) -> np.ndarray:
+    """(S,) float32 mono at 16 kHz.
+
+    Raises:
+        Unusable: if it cannot be decoded, or is not finite.
+    """
+    try:
+        sound, rate = soundfile.read(str(piece.file), piece.frames, piece.start, dtype="float32", always_2d=True)
+    except (soundfile.SoundFileError, RuntimeError, OSError) as error:
+        raise Unusable(f"cannot be decoded ({error})") from None
+    mono = sound.mean(1)
+    if not len(mono) or not np.isfinite(mono).all():
+        raise Unusable("has no sound, or samples that are not finite")
+    return mono if rate == RATE else _resampler(rate)(torch.from_numpy(mono)).numpy()
+
+
+@lru_cache
+def _resampler(rate: int) -> torch.nn.Module:
+    """From ``rate`` Hz to 16 kHz, with its kernel kept."""
+    import torchaudio  # takes a while, and data at 16 kHz does not need it
+
+    return torchaudio.transforms.Resample(rate, RATE)

@@ -1,0 +1,132 @@
+"""A folder of the user's files: what is usable in it, what is skipped and why, and when that is too much."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from d2v_pretrain.errors import ConfigError
+
+Info = TypeVar("Info")
+_SHOWN = 5  # files named in an error; all are in the list of the run
+
+
+class Unusable(Exception):
+    """A file that cannot be used; the message is the reason, for the list of skipped files."""
+
+
+class Skipped:
+    """The list of skipped files: JSON lines ``{"file", "reason", "at": "start" | "training"}``.
+
+    Args:
+        path: where it is kept (the run folder's ``skipped.jsonl``), or None to keep none.
+    """
+
+    def __init__(self, path: str | None) -> None:
+        self.path = Path(path) if path else None
+        self.known: set[str] = set()
+
+    def start(self, reasons: dict[str, str]) -> None:
+        """Write what the scan found, and keep what an earlier part of the run met in training."""
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        old = self.path.read_text("utf-8").splitlines() if self.path.exists() else []
+        kept = [line for line in old if json.loads(line)["at"] == "training"]
+        self.known = {json.loads(line)["file"] for line in kept}
+        lines = [json.dumps({"file": file, "reason": reason, "at": "start"}) for file, reason in reasons.items()]
+        temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}")  # every rank writes the same, none half
+        temporary.write_text("".join(line + "\n" for line in lines + kept), "utf-8")
+        os.replace(temporary, self.path)
+
+    def add(self, file: Path, reason: str) -> None:
+        """Note a file that failed in training, once a process; lines of several workers do not mix."""
+        if str(file) in self.known:
+            return
+        self.known.add(str(file))
+        print(f"skipped {file}: {reason}", file=sys.stderr)
+        if self.path is not None:
+            with self.path.open("a", encoding="utf-8") as file_:
+                file_.write(json.dumps({"file": str(file), "reason": reason, "at": "training"}) + "\n")
+
+
+def scan(root: str, endings: tuple[str, ...], check: Callable[[Path], Info], skipped: Skipped,
+         max_bad_share: float, ignore: Iterable[Path] = ()) -> dict[Path, Info]:  # fmt: skip
+    """Look into every file below a folder (or at one file) and return what ``check`` says of the usable ones, sorted.
+
+    Args:
+        root: the folder, or a single file.
+        endings: of the files to look into, in lower case with the dot; others are listed, and do not count as bad.
+        check: file -> what to know of it; raises ``Unusable``. Called from several threads.
+        skipped: the list to write.
+        max_bad_share: largest share of files with these endings that may be unusable.
+        ignore: files that are there for another reason (labels).
+
+    Raises:
+        ConfigError: if there is no such folder, nothing usable, or too much unusable.
+    """
+    files = _files(Path(root), {file.resolve() for file in ignore})
+    wanted = [file for file in files if file.suffix.lower() in endings]
+    looked_for = ", ".join(endings)
+    reasons = {str(f): f"not looked at: its name does not end in {looked_for}" for f in files if f not in set(wanted)}
+    found, bad = _check_all(wanted, check)
+    skipped.start({**bad, **reasons})
+    if not found:
+        there = ", ".join(f"{n} {end}" for end, n in Counter(f.suffix or f.name for f in files).most_common(_SHOWN))
+        rule = f"has no usable file: looked for {looked_for} in it and below; it holds {there or 'no file at all'}"
+        raise ConfigError("data.root", root, rule + _first(bad), "give another folder, or another modality")
+    if len(bad) > max_bad_share * len(wanted):
+        rule = f"has {len(bad)} unusable of {len(wanted)} files, more than max_bad_share={max_bad_share:g} allows"
+        raise ConfigError("data.root", root, rule + _first(bad), "mend or remove them, or raise data.max_bad_share")
+    return found
+
+
+def _files(root: Path, ignore: set[Path]) -> list[Path]:
+    """All files below a folder, sorted, without hidden ones; or the one file."""
+    if root.is_file():
+        return [root]
+    if not root.is_dir():
+        raise ConfigError("data.root", root, "is not a folder", "give the folder that holds the data")
+    files: list[Path] = []
+    for folder, below, names in os.walk(root, followlinks=True):
+        below[:] = [name for name in below if not name.startswith((".", "__MACOSX"))]
+        files += [Path(folder, name) for name in names if not name.startswith(".")]
+    return sorted(file for file in files if not ignore or file.resolve() not in ignore)
+
+
+def _check_all(files: list[Path], check: Callable[[Path], Info]) -> tuple[dict[Path, Info], dict[str, str]]:
+    """What ``check`` says of each file, and the reason where it is unusable; tells how far it is every few seconds."""
+
+    def safe(file: Path) -> Info | Unusable:
+        try:
+            return check(file) if file.stat().st_size else Unusable("empty")
+        except Unusable as error:
+            return error
+        except OSError as error:
+            return Unusable(f"cannot be read ({error.strerror or error})")
+
+    found, bad, told = {}, {}, time.monotonic()
+    with ThreadPoolExecutor(16) as pool:
+        for n, (file, said) in enumerate(zip(files, pool.map(safe, files), strict=True)):
+            if isinstance(said, Unusable):
+                bad[str(file)] = str(said)
+            else:
+                found[file] = said
+            if time.monotonic() - told > 2:
+                told = time.monotonic()
+                print(f"looking into files: {n + 1:,} of {len(files):,}", file=sys.stderr)
+    return found, bad
+
+
+def _first(bad: dict[str, str]) -> str:
+    if not bad:
+        return ""
+    named = "; ".join(f"{file} ({reason})" for file, reason in list(bad.items())[:_SHOWN])
+    return f" (skipped {len(bad)}: {named}{'; …' if len(bad) > _SHOWN else ''})"
