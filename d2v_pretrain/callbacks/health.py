@@ -1,0 +1,155 @@
+"""Collapse and divergence, seen early and named: spread of targets and predictions, effective rank, non-finite loss."""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from torch import Tensor
+
+from d2v_pretrain.callbacks.metrics import Meter
+from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.evaluate import features
+from d2v_pretrain.probe import effective_rank
+from d2v_pretrain.types import Batch, Output
+
+log = logging.getLogger(__name__)
+
+WARNINGS = {
+    "target": "the teacher's targets hardly vary (std {target_std:.3f}): it has collapsed to a constant, and a low "
+    "loss means nothing. Slow the teacher down (ema.start, ema.end nearer to 1), lower lr, or raise warmup",
+    "prediction": "predictions hardly vary (std {pred_std:.4f}): the student answers the same everywhere. Lower lr, "
+    "raise warmup, or check that the inputs differ",
+    "position": "targets depend on the position and hardly on the sample (std {target_position_std:.3f} at a fixed "
+    "position, {target_std:.3f} overall): the student can predict them without looking. Slow the teacher down "
+    "(ema.start, ema.end nearer to 1), or use a larger batch",
+}
+
+
+def spread(x: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
+    """How much vectors vary, overall and among those of the same position.
+
+    A constant has neither; a function of position alone has the first and not the second, which no overall variance
+    shows (targets end in a layer norm, so theirs is about 1 even then).
+
+    Args:
+        x: (N, D). position: (N,) int64 token positions of the rows.
+
+    Returns:
+        Two () float32 standard deviations, each per channel and then averaged over channels (like ``compute_var`` of
+        the reference, which knows the first only). The second pools the variances within all positions; nan if no
+        position has two rows. Clones count as samples, which lowers it by a share of about 1 / (2 B) in a batch of B.
+    """
+    x = x.detach().float()
+    present, slot, count = position.unique(return_inverse=True, return_counts=True)
+    sums = torch.zeros(len(present), x.shape[1], device=x.device).index_add_(0, slot, x)
+    within = (x - (sums / count.unsqueeze(1))[slot]).square().sum(0) / (len(x) - len(present))
+    if len(x) == len(present):
+        within = within * torch.nan
+    return x.std(0).mean(), within.sqrt().mean()
+
+
+class Health(Meter):
+    """Logs ``target_std, pred_std, target_position_std, pred_position_std`` and now and then ``effective_rank``.
+
+    Warns once per symptom, in plain words. Stops at a non-finite loss with the ids of the samples it appeared in, found
+    at the next logged step or save (every micro-batch's loss is kept on the device until then), so that no checkpoint
+    is written after one.
+
+    The module has ``last_output: Output`` of its last micro-batch and ``objective`` with ``teacher.encoder``; the
+    trainer a datamodule with ``health_batches(n)``.
+
+    Args:
+        min_target_std, min_pred_std: warn below; the reference stops there (``min_target_var``, ``min_pred_var``).
+        min_position_share: warn where ``target_position_std / target_std`` is below.
+        after: steps before anything is judged; a fresh student's predictions hardly vary.
+        rank_every: steps between effective ranks (on logged steps that divide by it). samples: how many it looks at.
+    """
+
+    def __init__(
+        self,
+        min_target_std: float = 0.1,
+        min_pred_std: float = 0.01,
+        min_position_share: float = 0.2,
+        after: int = 200,
+        rank_every: int = 500,
+        samples: int = 256,
+    ) -> None:
+        self.min_target_std, self.min_pred_std, self.min_position_share = (
+            min_target_std,
+            min_pred_std,
+            min_position_share,
+        )
+        self.after, self.rank_every, self.samples = after, rank_every, samples
+        self.recent: list[tuple[int, Tensor, Tensor]] = []
+        self.warned: set[str] = set()
+        self.sample: list[Batch] | None = None
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Keep the loss, unread, with the ids it belongs to."""
+        self.recent.append((trainer.global_step, batch.ids, _output(pl_module).loss.detach()))
+
+    def observe(self, trainer: Trainer, module: LightningModule) -> dict[str, Tensor | float]:
+        """See the class."""
+        output = _output(module)
+        out: dict[str, Tensor | float] = {}
+        out["target_std"], out["target_position_std"] = spread(output.target, output.position)
+        out["pred_std"], out["pred_position_std"] = spread(output.pred, output.position)
+        if trainer.global_step % self.rank_every == 0:
+            if self.sample is None:
+                self.sample = trainer.datamodule.health_batches(self.samples)  # type: ignore[attr-defined]
+            out["effective_rank"] = effective_rank(features(module.objective.teacher.encoder, self.sample)[0])  # type: ignore
+        return out
+
+    def receive(self, trainer: Trainer, module: LightningModule, values: dict[str, float]) -> None:
+        """Stop at a non-finite loss, warn of collapse."""
+        self._stop_if_not_finite(trainer)
+        if trainer.global_step < self.after:
+            return
+        for symptom in self._symptoms(values):
+            if symptom not in self.warned and trainer.is_global_zero:
+                log.warning("Step %d: %s.", trainer.global_step, WARNINGS[symptom].format(**values))
+            self.warned.add(symptom)
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Never save what a non-finite loss has touched."""
+        self._stop_if_not_finite(trainer)
+
+    def _symptoms(self, values: dict[str, float]) -> list[str]:
+        """A constant is also constant at every position: the first name is enough then. nan compares as healthy."""
+        found = ["prediction"] if values["pred_std"] < self.min_pred_std else []
+        if values["target_std"] < self.min_target_std:
+            return [*found, "target"]
+        if values["target_position_std"] < self.min_position_share * values["target_std"]:
+            found.append("position")
+        return found
+
+    def _stop_if_not_finite(self, trainer: Trainer) -> None:
+        recent, self.recent = self.recent, []
+        losses = torch.stack([loss for _, _, loss in recent]).tolist() if recent else []
+        bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
+        # All ranks stop together: one that went on alone would wait for the others for ever.
+        if not trainer.strategy.reduce_boolean_decision(bool(bad), all=False):
+            return
+        remedy = "lower lr, raise warmup or set clip, and look at those samples"
+        if not bad:
+            raise ConfigError("loss", "nan", "was met by another rank, whose report names the samples", remedy)
+        step, ids, _ = recent[bad[0]]
+        rule = f"is not finite: first in the micro-batch ending at step {step}, of samples {_names(ids)}"
+        raise ConfigError("loss", losses[bad[0]], rule, remedy)
+
+
+def _output(module: LightningModule) -> Output:
+    output = module.last_output
+    assert isinstance(output, Output)
+    return output
+
+
+def _names(ids: Tensor, most: int = 32) -> str:
+    names = ", ".join(str(i) for i in ids[:most].tolist())
+    return names + (f" and {len(ids) - most} more" if len(ids) > most else "")

@@ -1,0 +1,98 @@
+"""At the end of a run, and on request during it: is the encoder better than a random one and than raw features?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from rich.console import Console
+from rich.table import Table
+
+from d2v_pretrain.callbacks.metrics import Meter
+from d2v_pretrain.checkpoint import write_text
+from d2v_pretrain.evaluate import features, probe, table, verdict
+from d2v_pretrain.models.encoder import Encoder
+from d2v_pretrain.probe import effective_rank
+
+HEALTH = ("target_std", "target_position_std", "pred_std", "pred_position_std")
+
+
+class Probe(Meter):
+    """Probes the teacher when the run has reached its last step; prints the tables and writes ``probe.json``.
+
+    The file holds ``evaluate.probe``'s result for the first task of the datamodule, with ``data`` and ``step``, and
+    under ``others`` the same for further tasks. Without labels it holds the effective rank of both encoders on a fixed
+    sample and the last numbers on collapse. A run that was stopped early, to go on later, is not probed.
+
+    The module has ``objective.teacher.encoder``; the trainer a datamodule with ``describe()``, ``probe_tasks()`` and
+    ``health_batches(n)``.
+
+    Args:
+        folder: the run's folder.
+        random: makes the encoder that this run started from, or one like it, without training.
+        every: also probe the teacher on logged steps that divide by this, into ``probe_<task>_<metric>`` of the
+            metrics; 0 for the end only.
+        samples: how many unlabelled samples to take where there are no labels.
+    """
+
+    def __init__(self, folder: str | Path, random: Callable[[], Encoder], every: int = 0, samples: int = 256) -> None:
+        self.path, self.random, self.every, self.samples = Path(folder) / "probe.json", random, every, samples
+        self.console = Console()
+        self.last: dict[str, float] = {}
+
+    def observe(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
+        """The headline metric of every task, on steps that are due."""
+        if not self.every or trainer.global_step % self.every:
+            return {}
+        encoder = _teacher(module)
+        results = [probe(task, {"pretrained": encoder}) for task in _data(trainer).probe_tasks()]
+        return {f"probe_{r['task']}_{r['headline']}": r[r["headline"]]["pretrained"] for r in results}
+
+    def receive(self, trainer: Trainer, module: LightningModule, values: dict[str, float]) -> None:
+        """Keep the last numbers, for the report of a run without labels."""
+        self.last = values
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Judge, print, write; on rank 0."""
+        if trainer.global_step < trainer.max_steps or not trainer.is_global_zero:
+            return
+        tasks, data = _data(trainer).probe_tasks(), _data(trainer).describe()
+        encoders = {"random": self._random(pl_module), "pretrained": _teacher(pl_module)}
+        results = [probe(task, encoders) for task in tasks]
+        for result in results:
+            self.console.print(table(result, data), verdict(result), "", highlight=False)
+        report = results[0] | {"others": results[1:]} if results else self._unlabelled(trainer, encoders, data)
+        write_text(json.dumps(report | {"data": data, "step": trainer.global_step}, indent=2) + "\n", self.path)
+
+    def _random(self, module: LightningModule) -> Encoder:
+        """Made without moving the generators of training."""
+        with torch.random.fork_rng(devices=[]):
+            return self.random().to(module.device).requires_grad_(False)
+
+    def _unlabelled(self, trainer: Trainer, encoders: dict[str, Encoder], data: str) -> dict[str, Any]:
+        sample = _data(trainer).health_batches(self.samples)
+        ranks = {name: effective_rank(features(encoder, sample)[0]) for name, encoder in encoders.items()}
+        out = Table(
+            "measure", "random encoder", "pretrained encoder", title=f"No labels, so no probe: health on {data}"
+        )
+        out.add_row(f"effective rank, of {encoders['random'].width}", *(f"{rank:.1f}" for rank in ranks.values()))
+        for name in HEALTH:
+            if name in self.last:
+                out.add_row(name, "", f"{self.last[name]:.3f}")
+        self.console.print(out)
+        return {"effective_rank": ranks} | {name: self.last[name] for name in HEALTH if name in self.last}
+
+
+def _teacher(module: LightningModule) -> Encoder:
+    encoder = module.objective.teacher.encoder  # type: ignore[union-attr]
+    assert isinstance(encoder, Encoder)
+    return encoder
+
+
+def _data(trainer: Trainer) -> Any:
+    """The datamodule, by its duck type: d2v_pretrain never imports datamodules."""
+    return trainer.datamodule  # type: ignore[attr-defined]

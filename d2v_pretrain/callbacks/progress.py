@@ -1,0 +1,64 @@
+"""The progress bar: loss, samples a second, time left; plain lines where there is no terminal."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import RichProgressBar
+
+from d2v_pretrain.callbacks.metrics import Meter
+
+SHOWN = {
+    "loss": "loss {:.3f}",
+    "samples_per_s": "{:.1f} samples/s",
+    "data_wait": "data wait {:.0%}",
+    "padding": "padding {:.0%}",
+    "mfu": "MFU {:.1%}",
+}
+
+
+def summary(values: dict[str, float]) -> dict[str, str]:
+    """What of a logged step is worth a place on the screen, formatted: name -> text."""
+    shown = {name: form.format(values[name]) for name, form in SHOWN.items() if name in values}
+    if "eta_s" in values:
+        shown["eta_s"] = f"{timedelta(seconds=round(values['eta_s']))} left"
+    return shown
+
+
+class Progress(RichProgressBar, Meter):
+    """Lightning's Rich bar, counting optimizer steps out of all of the run, with the numbers of the last logged step.
+
+    A log file is no place for a bar: without a terminal every logged step is printed as a line instead.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=4)
+        self.shown: dict[str, str] = {}
+
+    @property
+    def total_train_batches(self) -> float:
+        """Steps of the run; an endless stream has no epochs to count."""
+        return self.trainer.max_steps if self.trainer.max_steps > 0 else float("inf")
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Move the bar; costs nothing of the device."""
+        if not self.is_disabled and self.train_progress_bar_id is None:
+            self._initialize_train_progress_bar_id()
+        self._update(self.train_progress_bar_id, trainer.global_step)
+        self._update_metrics(trainer, pl_module)
+
+    def receive(self, trainer: Trainer, module: LightningModule, values: dict[str, float]) -> None:
+        """Show the step that was just logged."""
+        self.shown = summary(values)
+        if self._console is not None and not self._console.is_terminal and trainer.is_global_zero:
+            line = "  ".join([f"step {trainer.global_step}/{trainer.max_steps}", *self.shown.values()])
+            self._console.print(line, soft_wrap=True, highlight=False)
+
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        """Texts only; Lightning's own would ask the device for the loss."""
+        return self.shown
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return "Pretraining"
