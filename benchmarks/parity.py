@@ -53,19 +53,27 @@ def run(golden: Golden) -> Tensors:
     batch, mask, noise = inputs(golden.io)
     wanted = golden.config["shapes"]["out"]
     computed = {f"out.{name}": t for name, t in trace(reference, batch, mask, noise, wanted).items()}
-    return computed | step(reference, golden, batch, mask, noise)
+    gradients(reference, batch, mask, noise)
+    grads = {name: p.grad.clone() for name, p in own_parameters(reference).items() if p.grad is not None}
+    computed |= {f"grads.{k}": v for k, v in _renamed(grads, reference.student, golden, "student").items()}
+    return computed | after_step(reference, golden)
 
 
 def load(reference: Reference, init: Tensors) -> None:
     """Put the recorded initial weights into student, predictor and teacher."""
     objective = reference.objective
-    parts = {who: {k.removeprefix(f"{who}."): v for k, v in init.items() if k.startswith(f"{who}.")} for who in ("student", "teacher")}
+    parts = {
+        who: {k.removeprefix(f"{who}."): v for k, v in init.items() if k.startswith(f"{who}.")}
+        for who in ("student", "teacher")
+    }
     own = objective.state_dict()
     student = keymap.from_reference(parts["student"], reference.student, own)
     objective.load_state_dict(student, strict=False)
     objective.teacher.encoder.load_state_dict(objective.student.state_dict())
     encoder = objective.teacher.encoder
-    encoder.load_state_dict(keymap.from_reference(parts["teacher"], reference.teacher, encoder.state_dict()), strict=False)
+    encoder.load_state_dict(
+        keymap.from_reference(parts["teacher"], reference.teacher, encoder.state_dict()), strict=False
+    )
     missing = {n for n, _ in objective.named_parameters() if not n.startswith("teacher.")} - set(student)
     assert not missing, f"no recorded value for {sorted(missing)}"
 
@@ -154,33 +162,55 @@ def _visible(
     return named
 
 
-def step(reference: Reference, golden: Golden, batch: Batch, mask: Mask, noise: Tensor | None) -> Tensors:
-    """One optimizer step with the recorded settings: gradients, then weights and teacher after it."""
-    model, settings = reference.objective, golden.config["optimizer"]
+def gradients(reference: Reference, batch: Batch, mask: Mask, noise: Tensor | None) -> None:
+    """Backward of one step, divided by the number of predicted positions; leaves the gradients in the parameters."""
+    model = reference.objective
     model.train()
     output = model(batch, mask, noise)
     output.loss.backward()
-    trained = [p for p in model.parameters() if p.requires_grad]
-    scale_gradients(trained, 1 / output.count)
-    own = {name: p for name, p in model.named_parameters() if not name.startswith("teacher.")}
-    shapes = {name: t.shape for name, t in golden.init.items()}
-    student_shapes = {name.removeprefix("student."): shape for name, shape in shapes.items() if name.startswith("student.")}
-    gradients = {name: p.grad.clone() for name, p in own.items() if p.grad is not None}
-    named = {f"grads.{k}": v for k, v in keymap.to_reference(gradients, reference.student, student_shapes).items()}
+    scale_gradients([p for p in model.parameters() if p.requires_grad], 1 / output.count)
+
+
+def own_parameters(reference: Reference) -> dict[str, torch.nn.Parameter]:
+    """Parameters of student and predictor, by our names."""
+    return {name: p for name, p in reference.objective.named_parameters() if not name.startswith("teacher.")}
+
+
+def after_step(reference: Reference, golden: Golden) -> Tensors:
+    """Clip, optimizer step and teacher update with the gradients at hand; weights under the reference's names."""
+    model, settings = reference.objective, golden.config["optimizer"]
     if "clip_norm" in settings:
-        torch.nn.utils.clip_grad_norm_(trained, settings["clip_norm"])
+        torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], settings["clip_norm"])
     _optimize(model, golden)
     model.teacher.update(model.student, 1)
-    named |= _outside(reference, golden)
-    after = keymap.to_reference({k: v.detach() for k, v in own.items()}, reference.student, student_shapes)
-    named |= {f"after.student.{k}": v for k, v in after.items()}
-    teacher_shapes = {n.removeprefix("teacher."): s for n, s in shapes.items() if n.startswith("teacher.")}
-    teacher = keymap.to_reference(model.teacher.encoder.state_dict(), reference.teacher, teacher_shapes)
-    return named | {f"after.teacher.{k}": v for k, v in teacher.items()}
+    student = {name: p.detach() for name, p in own_parameters(reference).items()}
+    teacher = model.teacher.encoder.state_dict()
+    named = {f"after.student.{k}": v for k, v in _renamed(student, reference.student, golden, "student").items()}
+    named |= {f"after.teacher.{k}": v for k, v in _renamed(teacher, reference.teacher, golden, "teacher").items()}
+    return named | _outside(reference, golden)
+
+
+def _renamed(state: Tensors, names: keymap.Names, golden: Golden, who: str) -> Tensors:
+    shapes = {k.removeprefix(f"{who}."): t.shape for k, t in golden.init.items() if k.startswith(f"{who}.")}
+    return keymap.to_reference(state, names, shapes)
+
+
+def after_recorded(golden: Golden) -> Tensors:
+    """The step with the *recorded* gradients, which shows clip, optimizer and teacher alone.
+
+    Adam's first step is ``lr g / (|g| + eps)``: where a gradient is all but zero, its rounding alone moves a weight by up to lr.
+    """
+    reference = build(golden.config["recipe"], golden.config["config"], golden.config)
+    load(reference, golden.init)
+    recorded = {k.removeprefix("grads."): t for k, t in golden.answers.items() if k.startswith("grads.")}
+    own = own_parameters(reference)
+    for name, gradient in keymap.from_reference(recorded, reference.student, own).items():
+        own[name].grad = gradient.clone()
+    return after_step(reference, golden)
 
 
 def _outside(reference: Reference, golden: Golden) -> Tensors:
-    """Recorded tensors that our model has no parameter for: the fixed positions, and vision's averaged head."""
+    """Recorded tensors that our model has no parameter for: fixed positions, vision's averaged head, fairseq's version."""
     model, named = reference.objective, {}
     for name, tensor in golden.init.items():
         if name.endswith("fixed_positional_encoder.positions"):
@@ -189,6 +219,8 @@ def _outside(reference: Reference, golden: Golden) -> Tensors:
         elif name.startswith("teacher.lm_head"):
             student = model.predictor.projection[0].get_parameter(name.rsplit(".", 1)[1])
             named[f"after.{name}"] = tensor.lerp(student.detach(), 1 - golden.config["ema_decay_used"])
+        elif name.endswith(".version"):
+            named[f"after.{name}"] = tensor
     return named
 
 
@@ -208,7 +240,9 @@ def errors(computed: Tensors, answers: Tensors) -> dict[str, float]:
     largest value of its kind.
     """
     largest = {name: expected.double().abs().max().item() for name, expected in answers.items()}
-    kinds = {kind: max(v for n, v in largest.items() if n.startswith(kind)) for kind in {n.split(".")[0] for n in largest}}
+    kinds = {
+        kind: max(v for n, v in largest.items() if n.startswith(kind)) for kind in {n.split(".")[0] for n in largest}
+    }
     table = {}
     for name, expected in answers.items():
         if name not in computed:
@@ -228,13 +262,19 @@ def main() -> int:
     args = parser.parse_args()
     golden = Golden.read(args.folder)
     computed = run(golden)
-    table = errors(computed, golden.answers)
+    compared = computed | (after_recorded(golden) if golden.answers else {})
+    table = errors(compared, golden.answers)
     bad = 0
     for name, error in sorted(table.items()):
         good = error <= TOLERANCE[name.split(".")[0]]
         bad += not good
         print(f"{'ok ' if good else 'BAD'} {error:9.2e}  {name}")
     print(f"{len(table)} tensors compared, {bad} out of tolerance; {len(computed)} computed")
+    if table:
+        own = max(error for name, error in errors(computed, golden.answers).items() if name.startswith("after."))
+        print(
+            f"after.* compared from the recorded gradients; from our own, the largest difference of a weight is {own:.1e}"
+        )
     if args.write:
         save_file({name: t.clone().contiguous() for name, t in computed.items()}, args.write)
     return 1 if bad else 0

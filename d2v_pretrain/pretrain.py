@@ -111,14 +111,21 @@ class Pretrain(L.LightningModule):
         """Spread of targets and predictions and the loss terms of the last micro-batch, as device tensors."""
         output = self.last_output
         assert output is not None
-        stats = {f"loss_{name}": value / output.count for name, value in output.losses.items() if len(output.losses) > 1}
+        stats = {
+            f"loss_{name}": value / output.count for name, value in output.losses.items() if len(output.losses) > 1
+        }
         for name, rows in (("target", output.target), ("pred", output.pred)):
             stats[f"{name}_std"], stats[f"{name}_position_std"] = spread(rows, output.position)
         return stats
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the position in the data and the counters: all that a run needs besides weights and optimizer."""
-        position = {"updates": self.updates, "samples": self.samples_seen, "cursor": list(self.cursor), "seed": self.seed}
+        position = {
+            "updates": self.updates,
+            "samples": self.samples_seen,
+            "cursor": list(self.cursor),
+            "seed": self.seed,
+        }
         checkpoint["position"] = position
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:

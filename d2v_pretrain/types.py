@@ -36,7 +36,9 @@ class Batch:
 
     def __post_init__(self) -> None:
         rows = self.inputs.shape[0]
-        assert self.inputs.ndim in (2, 4), f"inputs must be (B, S), (B, T) or (B, 3, H, W), got {tuple(self.inputs.shape)}"
+        assert self.inputs.ndim in (2, 4), (
+            f"inputs must be (B, S), (B, T) or (B, 3, H, W), got {tuple(self.inputs.shape)}"
+        )
         for name in ("ids", "lengths", "labels", "weight"):
             value = getattr(self, name)
             assert value is None or value.shape == (rows,), f"{name} must be ({rows},), got {tuple(value.shape)}"
@@ -130,7 +132,13 @@ class Mask:
 
     def to(self, device: torch.device | str) -> Mask:
         """The same mask on ``device`` (asynchronous from page-locked or pageable host memory)."""
-        fields = {"masked": self.masked, "index": self.index, "kept": self.kept, "restore": self.restore, "random": self.random}
+        fields = {
+            "masked": self.masked,
+            "index": self.index,
+            "kept": self.kept,
+            "restore": self.restore,
+            "random": self.random,
+        }
         return Mask(**{k: None if v is None else v.to(device, non_blocking=True) for k, v in fields.items()})
 
     def without(self, rows: Tensor) -> Mask:

@@ -71,7 +71,12 @@ def vit_block(ours: str, theirs: str) -> Names:
 
 def beit_block(ours: str, theirs: str) -> Names:
     """A block of data2vec 1 vision (BEiT): no key bias, layer scale."""
-    single = (("attention.q_bias", "attn.q_bias"), ("attention.v_bias", "attn.v_bias"), ("gamma1", "gamma_1"), ("gamma2", "gamma_2"))
+    single = (
+        ("attention.q_bias", "attn.q_bias"),
+        ("attention.v_bias", "attn.v_bias"),
+        ("gamma1", "gamma_1"),
+        ("gamma2", "gamma_2"),
+    )
     names = vit_block(ours, theirs) | {f"{ours}.{a}": f"{theirs}.{b}" for a, b in single}
     del names[f"{ours}.attention.qkv.bias"]
     return names

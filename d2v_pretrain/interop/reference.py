@@ -175,7 +175,11 @@ def vision1(s: Settings, extra: Settings) -> Reference:
 
 def audio2(s: Settings, extra: Settings) -> Reference:
     """fairseq ``data2vec_multi`` with ``modalities.audio``."""
-    m, width, stem = s["modalities"]["audio"], s["embed_dim"], conv_layers(s["modalities"]["audio"]["feature_encoder_spec"])
+    m, width, stem = (
+        s["modalities"]["audio"],
+        s["embed_dim"],
+        conv_layers(s["modalities"]["audio"]["feature_encoder_spec"]),
+    )
     student = _encoder2(
         s,
         m,
@@ -257,7 +261,14 @@ def _block(
     width: int, heads: int, ratio: float, dropout: float, attention: float, activation: float, eps: float = 1e-5
 ) -> Callable[..., Block]:
     return partial(
-        Block, width, heads, ratio, dropout=dropout, attention_dropout=attention, activation_dropout=activation, norm_eps=eps
+        Block,
+        width,
+        heads,
+        ratio,
+        dropout=dropout,
+        attention_dropout=attention,
+        activation_dropout=activation,
+        norm_eps=eps,
     )
 
 

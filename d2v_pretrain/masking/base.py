@@ -14,7 +14,9 @@ from d2v_pretrain.types import Mask
 class MaskPolicy(Protocol):
     """A distribution over masks, as a pure function of its arguments."""
 
-    def __call__(self, key: int, ids: Tensor, clones: int, grid: tuple[int, ...], lengths: Tensor | None = None) -> Mask:
+    def __call__(
+        self, key: int, ids: Tensor, clones: int, grid: tuple[int, ...], lengths: Tensor | None = None
+    ) -> Mask:
         """Draw one mask per clone of each sample.
 
         Args:

@@ -35,7 +35,9 @@ class BlockMask:
     adjust: float = 0.0
     inverse: bool = False
 
-    def __call__(self, key: int, ids: Tensor, clones: int, grid: tuple[int, ...], lengths: Tensor | None = None) -> Mask:
+    def __call__(
+        self, key: int, ids: Tensor, clones: int, grid: tuple[int, ...], lengths: Tensor | None = None
+    ) -> Mask:
         """Draw the masks; see ``MaskPolicy``. ``lengths`` is for one-dimensional grids."""
         assert lengths is None or len(grid) == 1, "rows of unequal length need a one-dimensional grid"
         rows, size = row_lengths(ids, clones, grid, lengths), math.prod(grid)

@@ -33,7 +33,9 @@ class RectangleMask:
     min_patches: int = 16
     min_aspect: float = 0.3
 
-    def __call__(self, key: int, ids: Tensor, clones: int, grid: tuple[int, ...], lengths: Tensor | None = None) -> Mask:
+    def __call__(
+        self, key: int, ids: Tensor, clones: int, grid: tuple[int, ...], lengths: Tensor | None = None
+    ) -> Mask:
         """Draw the masks; see ``MaskPolicy``. Two-dimensional grids without padding only."""
         assert len(grid) == 2 and lengths is None, "rectangles need a full two-dimensional grid"
         masked = torch.zeros(len(ids) * clones, *grid, dtype=torch.bool, device=ids.device)

@@ -39,7 +39,9 @@ class SpanMask:
     keep_prob: float = 0.0
     random_prob: float = 0.0
 
-    def __call__(self, key: int, ids: Tensor, clones: int, grid: tuple[int, ...], lengths: Tensor | None = None) -> Mask:
+    def __call__(
+        self, key: int, ids: Tensor, clones: int, grid: tuple[int, ...], lengths: Tensor | None = None
+    ) -> Mask:
         """Draw the masks; see ``MaskPolicy``."""
         rows, size = row_lengths(ids, clones, grid, lengths), math.prod(grid)
         masked = self._spans(key, ids, clones, rows, size)

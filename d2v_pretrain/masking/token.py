@@ -25,7 +25,9 @@ class TokenMask:
 
     prob: float
 
-    def __call__(self, key: int, ids: Tensor, clones: int, grid: tuple[int, ...], lengths: Tensor | None = None) -> Mask:
+    def __call__(
+        self, key: int, ids: Tensor, clones: int, grid: tuple[int, ...], lengths: Tensor | None = None
+    ) -> Mask:
         """Draw the masks; see ``MaskPolicy``."""
         rows = row_lengths(ids, clones, grid, lengths)
         size = math.prod(grid)

@@ -65,7 +65,9 @@ class SinCosPositions(nn.Module):
     def forward(self, tokens: Tokens) -> Tensor:
         """(1, T, D) offsets for a grid of (rows, columns)."""
         rows, columns = tokens.grid
-        rate = 10000.0 ** (-torch.arange(self.width // 4, device=tokens.x.device, dtype=torch.float64) / (self.width // 4))
+        rate = 10000.0 ** (
+            -torch.arange(self.width // 4, device=tokens.x.device, dtype=torch.float64) / (self.width // 4)
+        )
         x = torch.arange(columns, device=rate.device).repeat(rows)[:, None] * rate
         y = torch.arange(rows, device=rate.device).repeat_interleave(columns)[:, None] * rate
         return (self.scale * torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], 1)).to(tokens.x.dtype)[None]

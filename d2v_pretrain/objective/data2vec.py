@@ -86,7 +86,9 @@ class Data2Vec(nn.Module):
             mean = target.mean(1).repeat_interleave(self.clones, 0)
             losses["cls"] = self.cls_weight * mask.count * self.loss(encoded.x[:, 0], mean).sum()
         detached = {name: value.detach() for name, value in losses.items()}
-        return Output(torch.stack(list(losses.values())).sum(), mask.count, pred.detach(), at_masked, position, detached)
+        return Output(
+            torch.stack(list(losses.values())).sum(), mask.count, pred.detach(), at_masked, position, detached
+        )
 
     def draw(self, batch: Batch) -> Mask:
         """The policy's masks for a batch: a function of (seed, epoch, sample ids, clone), made on the host."""

@@ -30,7 +30,9 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor, mask: Mask, grid: tuple[int, ...], noise: Tensor | None = None) -> Tensor:
         """(R, T, D) student output -> (N, D) predictions. The student must have encoded all T positions."""
-        assert x.shape[1] == mask.masked.shape[1], "a head needs a view that replaces masked tokens, not one that drops them"
+        assert x.shape[1] == mask.masked.shape[1], (
+            "a head needs a view that replaces masked tokens, not one that drops them"
+        )
         return self.projection(x.reshape(-1, x.shape[-1])[mask.index])
 
 

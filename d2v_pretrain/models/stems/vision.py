@@ -43,5 +43,7 @@ class VisionStem(Stem):
 
     def grid(self, shape: torch.Size) -> tuple[int, ...]:
         """(H/p, W/p) for (B, C, H, W)."""
-        assert shape[2] % self.patch == 0 and shape[3] % self.patch == 0, f"image {tuple(shape[2:])} / patch {self.patch}"
+        assert shape[2] % self.patch == 0 and shape[3] % self.patch == 0, (
+            f"image {tuple(shape[2:])} / patch {self.patch}"
+        )
         return (shape[2] // self.patch, shape[3] // self.patch)
