@@ -29,29 +29,6 @@ WARNINGS = {
 }
 
 
-def spread(x: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
-    """How much vectors vary, overall and among those of the same position.
-
-    A constant has neither; a function of position alone has the first and not the second, which no overall variance
-    shows (targets end in a layer norm, so theirs is about 1 even then).
-
-    Args:
-        x: (N, D). position: (N,) int64 token positions of the rows.
-
-    Returns:
-        Two () float32 standard deviations, each per channel and then averaged over channels (like ``compute_var`` of
-        the reference, which knows the first only). The second pools the variances within all positions; nan if no
-        position has two rows. Clones count as samples, which lowers it by a share of about 1 / (2 B) in a batch of B.
-    """
-    x = x.detach().float()
-    present, slot, count = position.unique(return_inverse=True, return_counts=True)
-    sums = torch.zeros(len(present), x.shape[1], device=x.device).index_add_(0, slot, x)
-    within = (x - (sums / count.unsqueeze(1))[slot]).square().sum(0) / (len(x) - len(present))
-    if len(x) == len(present):
-        within = within * torch.nan
-    return x.std(0).mean(), within.sqrt().mean()
-
-
 class Health(Meter):
     """Logs ``target_std, pred_std, target_position_std, pred_position_std`` and now and then ``effective_rank``.
 
@@ -59,8 +36,8 @@ class Health(Meter):
     at the next logged step or save (every micro-batch's loss is kept on the device until then), so that no checkpoint
     is written after one.
 
-    The module has ``last_output: Output`` of its last micro-batch and ``objective`` with ``teacher.encoder``; the
-    trainer a datamodule with ``health_batches(n)``.
+    The module has ``last_output: Output`` of its last micro-batch, ``statistics()`` of it, and ``objective`` with
+    ``teacher.encoder``; the trainer a datamodule with ``health_batches(n)``.
 
     Args:
         min_target_std, min_pred_std: warn below; the reference stops there (``min_target_var``, ``min_pred_var``).
@@ -88,18 +65,15 @@ class Health(Meter):
         self.warned: set[str] = set()
         self.sample: list[Batch] | None = None
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
+    def count(self, trainer: Trainer, module: LightningModule, batch: Batch) -> None:
         """Keep the loss, unread, with the ids it belongs to."""
-        self.recent.append((trainer.global_step, batch.ids, _output(pl_module).loss.detach()))
+        output = module.last_output
+        assert isinstance(output, Output)
+        self.recent.append((trainer.global_step, batch.ids, output.loss.detach()))
 
     def observe(self, trainer: Trainer, module: LightningModule) -> dict[str, Tensor | float]:
         """See the class."""
-        output = _output(module)
-        out: dict[str, Tensor | float] = {}
-        out["target_std"], out["target_position_std"] = spread(output.target, output.position)
-        out["pred_std"], out["pred_position_std"] = spread(output.pred, output.position)
+        out: dict[str, Tensor | float] = dict(module.statistics())  # type: ignore[operator]
         if trainer.global_step % self.rank_every == 0:
             if self.sample is None:
                 self.sample = trainer.datamodule.health_batches(self.samples)  # type: ignore[attr-defined]
@@ -142,12 +116,6 @@ class Health(Meter):
         step, ids, _ = recent[bad[0]]
         rule = f"is not finite: first in the micro-batch ending at step {step}, of samples {_names(ids)}"
         raise ConfigError("loss", losses[bad[0]], rule, remedy)
-
-
-def _output(module: LightningModule) -> Output:
-    output = module.last_output
-    assert isinstance(output, Output)
-    return output
 
 
 def _names(ids: Tensor, most: int = 32) -> str:

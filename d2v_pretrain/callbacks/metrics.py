@@ -15,10 +15,14 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from d2v_pretrain.checkpoint import write_text
+from d2v_pretrain.types import Batch
 
 
 class Meter(Callback):
     """A callback that takes part in logged steps; ``MetricsLog`` calls it, in the trainer's order, on every rank."""
+
+    def count(self, trainer: Trainer, module: LightningModule, batch: Batch) -> None:
+        """After every micro-batch: note what costs nothing; nothing that is on the device may be read."""
 
     def observe(self, trainer: Trainer, module: LightningModule) -> dict[str, Tensor | float]:
         """Numbers to log, as () tensors wherever they are (nobody has waited for the device yet) or floats."""
@@ -35,8 +39,7 @@ class MetricsLog(Callback):
     step alone (the first, every ``log_every``-th, the last), the same in a resumed run. The line of a step is written
     before Lightning saves that step's checkpoint (checkpoint callbacks run last), so a kill leaves no gap.
 
-    The module has ``log_metrics: dict[str, Tensor | float]``, the numbers of its last step. In the trainer's list this
-    callback comes after the meters.
+    The module has ``log_metrics: dict[str, Tensor | float]``, the numbers of its last step, and ``samples_seen``.
 
     Args:
         log_every: optimizer steps between lines.
@@ -47,11 +50,8 @@ class MetricsLog(Callback):
         self.meters: list[Meter] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check the order: a meter behind this one would be asked before it has seen the step."""
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        late = [c for c in callbacks[callbacks.index(self) :] if isinstance(c, Meter)]
-        assert not late, f"{late} must come before MetricsLog"
-        self.meters = [c for c in callbacks if isinstance(c, Meter)]
+        """Find the meters, wherever they stand in the trainer's list."""
+        self.meters = [c for c in trainer.callbacks if isinstance(c, Meter)]  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Take back the lines that a killed run wrote after the checkpoint that this one starts from."""
@@ -60,8 +60,12 @@ class MetricsLog(Callback):
             if isinstance(logger, JsonlLogger):
                 logger.rewind(self.seen)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
         """Log if this micro-batch ended an optimizer step that is due."""
+        for meter in self.meters:
+            meter.count(trainer, pl_module, batch)
         step = trainer.global_step
         if step == self.seen:
             return
@@ -73,7 +77,8 @@ class MetricsLog(Callback):
         collected: dict[str, Tensor | float] = dict(module.log_metrics)  # type: ignore[arg-type]
         for meter in self.meters:
             collected |= meter.observe(trainer, module)
-        values = read(collected, trainer, module.device)
+        samples: int = module.samples_seen  # type: ignore[assignment]
+        values: dict[str, float] = {"samples": samples} | read(collected, trainer, module.device)
         for meter in self.meters:
             meter.receive(trainer, module, values)
         for logger in trainer.loggers:

@@ -88,13 +88,11 @@ class Throughput(Meter):
         if self.batch_end is not None:
             self.waited += time.perf_counter() - self.batch_end
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
-        """Count; lengths are summed where they are, and read only at logged steps."""
+    def count(self, trainer: Trainer, module: LightningModule, batch: Batch) -> None:
+        """Lengths are summed where they are, and read only at logged steps."""
         self.samples += len(batch)
-        self.cells += batch.inputs.shape[0] * batch.inputs.shape[1]
         full = batch.inputs.shape[0] * batch.inputs.shape[1]
+        self.cells += full
         self.real = self.real + (full if batch.lengths is None else batch.lengths.detach().sum())
         self.batch_end = time.perf_counter()
 
