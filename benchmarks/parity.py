@@ -1,4 +1,6 @@
-"""Compare one training step with a recorded step of the reference: ``python -m benchmarks.parity DIR [--write FILE]``."""
+"""Compare one training step with a recorded step of the reference: ``python -m benchmarks.parity DIR [--write
+FILE]``.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Golden:
-    """A recorded step, as its folder holds it: configuration, initial weights, inputs and (unless blind) the answers."""
+    """A recorded step, as its folder holds it: configuration, initial weights, inputs and (unless blind) the
+    answers.
+    """
 
     config: dict
     init: Tensors
@@ -117,7 +121,9 @@ def trace(reference: Reference, batch: Batch, mask: Mask, noise: Tensor | None, 
 
 
 def _teacher_layers(reference: Reference, batch: Batch, local: Tokens, mask: Mask, wanted: Iterable[str]) -> Tensors:
-    """The last of the teacher's layers, as many as are wanted; with extra tokens for feed-forward outputs, as recorded."""
+    """The last of the teacher's layers, as many as are wanted; with extra tokens for feed-forward outputs, as
+    recorded.
+    """
     model = reference.objective
     outputs: list[Tensor] = []
     which = 1 if model.targets.tensor == "ffn" else 0
@@ -198,7 +204,8 @@ def _renamed(state: Tensors, names: keymap.Names, golden: Golden, who: str) -> T
 def after_recorded(golden: Golden) -> Tensors:
     """The step with the *recorded* gradients, which shows clip, optimizer and teacher alone.
 
-    Adam's first step is ``lr g / (|g| + eps)``: where a gradient is all but zero, its rounding alone moves a weight by up to lr.
+    Adam's first step is ``lr g / (|g| + eps)``: where a gradient is all but zero, its rounding alone moves a weight by
+    up to lr.
     """
     reference = build(golden.config["recipe"], golden.config["config"], golden.config)
     load(reference, golden.init)
@@ -210,7 +217,9 @@ def after_recorded(golden: Golden) -> Tensors:
 
 
 def _outside(reference: Reference, golden: Golden) -> Tensors:
-    """Recorded tensors that our model has no parameter for: fixed positions, vision's averaged head, fairseq's version."""
+    """Recorded tensors that our model has no parameter for: fixed positions, vision's averaged head, fairseq's
+    version.
+    """
     model, named = reference.objective, {}
     for name, tensor in golden.init.items():
         if name.endswith("fixed_positional_encoder.positions"):
@@ -236,8 +245,8 @@ def _optimize(model: torch.nn.Module, golden: Golden) -> None:
 def errors(computed: Tensors, answers: Tensors) -> dict[str, float]:
     """Largest error of every recorded tensor: relative to its largest value, or absolute after the step.
 
-    A tensor that is zero but for rounding (the gradient of a key bias, to which softmax is blind) counts relative to 1e-5 of the
-    largest value of its kind.
+    A tensor that is zero but for rounding (the gradient of a key bias, to which softmax is blind) counts relative to
+    1e-5 of the largest value of its kind.
     """
     largest = {name: expected.double().abs().max().item() for name, expected in answers.items()}
     kinds = {
@@ -272,9 +281,7 @@ def main() -> int:
     print(f"{len(table)} tensors compared, {bad} out of tolerance; {len(computed)} computed")
     if table:
         own = max(error for name, error in errors(computed, golden.answers).items() if name.startswith("after."))
-        print(
-            f"after.* compared from the recorded gradients; from our own, the largest difference of a weight is {own:.1e}"
-        )
+        print(f"after.* used the recorded gradients; from our own, the largest difference of a weight is {own:.1e}")
     if args.write:
         save_file({name: t.clone().contiguous() for name, t in computed.items()}, args.write)
     return 1 if bad else 0

@@ -15,8 +15,8 @@ def parameter_groups(
 
     Args:
         modules: e.g. student and predictor; a frozen parameter is left out.
-        decay: ``all`` (the published data2vec 2 and audio runs, whose exemptions never took effect) or ``matrices`` (no decay
-            for parameters of one dimension and for extra tokens; data2vec 1 vision).
+        decay: ``all`` (the published data2vec 2 and audio runs, whose exemptions never took effect) or ``matrices`` (no
+            decay for parameters of one dimension and for extra tokens; data2vec 1 vision).
         lr_scales: learning-rate factor by prefix of the parameter's name; the longest matching prefix counts.
 
     Returns:
@@ -38,7 +38,9 @@ def _scale(name: str, scales: Mapping[str, float]) -> float:
 
 
 def set_rates(optimizer: torch.optim.Optimizer, lr: float, weight_decay: float, eps: float) -> None:
-    """Write this step's learning rate, weight decay and eps into every group; nothing is left to the optimizer's memory."""
+    """Write this step's learning rate, weight decay and eps into every group; nothing is left to the optimizer's
+    memory.
+    """
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
         group["weight_decay"] = weight_decay if group["decays"] else 0.0

@@ -20,9 +20,10 @@ from d2v_pretrain.types import Batch, Output
 class Pretrain(L.LightningModule):
     """Trains an objective.
 
-    An optimizer step sums the loss over all micro-batches of all ranks and divides by the number of positions predicted in them,
-    so the result does not depend on how the step was cut up. Then: clip, optimizer, teacher. Dropout, layer drop and decoder noise
-    are drawn from (seed, step, slot), where a slot is a micro-batch of the step, wherever it runs.
+    An optimizer step sums the loss over all micro-batches of all ranks and divides by the number of positions predicted
+    in them, so the result does not depend on how the step was cut up. Then: clip, optimizer, teacher. Dropout, layer
+    drop and decoder noise are drawn from (seed, step, slot), where a slot is a micro-batch of the step, wherever it
+    runs.
 
     Args:
         objective: what is trained.
@@ -56,7 +57,8 @@ class Pretrain(L.LightningModule):
         self.objective, self.rate, self.make_optimizer = objective, rate, optimizer
         self.weight_decay, self.eps, self.eps_inside = weight_decay, eps, eps_inside
         self.decay, self.lr_scales, self.clip, self.seed, self.log_every = decay, lr_scales, clip, seed, log_every
-        self.updates, self.samples_seen, self.cursor = 0, 0, ()
+        self.updates, self.samples_seen = 0, 0
+        self.cursor: tuple[int, ...] = ()
         self.log_metrics: dict[str, Tensor | float] = {}
         self.last_output: Output | None = None
         self.last_batch: Batch | None = None
@@ -94,7 +96,8 @@ class Pretrain(L.LightningModule):
     ) -> None:
         """Write the rates of this update, step, and let the teacher follow at once.
 
-        The teacher moves here and not in a batch-end hook: those run per micro-batch, and after the checkpoint is written.
+        The teacher moves here and not in a batch-end hook: those run per micro-batch, and after the checkpoint is
+        written.
         """
         lr, beta2 = self.rate(self.updates), optimizer.param_groups[0]["betas"][1]
         eps = fairseq_eps(self.eps, beta2, self.updates + 1) if self.eps_inside else self.eps

@@ -28,7 +28,8 @@ class Constant:
 class Linear:
     """``end - (end - start) (1 - step / steps)``, then ``end``: the teacher decay of both papers.
 
-    Source: fairseq ``get_annealed_rate``. ``end = 1`` freezes the teacher from ``steps`` on, as the published large models do.
+    Source: fairseq ``get_annealed_rate``. ``end = 1`` freezes the teacher from ``steps`` on, as the published large
+    models do.
     """
 
     start: float
@@ -44,7 +45,8 @@ class Linear:
 
 @dataclass(frozen=True)
 class WarmupCosine:
-    """Linear from ``initial`` to ``peak`` over ``warmup`` steps, then half a cosine to ``final`` at ``steps``, then ``final``.
+    """Linear from ``initial`` to ``peak`` over ``warmup`` steps, then half a cosine to ``final`` at ``steps``, then
+    ``final``.
 
     Source: fairseq ``cosine_lr_scheduler``; ours stays at ``final`` after the end, where theirs starts a new period.
     """
@@ -97,7 +99,9 @@ class TriStage:
 
 @dataclass(frozen=True)
 class Cosine:
-    """Half a cosine from ``start`` to ``end`` over ``steps``, then ``end``: a teacher decay in the manner of BYOL and DINO."""
+    """Half a cosine from ``start`` to ``end`` over ``steps``, then ``end``: a teacher decay in the manner of BYOL
+    and DINO.
+    """
 
     start: float
     end: float

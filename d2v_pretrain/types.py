@@ -12,7 +12,8 @@ from torch import Tensor
 class Batch:
     """One micro-batch, as a datamodule yields it.
 
-    ``ids``, ``lengths``, ``weight`` and ``cursor`` describe the batch to the host and never leave it: masks are functions
+    ``ids``, ``lengths``, ``weight`` and ``cursor`` describe the batch to the host and never leave it: masks are
+        functions
     of ``ids`` and ``lengths``, so every count is known without asking the device.
 
     Args:
@@ -100,7 +101,8 @@ class Mask:
         index: (N,) int64 positions of True in the flattened ``masked``, ascending.
         kept: (R, K) int64 visible positions, ascending; None if rows differ in number (then tokens cannot be dropped).
         restore: (R, T) int64 with ``concat(visible, dropped)[restore]`` back in order; None with ``kept``.
-        random: (R, T) float32 in [0, 1) where a random token replaces the input, -1 elsewhere (BERT-style masking); or None.
+        random: (R, T) float32 in [0, 1) where a random token replaces the input, -1 elsewhere (BERT-style masking); or
+            None.
     """
 
     masked: Tensor
@@ -132,14 +134,12 @@ class Mask:
 
     def to(self, device: torch.device | str) -> Mask:
         """The same mask on ``device`` (asynchronous from page-locked or pageable host memory)."""
-        fields = {
-            "masked": self.masked,
-            "index": self.index,
-            "kept": self.kept,
-            "restore": self.restore,
-            "random": self.random,
-        }
-        return Mask(**{k: None if v is None else v.to(device, non_blocking=True) for k, v in fields.items()})
+
+        def move(t: Tensor | None) -> Tensor | None:
+            return None if t is None else t.to(device, non_blocking=True)
+
+        masked, index = self.masked.to(device, non_blocking=True), self.index.to(device, non_blocking=True)
+        return Mask(masked, index, move(self.kept), move(self.restore), move(self.random))
 
     def without(self, rows: Tensor) -> Mask:
         """The same mask with nothing to predict in ``rows`` (R,) bool; what is visible stays as it is."""

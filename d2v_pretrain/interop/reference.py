@@ -206,7 +206,9 @@ def image2(s: Settings, extra: Settings) -> Reference:
 
 
 def text2(s: Settings, extra: Settings) -> Reference:
-    """fairseq ``data2vec_multi`` with ``modalities.text``; the teacher holds blocks only and reads the student's embeddings."""
+    """fairseq ``data2vec_multi`` with ``modalities.text``; the teacher holds blocks only and reads the student's
+    embeddings.
+    """
     m, width = s["modalities"]["text"], s["embed_dim"]
     stem = TextStem(width, extra["vocab"]["size"], m["max_source_positions"], m["dropout"])
     student = _encoder2(s, m, stem, input_norm=False)

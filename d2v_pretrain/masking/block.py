@@ -15,11 +15,11 @@ from d2v_pretrain.types import Mask
 
 @dataclass(frozen=True)
 class BlockMask:
-    """Blocks of ``length`` (squares on a grid) around ``int(T (p + adjust) / length^d)`` random centres, then an exact count.
+    """Blocks around ``int(T (p + adjust) / length^d)`` random centres, then an exact count.
 
-    Rows with more than ``int(T p)`` covered tokens lose random single ones, rows with fewer gain some. With ``inverse`` the
-    blocks are what stays *visible* and p = 1 - prob. Blocks are clamped at the borders, which covers edges less than the
-    middle; this and the many single tokens are the published distribution.
+    Rows with more than ``int(T p)`` covered tokens lose random single ones, rows with fewer gain some. With ``inverse``
+    the blocks are what stays *visible* and p = 1 - prob. Blocks are clamped at the borders, which covers edges less
+    than the middle; this and the many single tokens are the published distribution.
 
     Source: fairseq ``data_utils.py:compute_block_mask_1d`` and ``_2d``.
 

@@ -18,10 +18,12 @@ _TRIES = 10
 class RectangleMask:
     """Add rectangles until ``count`` patches are masked or ten tries in a row fail; counts differ between images.
 
-    A try draws an area uniformly from [min_patches, patches still wanted] and a log-uniform aspect ratio, and is accepted if the
-    rectangle is smaller than the image in both directions and newly covers between 1 and the patches still wanted.
+    A try draws an area uniformly from [min_patches, patches still wanted] and a log-uniform aspect ratio, and is
+    accepted if the rectangle is smaller than the image in both directions and newly covers between 1 and the patches
+    still wanted.
 
-    Source: BEiT ``masking_generator.py:MaskingGenerator``. 120 of 196 patches: exactly 120 in 68 % of draws, mean 119.5.
+    Source: BEiT ``masking_generator.py:MaskingGenerator``. 120 of 196 patches: exactly 120 in 68 % of draws, mean
+    119.5.
 
     Args:
         count: patches to mask, of ``rows * columns``.

@@ -17,17 +17,19 @@ from d2v_pretrain.types import Mask
 class SpanMask:
     """Mask ``int(prob T / length + u)`` spans, u uniform, with starts drawn without replacement; overlaps are allowed.
 
-    Source: fairseq ``data_utils.py:compute_mask_indices`` (static length) and ``mask_tokens_dataset.py``. Kept on purpose: a
-    span of the audio variant never reaches the last frame, and making rows equal breaks spans up (49 % masked in a single row,
-    44 % in 24 equal rows).
+    Source: fairseq ``data_utils.py:compute_mask_indices`` (static length) and ``mask_tokens_dataset.py``. Kept on
+    purpose: a span of the audio variant never reaches the last frame, and making rows equal breaks spans up (49 %
+    masked in a single row, 44 % in 24 equal rows).
 
     Args:
         prob: expected share of tokens inside spans if spans did not overlap.
         length: tokens per span.
-        fit: starts lie in [0, T - length), so that each span is whole (audio); otherwise in [0, T), cut at the end (text).
+        fit: starts lie in [0, T - length), so that each span is whole (audio); otherwise in [0, T), cut at the end
+            (text).
         equal: unmask random single tokens until every row has as many as the row with the fewest.
         min_spans: at least so many spans a row.
-        keep_prob: share of the chosen tokens that the student sees unchanged; they leave the loss (BERT; needs a token stem).
+        keep_prob: share of the chosen tokens that the student sees unchanged; they leave the loss (BERT; needs a token
+            stem).
         random_prob: share of the chosen tokens replaced by a random token; they leave the loss too.
     """
 

@@ -13,9 +13,9 @@ class Block(nn.Module):
     """Post-norm (both audio and text papers, data2vec 2): ``x = N1(x + attn(x)); f = mlp(x); x = N2(x + f)``.
     Pre-norm (data2vec 1 vision): ``x = x + g1 attn(N1(x)); f = mlp(N2(x)); x = x + g2 f``.
 
-    ``f``, the feed-forward output before dropout and residual, is data2vec's target tensor for all but its first vision model.
-    Source: fairseq ``TransformerSentenceEncoderLayer`` and ``AltBlock``, BEiT ``Block``. The reference's pre-norm ``AltBlock``
-    loses its attention residual; no published model uses it and this one does not.
+    ``f``, the feed-forward output before dropout and residual, is data2vec's target tensor for all but its first vision
+    model. Source: fairseq ``TransformerSentenceEncoderLayer`` and ``AltBlock``, BEiT ``Block``. The reference's
+    pre-norm ``AltBlock`` loses its attention residual; no published model uses it and this one does not.
 
     Args:
         width: D.

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 def conv_last(x: Tensor, conv: nn.Module) -> Tensor:
     """Apply a ``Conv1d`` to (B, T, C) or a ``Conv2d`` to (B, H, W, C).
 
-    Kept channels-last so that LayerNorm and GELU run over contiguous channels. A grouped convolution over a sequence goes in as
-    an image of one row in channels-last memory, which takes two thirds of the CPU time (204 against 311 ms, 32 x 250 x 768,
-    kernel 19, 16 groups); an ungrouped one is faster as it is.
+    Kept channels-last so that LayerNorm and GELU run over contiguous channels. A grouped convolution over a sequence
+    goes in as an image of one row in channels-last memory, which takes two thirds of the CPU time (204 against 311 ms,
+    32 x 250 x 768, kernel 19, 16 groups); an ungrouped one is faster as it is.
     """
     if isinstance(conv, nn.Conv2d):
         return conv(x.movedim(-1, 1)).movedim(1, -1)

@@ -40,8 +40,8 @@ class Encoded:
 class Encoder(nn.Module):
     """Stem, positions and a stack of ``Block``s.
 
-    The published encoders are choices of arguments. data2vec 2's "prenet" blocks are simply the first of ``depth`` blocks, those
-    that ``top_k`` does not reach.
+    The published encoders are choices of arguments. data2vec 2's "prenet" blocks are simply the first of ``depth``
+    blocks, those that ``top_k`` does not reach.
 
     Args:
         stem: inputs -> local features.

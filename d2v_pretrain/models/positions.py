@@ -1,4 +1,6 @@
-"""What tells tokens where they are: offsets added to x (convolution, sin-cos) and biases added to attention (ALiBi, relative)."""
+"""What tells tokens where they are: offsets added to x (convolution, sin-cos) and biases added to attention (ALiBi,
+relative).
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ from d2v_pretrain.types import Tokens
 class ConvPositions(nn.Module):
     """Offsets from ``depth`` grouped convolutions over time, each followed by LayerNorm (no affine) and GELU.
 
-    Source: fairseq ``wav2vec2.py:make_conv_pos`` with ``pos_conv_depth`` > 1; data2vec 2's ``relative_positional_encoder``.
+    Source: fairseq ``wav2vec2.py:make_conv_pos`` with ``pos_conv_depth`` > 1; data2vec 2's
+    ``relative_positional_encoder``.
 
     Args:
         width: D.
@@ -74,11 +77,13 @@ class SinCosPositions(nn.Module):
 
 
 class Alibi(nn.Module):
-    """Attention bias ``-slope_h |i - j| scale_h``: symmetric ALiBi with one learned scale per head, shared by all layers.
+    """Attention bias ``-slope_h |i - j| scale_h``: symmetric ALiBi with one learned scale per head, shared by all
+    layers.
 
-    Slopes are ``2^(-8 (h+1) / H)`` for a power of two, else those of the next lower power followed by every other one of the
-    doubled power. A negative scale acts as 0 (and then has no gradient, as published). Computed from the visible positions
-    alone; the reference expands (B * M, H, T, T) and gathers. Source: fairseq ``modalities/base.py:get_alibi``.
+    Slopes are ``2^(-8 (h+1) / H)`` for a power of two, else those of the next lower power followed by every other one
+    of the doubled power. A negative scale acts as 0 (and then has no gradient, as published). Computed from the visible
+    positions alone; the reference expands (B * M, H, T, T) and gathers. Source: fairseq
+    ``modalities/base.py:get_alibi``.
 
     Args:
         heads: H.
@@ -113,11 +118,12 @@ def alibi_slopes(heads: int) -> list[float]:
 
 
 class RelativeBias(nn.Module):
-    """Attention bias from one table per head, indexed by the offset between two patches; three rows serve the CLS token.
+    """Attention bias from one table per head, indexed by the offset between two patches; three rows serve the CLS
+    token.
 
-    The table has ``(2 rows - 1)(2 columns - 1) + 3`` rows, the last three for CLS to patch, patch to CLS and CLS to CLS; zero at
-    the start. The index is recomputed, never stored or averaged (the reference's EMA averages it and goes wrong by one).
-    Source: BEiT ``RelativePositionBias``.
+    The table has ``(2 rows - 1)(2 columns - 1) + 3`` rows, the last three for CLS to patch, patch to CLS and CLS to
+    CLS; zero at the start. The index is recomputed, never stored or averaged (the reference's EMA averages it and goes
+    wrong by one). Source: BEiT ``RelativePositionBias``.
 
     Args:
         heads: H.

@@ -18,7 +18,7 @@ from d2v_pretrain.types import Batch, Mask, Output, Tokens
 
 
 class Data2Vec(nn.Module):
-    """Both versions (Baevski et al. 2022, arXiv 2202.03555 and 2212.07525) for every modality; they differ in arguments alone.
+    """data2vec 1 and 2 (Baevski et al., arXiv 2202.03555 and 2212.07525) for every modality.
 
     ==================  ============================  ==========================================
     seam                data2vec 1                    data2vec 2
@@ -37,9 +37,9 @@ class Data2Vec(nn.Module):
         targets: teacher layers -> regression targets.
         loss: per-row regression loss.
         clones: M, masks per sample.
-        cls_weight: weight of the CLS term: the first extra token predicts the mean target of its sample. As published it is
-            multiplied by the number of predicted positions of the micro-batch, so that after the division by that number its
-            weight per row is ``cls_weight``, which grows with B * M.
+        cls_weight: weight of the CLS term: the first extra token predicts the mean target of its sample. As published
+            it is multiplied by the number of predicted positions of the micro-batch, so that after the division by that
+            number its weight per row is ``cls_weight``, which grows with B * M.
         teacher_view: changes the teacher's batch given the mask (``compat`` only; see ``MaskedTokensOnly``).
         seed: of the masks.
     """

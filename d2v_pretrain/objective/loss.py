@@ -16,8 +16,8 @@ class RegressionLoss:
 
     Args:
         beta: 0 for squared error.
-        scale: a number, ``sqrt_dim`` for ``1 / sqrt(D)`` (the reference's default) or ``dim`` for ``1 / D``, which makes the
-            mean over rows a mean over elements (data2vec 1 vision).
+        scale: a number, ``sqrt_dim`` for ``1 / sqrt(D)`` (the reference's default) or ``dim`` for ``1 / D``, which
+            makes the mean over rows a mean over elements (data2vec 1 vision).
     """
 
     beta: float = 0.0

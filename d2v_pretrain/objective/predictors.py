@@ -39,8 +39,8 @@ class Head(nn.Module):
 class ConvDecoder(nn.Module):
     """data2vec 2: noise at the gaps, then convolutions over the whole grid, then a projection at the masked positions.
 
-    Layer i: convolution (same size) -> LayerNorm over channels (no affine, eps 1e-5) -> GELU, plus its input where ``residual``
-    and the channel counts agree. Source: fairseq ``modalities/modules.py:Decoder1d, Decoder2d``.
+    Layer i: convolution (same size) -> LayerNorm over channels (no affine, eps 1e-5) -> GELU, plus its input where
+    ``residual`` and the channel counts agree. Source: fairseq ``modalities/modules.py:Decoder1d, Decoder2d``.
 
     Args:
         width: D of the student.

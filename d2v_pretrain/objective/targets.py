@@ -16,10 +16,11 @@ _EPS = 1e-5
 class Targets:
     """``norms_of_mean(mean_k(norms_of_layer(layer_k)))`` in float32, without affine parameters, eps 1e-5.
 
-    Norms apply in the reference's order whatever the order given: ``batch`` (over B and T), ``instance`` (over T, per sample and
-    channel), ``group`` (over T and D), ``layer`` (over D); after the mean ``layer``, then ``instance``.
+    Norms apply in the reference's order whatever the order given: ``batch`` (over B and T), ``instance`` (over T, per
+    sample and channel), ``group`` (over T and D), ``layer`` (over D); after the mean ``layer``, then ``instance``.
     Source: fairseq ``data2vec2.py:make_targets``, ``data2vec_audio.py:forward``; BEiT ``engine_for_cyclical.py``. With
-    neither batch nor instance norm per layer the reference's audio code normalises the mean over the batch axis; ours does not.
+    neither batch nor instance norm per layer the reference's audio code normalises the mean over the batch axis; ours
+    does not.
 
     Args:
         top_k: number of last blocks averaged.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +16,16 @@ from d2v_pretrain.types import Batch, Tokens
 class Teacher(nn.Module):
     """A complete encoder that follows the student: ``teacher <- decay * teacher + (1 - decay) * student``.
 
-    Parameters whose name starts with one of ``copied`` are taken over unaveraged, as the published recipes do for the conv stem
-    (audio) and the embeddings (text). Buffers are never averaged: the reference averages an integer index buffer and shifts it.
+    Parameters whose name starts with one of ``copied`` are taken over unaveraged, as the published recipes do for the
+    conv stem (audio) and the embeddings (text). Buffers are never averaged: the reference averages an integer index
+    buffer and shifts it.
 
     Args:
         student: copied at the start.
         decay: schedule of the number of updates done.
         copied: names of encoder parts that are copied, e.g. ``("stem", "positions")``.
-        reads_student_stem: take the student's local features (the conv extractor then runs once) instead of the teacher's own.
+        reads_student_stem: take the student's local features (the conv extractor then runs once) instead of the
+            teacher's own.
     """
 
     def __init__(
@@ -67,6 +69,8 @@ class Teacher(nn.Module):
         _foreach(torch._foreach_copy_, copied, ours, theirs)
 
 
-def _foreach(operation, names: list[str], ours: dict[str, Tensor], theirs: dict[str, Tensor], *args: float) -> None:
+def _foreach(
+    operation, names: list[str], ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], *args: float
+) -> None:
     if names:
         operation([ours[n] for n in names], [theirs[n].detach().float() for n in names], *args)

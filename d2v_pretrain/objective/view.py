@@ -41,8 +41,8 @@ class Drop:
 class MaskedTokensOnly:
     """``compat``: what the teacher of fairseq's public data2vec 1 text run read (fairseq issue #4881).
 
-    Its data set hands over masked-language-model targets, the ids at masked positions and padding everywhere else, so the teacher
-    never saw the visible words. The paper, and our default, give it the whole sequence.
+    Its data set hands over masked-language-model targets, the ids at masked positions and padding everywhere else, so
+    the teacher never saw the visible words. The paper, and our default, give it the whole sequence.
 
     Args:
         pad: the padding id.

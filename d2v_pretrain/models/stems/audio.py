@@ -17,7 +17,8 @@ WAV2VEC2 = ((512, 10, 5), *[(512, 3, 2)] * 4, *[(512, 2, 2)] * 2)
 
 
 class AudioStem(Stem):
-    """Each layer: conv (no padding) -> LayerNorm over channels -> GELU; then LayerNorm and a linear projection to ``width``.
+    """Each layer: conv (no padding) -> LayerNorm over channels -> GELU; then LayerNorm and a linear projection to
+    ``width``.
 
     Source: fairseq ``ConvFeatureExtractionModel`` with ``mode=layer_norm``. LayerNorm eps is 1e-5.
 
@@ -27,8 +28,8 @@ class AudioStem(Stem):
         conv_bias: convolutions have a bias.
         masked: learn a mask vector (data2vec 1).
         init: ``kaiming`` as published, or ``smooth``: layers after the first start as averages over time of their
-            rectified inputs. A usual random stem passes waveform phase through, so that early targets are noise that a small
-            model never learns to predict (FEASIBILITY study: collapse against learning from step 100 on).
+            rectified inputs. A usual random stem passes waveform phase through, so that early targets are noise that a
+            small model never learns to predict (FEASIBILITY study: collapse against learning from step 100 on).
     """
 
     def __init__(

@@ -12,8 +12,8 @@ from d2v_pretrain.types import Batch, Tokens
 class VisionStem(Stem):
     """Patches of ``patch`` x ``patch`` pixels, each through one linear map, in row-major order.
 
-    Source: BEiT ``PatchEmbed`` (``init=trunc``: normal, std .02), MAE as used by fairseq (``init=xavier``: uniform on the
-    flattened kernel).
+    Source: BEiT ``PatchEmbed`` (``init=trunc``: normal, std .02), MAE as used by fairseq (``init=xavier``: uniform on
+    the flattened kernel).
 
     Args:
         width: D of the tokens.
