@@ -37,6 +37,7 @@ ALLOWED = {
     "evaluate": BASE | {"models", "objective", "probe"},
     "callbacks": BASE | {"masking", "models", "objective", "pretrain", "evaluate", "probe", "checkpoint"},
     "config": {"errors"},
+    "provenance": {"errors"},
 }
 RUN = {*ALLOWED, "run"}
 LIGHTNING = {

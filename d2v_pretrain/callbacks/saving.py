@@ -1,0 +1,92 @@
+"""When to save and when to stop: every so many steps or minutes, at the end, and before the hours are over."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+_LOOK = 10  # steps between looks at the clock, which all ranks must agree on
+
+
+class Saving(Checkpoint):
+    """Writes ``step=N.ckpt`` and points ``last.ckpt`` at it by a hard link, at step boundaries only.
+
+    Lightning's ModelCheckpoint may save between the micro-batches of a step (their gradients are lost), writes
+    ``last`` a second time, and cannot do steps and minutes at once.
+
+    Args:
+        folder: of the checkpoints.
+        every_steps, every_minutes: None for never; each counts for itself.
+        keep_last: so many ``step=N.ckpt`` stay.
+        max_hours: stop after so long, with a checkpoint; None for no limit.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        every_steps: int | None,
+        every_minutes: float | None,
+        keep_last: int,
+        max_hours: float | None,
+    ) -> None:
+        super().__init__()
+        self.folder, self.every_steps, self.keep_last = Path(folder), every_steps, keep_last
+        self.pause = float("inf") if every_minutes is None else 60 * every_minutes
+        self.limit = float("inf") if max_hours is None else 3600 * max_hours
+        self.seen = self.saved = 0
+        self.start = self.last = time.monotonic()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the clock; what this run resumed from need not be saved again."""
+        self.seen = self.saved = trainer.global_step
+        self.start = self.last = time.monotonic()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """Save or stop if this micro-batch ended a step and it is time."""
+        step = trainer.global_step
+        if step == self.seen:
+            return
+        self.seen = step
+        due = self.every_steps is not None and step % self.every_steps == 0
+        if step % _LOOK == 0:
+            now = time.monotonic()
+            due |= trainer.strategy.reduce_boolean_decision(now - self.last >= self.pause, all=False)
+            trainer.should_stop |= trainer.strategy.reduce_boolean_decision(now - self.start >= self.limit, all=False)
+        if due:
+            self._save(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Save the end, unless it has just been."""
+        if trainer.global_step > self.saved:
+            self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        path = self.folder / f"step={trainer.global_step}.ckpt"
+        trainer.save_checkpoint(path)
+        self.saved, self.last = trainer.global_step, time.monotonic()
+        if trainer.is_global_zero:
+            point(path.with_name("last.ckpt"), path)
+            for old in sorted(self.folder.glob("step=*.ckpt"), key=_step)[: -self.keep_last]:
+                old.unlink()
+
+
+def point(name: Path, path: Path) -> None:
+    """Make ``name`` another name of the file ``path``, at once; a copy where the file system has no hard links."""
+    temporary = name.with_suffix(".tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(path, temporary)
+    except OSError:
+        shutil.copyfile(path, temporary)
+    os.replace(temporary, name)
+
+
+def _step(path: Path) -> int:
+    digits = path.stem.partition("=")[2]
+    return int(digits) if digits.isdigit() else -1

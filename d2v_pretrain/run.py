@@ -1,0 +1,175 @@
+"""One run: config -> checks -> build -> fit, the whole wiring in plain sight."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+
+from d2v_pretrain import checkpoint, provenance
+from d2v_pretrain.callbacks.metrics import JsonlLogger
+from d2v_pretrain.callbacks.saving import Saving
+from d2v_pretrain.config import check
+from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.models.encoder import Encoder
+from d2v_pretrain.pretrain import Pretrain
+from d2v_pretrain.rng import seed_default
+
+CPU = torch.device("cpu")
+
+
+def pretrain(cfg: DictConfig) -> Trainer | None:
+    """Start a run, or go on with it.
+
+    Args:
+        cfg: composed by ``conf/pretrain.yaml``.
+
+    Returns:
+        The trainer after ``fit``, with the module and the data; None if the run was finished already.
+
+    Raises:
+        ConfigError: before anything is allocated for what is wrong in ``cfg``; later for what is wrong with the data.
+    """
+    check(cfg)
+    _quiet_lightning()
+    plain, folder = OmegaConf.to_container(cfg, resolve=True), Path(cfg.folder)
+    assert isinstance(plain, dict)
+    last = _where_to_start(cfg, plain, folder)
+    say(f"[bold]{cfg.name}[/] in {folder}")
+    if last is not None and (step := checkpoint.step_of(last)) >= cfg.steps:
+        say(f"{last} is at step {step:,}: finished. Type steps=… for more, or name=… for a new run.")
+        return None
+    datamodule = build_data(cfg)
+    say(datamodule.describe())  # type: ignore[attr-defined]
+    if last is not None:
+        say(f"going on from {last}, step {checkpoint.step_of(last):,} of {cfg.steps:,}")
+    module = build_module(cfg, last)
+    trainer = build_trainer(cfg, folder)
+    trainer.accumulate_grad_batches = datamodule.slots // trainer.world_size  # type: ignore[attr-defined]
+    if trainer.is_global_zero:
+        _write_down(cfg, folder)
+    trainer.fit(module, datamodule, ckpt_path=last, weights_only=True)
+    return trainer
+
+
+def build_data(cfg: DictConfig) -> LightningDataModule:
+    """The datamodule of a configuration."""
+    return instantiate(cfg.datamodule, _convert_="all")
+
+
+def build_encoder(cfg: DictConfig) -> Encoder:
+    """The encoder that a run of this configuration starts from, untrained: the same weights for the same seed."""
+    seed_default(cfg.seed, CPU)
+    return instantiate(cfg.architecture, _convert_="all")
+
+
+def build_module(cfg: DictConfig, last: Path | None = None) -> Pretrain:
+    """Student, teacher, predictor and all that trains them, on the CPU, seeded.
+
+    Args:
+        cfg: see ``pretrain``. last: checkpoint that the run goes on from; ``init_from`` then no longer counts.
+    """
+    seed_default(cfg.seed, CPU)
+    module: Pretrain = instantiate(cfg.module, _convert_="all")
+    size = sum(p.numel() for p in module.objective.student.parameters()) / 1e6
+    say(f"{size:.1f} M parameters in the encoder, {cfg.steps:,} updates of {cfg.global_batch} samples")
+    if cfg.init_from is not None and last is None:
+        load_student(module, Path(cfg.init_from))
+    return module
+
+
+def load_student(module: Pretrain, path: Path) -> None:
+    """Start student and teacher from the student of a checkpoint (``init_from``).
+
+    Raises:
+        ConfigError: if the file is not whole, or is of another architecture.
+    """
+    prefix = "objective.student."
+    state = checkpoint.read(path)["state_dict"]
+    student = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    try:
+        for encoder in (module.objective.student, module.objective.teacher.encoder):
+            encoder.load_state_dict(student)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()
+        raise ConfigError("init_from", path, f"does not fit the encoder: {reason}", "choose the same encoder") from None
+
+
+def build_trainer(cfg: DictConfig, folder: Path) -> Trainer:
+    """Lightning's Trainer with our logger, checkpoints and callbacks; it neither shuffles nor validates."""
+    loggers: list[Logger] = [JsonlLogger(folder)]
+    if cfg.logger:  # logger=csv is empty: those two files are always written
+        loggers.append(instantiate(cfg.logger, _convert_="all"))
+    callbacks = [instantiate(node, _convert_="all") for node in cfg.callbacks.values()]
+    if cfg.probe is not None:
+        callbacks.append(instantiate(cfg.probe)(folder=folder, random=partial(build_encoder, cfg)))
+    callbacks.append(Saving(folder / "checkpoints", **cfg.checkpoint, max_hours=cfg.max_hours))
+    return instantiate(
+        cfg.trainer,
+        _convert_="all",
+        max_steps=cfg.steps,
+        logger=loggers,
+        callbacks=callbacks,
+        plugins=[checkpoint.AtomicCheckpointIO()],
+        profiler=_profiler(folder) if cfg.profile else None,
+        default_root_dir=str(folder),
+        log_every_n_steps=cfg.log_every,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+    )
+
+
+def _quiet_lightning() -> None:
+    """Its greetings, and warnings about what is meant: the teacher is in eval mode, the loaders are sized by measurement."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for message in (".*in eval mode at the start of training", ".*LeafSpec", ".*does not have many workers"):
+        warnings.filterwarnings("ignore", message)
+
+
+def _profiler(folder: Path) -> Any:
+    from lightning.pytorch.profilers import PyTorchProfiler
+
+    return PyTorchProfiler(folder, "profile", schedule=torch.profiler.schedule(wait=5, warmup=5, active=10, repeat=1))
+
+
+def _where_to_start(cfg: DictConfig, plain: dict[Any, Any], folder: Path) -> Path | None:
+    """The checkpoint to go on from, or None for the beginning."""
+    if cfg.resume == "never":
+        if any(folder.glob("checkpoints/*.ckpt")) or (folder / "metrics.jsonl").exists():
+            raise ConfigError(
+                "resume", "never", f"would overwrite {folder}", "type name=… for a new run, or resume=auto"
+            )
+        return None
+    last, rejected = checkpoint.newest_valid(folder / "checkpoints")
+    for path, reason in rejected:
+        say(f"[yellow]{path} {reason}; passed over[/]")
+    if last is None:
+        return None
+    if (folder / "config.yaml").exists():
+        old = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+        assert isinstance(old, dict)
+        provenance.check_same_run(old, plain)  # type: ignore[arg-type]
+    return last
+
+
+def _write_down(cfg: DictConfig, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+    provenance.write_environment(folder)
+
+
+@rank_zero_only
+def say(text: str) -> None:
+    """One line for the user, from the first rank."""
+    Console().print(text, soft_wrap=True, highlight=False)
