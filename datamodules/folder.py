@@ -74,10 +74,10 @@ def scan(root: str, endings: tuple[str, ...], check: Callable[[Path], Info], ski
     """
     files = _files(Path(root), {file.resolve() for file in ignore})
     wanted = [file for file in files if file.suffix.lower() in endings]
+    others = [file for file in files if file.suffix.lower() not in endings]
     looked_for = ", ".join(endings)
-    reasons = {str(f): f"not looked at: its name does not end in {looked_for}" for f in files if f not in set(wanted)}
     found, bad = _check_all(wanted, check)
-    skipped.start({**bad, **reasons})
+    skipped.start({**bad, **{str(file): f"not looked at: its name does not end in {looked_for}" for file in others}})
     if not found:
         there = ", ".join(f"{n} {end}" for end, n in Counter(f.suffix or f.name for f in files).most_common(_SHOWN))
         rule = f"has no usable file: looked for {looked_for} in it and below; it holds {there or 'no file at all'}"
