@@ -14,7 +14,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
-from d2v_pretrain.config import choices, config_folder, load, register_resolvers
+from d2v_pretrain.config import choices, config_folder, load, register_resolvers, spelled_for_hydra
 from d2v_pretrain.errors import ConfigError
 
 
@@ -23,6 +23,7 @@ def main() -> None:
     # Hydra prints its errors and exits, with a trace for those that are not its own; asked for full errors, it raises.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     register_resolvers()
+    sys.argv[1:] = spelled_for_hydra(sys.argv[1:])
     try:
         hydra.main(str(config_folder()), "pretrain", version_base="1.3")(_task)()
     except (HydraException, OmegaConfBaseException) as error:

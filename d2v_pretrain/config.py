@@ -72,9 +72,17 @@ def load(overrides: Sequence[str], root: str = "pretrain") -> DictConfig:
 
     register_resolvers()
     with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        cfg = compose(root, list(overrides), return_hydra_config=True)
+        cfg = compose(root, spelled_for_hydra(overrides), return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
     return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+
+
+def spelled_for_hydra(arguments: Sequence[str]) -> list[str]:
+    """``probe=null`` and the like as Hydra spells "no choice of this group": ``~probe``."""
+    groups = {path.name for path in config_folder().iterdir() if path.is_dir()}
+    return [
+        f"~{key}" if value == "null" and key in groups else a for a in arguments for key, _, value in [a.partition("=")]
+    ]
 
 
 def check(cfg: DictConfig) -> None:

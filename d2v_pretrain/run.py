@@ -131,7 +131,7 @@ def build_trainer(cfg: DictConfig, folder: Path) -> Trainer:
 
 
 def _quiet_lightning() -> None:
-    """Its greetings, and warnings about what is meant: the teacher is in eval mode, the loaders are sized by measurement."""
+    """Its greetings, and warnings about what is meant: a teacher in eval mode, loaders sized by measurement."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in (".*in eval mode at the start of training", ".*LeafSpec", ".*does not have many workers"):
         warnings.filterwarnings("ignore", message)
