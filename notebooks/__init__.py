@@ -1,0 +1,1 @@
+"""Notebooks, and the pictures that they share with the README."""
