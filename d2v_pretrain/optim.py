@@ -16,7 +16,7 @@ def parameter_groups(
     Args:
         modules: e.g. student and predictor; a frozen parameter is left out.
         decay: ``all`` (the published data2vec 2 and audio runs, whose exemptions never took effect) or ``matrices`` (no
-            decay for parameters of one dimension and for extra tokens; data2vec 1 vision).
+            decay for biases, norms, layer scales and extra tokens; data2vec 1 vision, whose mask vector decays).
         lr_scales: learning-rate factor by prefix of the parameter's name; the longest matching prefix counts.
 
     Returns:
@@ -27,7 +27,8 @@ def parameter_groups(
     for module in modules:
         for name, parameter in module.named_parameters():
             if parameter.requires_grad:
-                exempt = decay == "matrices" and (parameter.ndim < 2 or name == "extra")
+                flat = parameter.ndim < 2 and not name.endswith("mask_vector")  # three-dimensional in BEiT, so it decays
+                exempt = decay == "matrices" and (flat or name == "extra")
                 groups.setdefault((_scale(name, lr_scales or {}), not exempt), []).append(parameter)
     return [{"params": params, "lr_scale": scale, "decays": decays} for (scale, decays), params in groups.items()]
 
