@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from d2v_pretrain.rng import fold_in, noise, seed_default
 
 MASK = (1 << 64) - 1
@@ -64,7 +65,7 @@ def test_noise_of_a_sample_does_not_depend_on_its_batch() -> None:
 
 def test_noise_is_uniform() -> None:
     u = noise(fold_in(3), torch.arange(500), 4, 500)
-    assert u.dtype == torch.float32 and 0 <= u.min() and u.max() < 1
+    assert u.dtype == torch.float32 and u.min() >= 0 and u.max() < 1
     assert torch.equal(u * 2**24, (u * 2**24).round())
     counts = torch.histc(u.double(), 1000, 0, 1)
     chi_square = ((counts - 1000).square() / 1000).sum()

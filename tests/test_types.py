@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from d2v_pretrain.types import Batch, Mask, Tokens
 
 
