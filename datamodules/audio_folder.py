@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from itertools import pairwise
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +25,7 @@ ENDINGS = (".wav", ".flac", ".ogg", ".mp3")
 class Piece(NamedTuple):
     """A stretch of a file: its first frame and number of frames at the file's rate (Hz)."""
 
-    file: Path
+    file: str
     start: int
     frames: int
     rate: int
@@ -52,14 +52,14 @@ class AudioFolder:
         self.labels = Table(labels, "file", label_column, split_column, test_values) if labels else None
 
     @cached_property
-    def files(self) -> dict[Path, Piece]:
+    def files(self) -> dict[str, Piece]:
         """The usable files, whole."""
-        ignore = [Path(self.labels.path)] if self.labels else []
+        ignore = [self.labels.path] if self.labels else []
         return scan(self.root, ENDINGS, self._check, self.skipped, self.max_bad_share, ignore)
 
-    def _check(self, file: Path) -> Piece:
+    def _check(self, file: str) -> Piece:
         try:
-            info = soundfile.info(str(file))
+            info = soundfile.info(file)
         except (soundfile.SoundFileError, RuntimeError) as error:
             raise Unusable(f"not readable as audio ({error})") from None
         if info.duration < self.min_seconds:
@@ -71,8 +71,9 @@ class AudioFolder:
         """Labelled files that are there, matched by path below the root, else by name."""
         if self.labels is None:
             return []
-        root, by_name = Path(self.root), {file.name: piece for file, piece in self.files.items()}
-        rows = [(self.files.get(root / i.key) or by_name.get(Path(i.key).name), i) for i in self.labels.items()]
+        paths = {os.path.relpath(file, self.root): piece for file, piece in self.files.items()}
+        names = {os.path.basename(file): piece for file, piece in self.files.items()}
+        rows = [(paths.get(i.key) or names.get(os.path.basename(i.key)), i) for i in self.labels.items()]
         matched = [(piece, item) for piece, item in rows if piece is not None]
         if len({item.test for _, item in matched}) < 2:
             rule = f"names {len(matched)} of the files in {self.root}, of {len(rows)}, and needs some of each split"
@@ -130,7 +131,7 @@ def decode(piece: Piece) -> np.ndarray:
         Unusable: if it cannot be decoded, or is not finite.
     """
     try:
-        sound, rate = soundfile.read(str(piece.file), piece.frames, piece.start, dtype="float32", always_2d=True)
+        sound, rate = soundfile.read(piece.file, piece.frames, piece.start, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, RuntimeError, OSError) as error:
         raise Unusable(f"cannot be decoded ({error})") from None
     mono = sound.mean(1)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 from functools import cached_property
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -31,11 +31,11 @@ class ImageFolder:
         self.skipped = Skipped(skipped_path)
 
     @cached_property
-    def files(self) -> list[Path]:
+    def files(self) -> list[str]:
         """The usable files."""
         return list(scan(self.root, ENDINGS, self._check, self.skipped, self.max_bad_share))
 
-    def _check(self, file: Path) -> None:
+    def _check(self, file: str) -> None:
         try:
             with Image.open(file) as image:  # reads the header alone
                 side = min(image.size)
@@ -46,13 +46,16 @@ class ImageFolder:
 
     @cached_property
     def _items(self) -> list[Item]:
-        return from_folders([str(file.relative_to(self.root)) for file in self.files])
+        return from_folders([self._below(file) for file in self.files])
+
+    def _below(self, file: str) -> str:
+        return file.removeprefix(os.path.join(self.root, ""))
 
     @cached_property
-    def kept(self) -> list[Path]:
+    def kept(self) -> list[str]:
         """The images to pretrain on."""
         held_out = {item.key for item in self._items if item.test}
-        return [file for file in self.files if str(file.relative_to(self.root)) not in held_out]
+        return [file for file in self.files if self._below(file) not in held_out]
 
     def __len__(self) -> int:
         return len(self.kept)
@@ -61,7 +64,7 @@ class ImageFolder:
         """(3, H, W) uint8, or None if the file cannot be decoded (then it is listed)."""
         return self._decode(self.kept[index])
 
-    def _decode(self, file: Path) -> np.ndarray | None:
+    def _decode(self, file: str) -> np.ndarray | None:
         try:
             return decode(file)
         except Unusable as error:
@@ -77,11 +80,13 @@ class ImageFolder:
         """The class sub-folder; [] where there are none."""
         if not self._items:
             return []
-        root = Path(self.root)
-        return [labelled("folders", self._items, lambda key: self._decode(root / key), "tested on unseen images")]
+        return [labelled("folders", self._items, self._labelled, "tested on unseen images")]
+
+    def _labelled(self, key: str) -> np.ndarray | None:
+        return self._decode(os.path.join(self.root, key))
 
 
-def decode(file: Path) -> np.ndarray:
+def decode(file: str) -> np.ndarray:
     """(3, H, W) uint8 colours, upright; 16 bits scaled to 8, transparency over white.
 
     Raises:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -96,7 +97,7 @@ def from_folders(names: Sequence[str]) -> list[Item]:
 
     Folders are taken for classes if every file is in one, there are at least two, and each has enough for few-shot.
     """
-    parts = [Path(name).parts for name in names]
+    parts = [name.split(os.sep) for name in names]
     divided = {p[0] for p in parts} >= {"train"} and {p[0] for p in parts} & _TESTS and all(len(p) > 2 for p in parts)
     if not divided and not all(len(p) == 2 for p in parts):
         return []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from pathlib import Path
 
 from datamodules.folder import Skipped, Unusable, scan
 from datamodules.labels import Table, labelled
@@ -32,15 +31,15 @@ class TextFolder:
         self.skipped = Skipped(skipped_path)
 
     @cached_property
-    def files(self) -> list[Path]:
+    def files(self) -> list[str]:
         """The usable files."""
-        ignore = [Path(self.labels.path)] if self.labels else []
+        ignore = [self.labels.path] if self.labels else []
         return list(scan(self.root, ENDINGS, _check, self.skipped, self.max_bad_share, ignore))
 
     def texts(self) -> Iterator[str]:
         """The lines that are not empty, stripped."""
         for file in self.files:
-            with file.open(encoding="utf-8-sig") as lines:
+            with open(file, encoding="utf-8-sig") as lines:
                 yield from filter(None, map(str.strip, lines))
 
     def describe(self) -> str:
@@ -54,11 +53,11 @@ class TextFolder:
         return [labelled(str(self.labels.label), self.labels.items(), str, self.labels.note())]
 
 
-def _check(file: Path) -> None:
+def _check(file: str) -> None:
     """Read it all once: a file that is not UTF-8 in the middle would stop the run later."""
     blank = True
     try:
-        with file.open(encoding="utf-8-sig") as lines:
+        with open(file, encoding="utf-8-sig") as lines:
             for line in lines:
                 blank = blank and not line.strip()
                 if "\0" in line:

@@ -29,7 +29,7 @@ class Vocabulary:
     """
 
     def __init__(self, tokenizer: Tokenizer | ByteLevelBPETokenizer, order: list[int] | None = None) -> None:
-        self.tokenizer = tokenizer
+        self.tokenizer = tokenizer._tokenizer if isinstance(tokenizer, ByteLevelBPETokenizer) else tokenizer
         raw = tokenizer.get_vocab_size()
         ids = [tokenizer.token_to_id(token) for token in (*SPECIALS, "<mask>")]
         self.native = ids == [0, 1, 2, 3, raw - 1]
@@ -43,7 +43,7 @@ class Vocabulary:
         """The ids of each text, (T,) int32, without specials around them."""
         texts = iter(texts)
         while part := list(islice(texts, _LINES)):
-            for encoded in self.tokenizer.encode_batch(part, add_special_tokens=False):
+            for encoded in self.tokenizer.encode_batch_fast(part, add_special_tokens=False):
                 ids = np.array(encoded.ids, np.int32)
                 yield ids if self.native else self.moved[ids]
 
