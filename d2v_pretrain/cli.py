@@ -16,6 +16,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 
 from d2v_pretrain.config import choices, config_folder, load, register_resolvers, spelled_for_hydra
 from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.stopping import AGAIN, STOP
 
 
 def main() -> None:
@@ -31,12 +32,28 @@ def main() -> None:
 
 
 def _task(cfg: DictConfig) -> None:
-    from d2v_pretrain.run import pretrain  # torch and Lightning: 5 s that `--help` and misspelt keys need not wait for
+    STOP.install()  # first of all: a signal during the imports is heard too
+    from d2v_pretrain.run import pretrain, stopped  # torch and Lightning: 5 s that `--help` need not wait for
 
     try:
-        pretrain(cfg)
+        trainer = pretrain(cfg)
+        if trainer is not None and stopped(trainer) is not None:
+            _go_again(trainer.is_global_zero)
+        STOP.uninstall()
     except (ConfigError, HydraException, OmegaConfBaseException) as error:
+        STOP.uninstall()
         _stop(error)  # here, before Hydra adds a line of its own
+
+
+def _go_again(first: bool) -> None:
+    """Leave with the code that slurm/*.sbatch requeue on.
+
+    Only the first rank does: Lightning's launcher and torchrun kill the others at once when one leaves with an error,
+    and the first may then still be at work.
+    """
+    if first:
+        STOP.hand_over()
+        sys.exit(AGAIN)
 
 
 def _stop(error: Exception) -> None:

@@ -69,6 +69,23 @@ class Pretrain(L.LightningModule):
         groups = parameter_groups([self.objective.student, self.objective.predictor], self.decay, self.lr_scales)
         return self.make_optimizer(groups)
 
+    def on_train_start(self) -> None:
+        """With several ranks: two backward passes that count for nothing, so that all steps sum in one order.
+
+        DDP regroups its buckets at the second forward of a *process*, by the order in which gradients arrived in the
+        first backward. From three ranks on, another grouping is another order of sums: the first step of a resumed run
+        would differ in its last bits from the same step of a run that was never stopped.
+        """
+        if self.trainer.world_size == 1:
+            return
+        kept = self.cursor, self.samples_seen
+        batch = self.trainer.datamodule.health_batches(2)[0].to(self.device)  # type: ignore[attr-defined]
+        for _ in range(2):
+            self.trainer.strategy.training_step(batch, 0).backward()  # type: ignore[union-attr]
+        self.zero_grad(set_to_none=True)
+        self.cursor, self.samples_seen = kept
+        self._loss, self._count = torch.zeros(()), 0
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The summed loss of one micro-batch; Lightning's division by the number of micro-batches is undone."""
         accumulate = self.trainer.accumulate_grad_batches
@@ -132,8 +149,15 @@ class Pretrain(L.LightningModule):
         checkpoint["position"] = position
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the position; the stream starts behind the last trained micro-batch."""
+        """Take up the position; the stream starts behind the last trained micro-batch.
+
+        Lightning knows where a step ends by the micro-batches that it has counted. With another number of ranks a step
+        is another number of them on each, so they are counted anew: updates x micro-batches of a step here.
+        """
         position = checkpoint["position"]
         self.updates, self.samples_seen = position["updates"], position["samples"]
         self.cursor = tuple(position["cursor"])
         self.trainer.datamodule.cursor = self.cursor  # type: ignore[attr-defined]
+        progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+        for counters in (progress["current"], progress["total"]):
+            counters |= dict.fromkeys(counters, self.updates * self.trainer.accumulate_grad_batches)

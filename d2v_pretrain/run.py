@@ -18,6 +18,7 @@ from rich.console import Console
 
 from d2v_pretrain import checkpoint, provenance
 from d2v_pretrain.callbacks.metrics import JsonlLogger
+from d2v_pretrain.callbacks.preemption import Preemption
 from d2v_pretrain.callbacks.saving import Saving
 from d2v_pretrain.config import check
 from d2v_pretrain.errors import ConfigError
@@ -59,7 +60,15 @@ def pretrain(cfg: DictConfig) -> Trainer | None:
     if trainer.is_global_zero:
         _write_down(cfg, folder)
     trainer.fit(module, datamodule, ckpt_path=last, weights_only=True)
+    if (reason := stopped(trainer)) is not None:
+        say(f"stopped at step {trainer.global_step:,} of {cfg.steps:,} ({reason}); all of it is saved in {folder}.")
+        say("The same command goes on from there.")
     return trainer
+
+
+def stopped(trainer: Trainer) -> str | None:
+    """Why a run was stopped before its last step, to be gone on with; None if it was not."""
+    return next(c.stopped for c in trainer.callbacks if isinstance(c, Preemption))  # type: ignore[attr-defined]
 
 
 def build_data(cfg: DictConfig) -> LightningDataModule:
@@ -113,7 +122,7 @@ def build_trainer(cfg: DictConfig, folder: Path) -> Trainer:
     callbacks = [instantiate(node, _convert_="all") for node in cfg.callbacks.values()]
     if cfg.probe is not None:
         callbacks.append(instantiate(cfg.probe)(folder=folder, random=partial(build_encoder, cfg)))
-    callbacks.append(Saving(folder / "checkpoints", **cfg.checkpoint, max_hours=cfg.max_hours))
+    callbacks += [Preemption(cfg.max_hours), Saving(folder / "checkpoints", **cfg.checkpoint)]
     return instantiate(
         cfg.trainer,
         _convert_="all",

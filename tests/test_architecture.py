@@ -24,6 +24,8 @@ ALLOWED = {
     "rng": set(),
     "errors": set(),
     "schedules": set(),
+    "stopping": set(),
+    "distributed": set(),
     "masking": BASE,
     "models": BASE | {"masking"},
     "objective": BASE | {"masking", "models"},
@@ -35,7 +37,8 @@ ALLOWED = {
     "finetune": BASE | {"masking", "models", "objective", "family", "optim", "checkpoint"},
     "probe": BASE | {"models"},
     "evaluate": BASE | {"models", "objective", "probe"},
-    "callbacks": BASE | {"masking", "models", "objective", "pretrain", "evaluate", "probe", "checkpoint"},
+    "callbacks": BASE
+    | {"masking", "models", "objective", "pretrain", "evaluate", "probe", "checkpoint", "stopping", "distributed"},
     "config": {"errors"},
     "provenance": {"errors"},
 }

@@ -1,4 +1,4 @@
-"""When to save and when to stop: every so many steps or minutes, at the end, and before the hours are over."""
+"""When to save: every so many steps or minutes, and at the end, whatever has brought it about."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
-_LOOK = 10  # steps between looks at the clock, which all ranks must agree on
+from d2v_pretrain.distributed import Agreement
 
 
 class Saving(Checkpoint):
@@ -24,45 +24,35 @@ class Saving(Checkpoint):
         folder: of the checkpoints.
         every_steps, every_minutes: None for never; each counts for itself.
         keep_last: so many ``step=N.ckpt`` stay.
-        max_hours: stop after so long, with a checkpoint; None for no limit.
     """
 
     def __init__(
-        self,
-        folder: str | Path,
-        every_steps: int | None,
-        every_minutes: float | None,
-        keep_last: int,
-        max_hours: float | None,
+        self, folder: str | Path, every_steps: int | None, every_minutes: float | None, keep_last: int
     ) -> None:
         super().__init__()
         self.folder, self.every_steps, self.keep_last = Path(folder), every_steps, keep_last
         self.pause = float("inf") if every_minutes is None else 60 * every_minutes
-        self.limit = float("inf") if max_hours is None else 3600 * max_hours
         self.seen = self.saved = 0
-        self.start = self.last = time.monotonic()
+        self.last = time.monotonic()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock; what this run resumed from need not be saved again."""
         self.seen = self.saved = trainer.global_step
-        self.start = self.last = time.monotonic()
+        self.last, self.agreement = time.monotonic(), Agreement()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Save or stop if this micro-batch ended a step and it is time."""
+        """Save if this micro-batch ended a step and it is time."""
         step = trainer.global_step
         if step == self.seen:
             return
         self.seen = step
-        due = self.every_steps is not None and step % self.every_steps == 0
-        if step % _LOOK == 0:
-            now = time.monotonic()
-            due |= trainer.strategy.reduce_boolean_decision(now - self.last >= self.pause, all=False)
-            trainer.should_stop |= trainer.strategy.reduce_boolean_decision(now - self.start >= self.limit, all=False)
-        if due:
+        late = self.agreement.ask(time.monotonic() - self.last >= self.pause)
+        if late or (self.every_steps is not None and step % self.every_steps == 0):
             self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Save the end, unless it has just been."""
+        self.agreement.settle()
         if trainer.global_step > self.saved:
             self._save(trainer)
 
