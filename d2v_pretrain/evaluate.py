@@ -131,13 +131,9 @@ def scores(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], classes: i
     return {"few_shot": mean, "few_shot_std": std, "linear": linear(known, unseen, classes), "knn": nearest}
 
 
-def table(result: Mapping[str, Any], data: str) -> Table:
-    """The printed form of ``probe``'s result: chance, floor, random and pretrained rows, the headline metric first.
-
-    Args:
-        result: what ``probe`` returned. data: one line that names the data.
-    """
-    title = f"Probe '{result['task']}' on frozen features: {result['test']:,} unseen examples of {data}"
+def table(result: Mapping[str, Any]) -> Table:
+    """The printed form of ``probe``'s result: chance, floor, random and pretrained rows, the headline metric first."""
+    title = f"Probe '{result['task']}' on frozen features, {result['test']:,} unseen examples"
     out = Table(title=title, caption=result["note"] or None, title_justify="left", caption_justify="left")
     out.add_column("features")
     order = sorted(METRICS, key=lambda metric: metric != result["headline"])

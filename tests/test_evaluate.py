@@ -164,7 +164,7 @@ def test_probe_returns_the_documented_plain_numbers_and_prints_them() -> None:
     assert result["chance"] == max((labels == k).double().mean().item() for k in range(3))
     assert json.loads(json.dumps(result)) == result
     console = Console(width=140, record=True, file=io.StringIO())
-    console.print(evaluate.table(result, "toy clusters"), evaluate.verdict(result))
+    console.print(evaluate.table(result), evaluate.verdict(result))
     text = console.export_text()
     for row in ("chance", "raw: first value", "random encoder", "pretrained encoder", "60 unseen examples"):
         assert row in text

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
-from rich.console import Console
+from rich import get_console
 from rich.table import Table
 
 from d2v_pretrain.callbacks.metrics import Meter
@@ -41,7 +41,6 @@ class Probe(Meter):
 
     def __init__(self, folder: str | Path, random: Callable[[], Encoder], every: int = 0, samples: int = 256) -> None:
         self.path, self.random, self.every, self.samples = Path(folder) / "probe.json", random, every, samples
-        self.console = Console()
         self.last: dict[str, float] = {}
 
     def observe(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
@@ -56,16 +55,17 @@ class Probe(Meter):
         """Keep the last numbers, for the report of a run without labels."""
         self.last = values
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Judge, print, write; on rank 0."""
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Judge, print, write; on rank 0. Not in ``on_train_end``: there the last checkpoint is not saved yet."""
         if trainer.global_step < trainer.max_steps or not trainer.is_global_zero:
             return
         tasks, data = _data(trainer).probe_tasks(), _data(trainer).describe()
         encoders = {"random": self._random(pl_module), "pretrained": _teacher(pl_module)}
         results = [probe(task, encoders) for task in tasks]
+        get_console().print(f"\nData: {data}", highlight=False, soft_wrap=True)
         for result in results:
-            self.console.print(table(result, data), verdict(result), "", highlight=False)
-        report = results[0] | {"others": results[1:]} if results else self._unlabelled(trainer, encoders, data)
+            get_console().print(table(result), verdict(result), "", highlight=False)
+        report = results[0] | {"others": results[1:]} if results else self._unlabelled(trainer, encoders)
         write_text(json.dumps(report | {"data": data, "step": trainer.global_step}, indent=2) + "\n", self.path)
 
     def _random(self, module: LightningModule) -> Encoder:
@@ -73,17 +73,15 @@ class Probe(Meter):
         with torch.random.fork_rng(devices=[]):
             return self.random().to(module.device).requires_grad_(False)
 
-    def _unlabelled(self, trainer: Trainer, encoders: dict[str, Encoder], data: str) -> dict[str, Any]:
+    def _unlabelled(self, trainer: Trainer, encoders: dict[str, Encoder]) -> dict[str, Any]:
         sample = _data(trainer).health_batches(self.samples)
         ranks = {name: effective_rank(features(encoder, sample)[0]) for name, encoder in encoders.items()}
-        out = Table(
-            "measure", "random encoder", "pretrained encoder", title=f"No labels, so no probe: health on {data}"
-        )
+        out = Table("measure", "random encoder", "pretrained encoder", title="No labels, so no probe")
         out.add_row(f"effective rank, of {encoders['random'].width}", *(f"{rank:.1f}" for rank in ranks.values()))
         for name in HEALTH:
             if name in self.last:
                 out.add_row(name, "", f"{self.last[name]:.3f}")
-        self.console.print(out)
+        get_console().print(out)
         return {"effective_rank": ranks} | {name: self.last[name] for name in HEALTH if name in self.last}
 
 

@@ -7,23 +7,25 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
+from rich import get_console
 
 from d2v_pretrain.callbacks.metrics import Meter
 
+# Logged number -> what people call it, and its format.
 SHOWN = {
-    "loss": "loss {:.3f}",
-    "samples_per_s": "{:.1f} samples/s",
-    "data_wait": "data wait {:.0%}",
-    "padding": "padding {:.0%}",
-    "mfu": "MFU {:.1%}",
+    "loss": ("loss", "{:.3f}"),
+    "samples_per_s": ("samples/s", "{:.1f}"),
+    "data_wait": ("data wait", "{:.0%}"),
+    "padding": ("padding", "{:.0%}"),
+    "mfu": ("MFU", "{:.1%}"),
 }
 
 
 def summary(values: dict[str, float]) -> dict[str, str]:
-    """What of a logged step is worth a place on the screen, formatted: name -> text."""
-    shown = {name: form.format(values[name]) for name, form in SHOWN.items() if name in values}
+    """What of a logged step is worth a place on the screen: name -> text."""
+    shown = {name: form.format(values[key]) for key, (name, form) in SHOWN.items() if key in values}
     if "eta_s" in values:
-        shown["eta_s"] = f"{timedelta(seconds=round(values['eta_s']))} left"
+        shown["left"] = str(timedelta(seconds=round(values["eta_s"])))
     return shown
 
 
@@ -49,12 +51,19 @@ class Progress(RichProgressBar, Meter):
         self._update(self.train_progress_bar_id, trainer.global_step)
         self._update_metrics(trainer, pl_module)
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Start the bar, if somebody can see it."""
+        if not get_console().is_terminal:
+            self.disable()
+        super().on_train_start(trainer, pl_module)
+
     def receive(self, trainer: Trainer, module: LightningModule, values: dict[str, float]) -> None:
         """Show the step that was just logged."""
         self.shown = summary(values)
-        if self._console is not None and not self._console.is_terminal and trainer.is_global_zero:
-            line = "  ".join([f"step {trainer.global_step}/{trainer.max_steps}", *self.shown.values()])
-            self._console.print(line, soft_wrap=True, highlight=False)
+        if not get_console().is_terminal and trainer.is_global_zero:
+            numbers = "  ".join(f"{name} {text}" for name, text in self.shown.items())
+            line = f"step {trainer.global_step:,}/{trainer.max_steps:,}  {numbers}"
+            get_console().print(line, soft_wrap=True, highlight=False)
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """Texts only; Lightning's own would ask the device for the loss."""

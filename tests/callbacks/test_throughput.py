@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,12 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 
+from d2v_pretrain.callbacks import throughput
 from d2v_pretrain.callbacks.metrics import MetricsLog, lines
 from d2v_pretrain.callbacks.throughput import Throughput, flops_per_sample, peak
+from d2v_pretrain.checkpoint import AtomicCheckpointIO
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # Lightning 2.6 with torch 2.11
 BASE, LARGE = 12 * 12 * 768**2, 24 * 12 * 1024**2
@@ -36,33 +38,66 @@ def test_flops_agree_with_the_study_of_the_published_code(
     assert flops_per_sample(*arguments, other=1e9) == flops_per_sample(*arguments) + 1e9
 
 
-class Slow:
-    """Waits before every batch but the first."""
+class Clock:
+    """Stands still unless told."""
 
-    def __init__(self, batches: Any, wait: float) -> None:
-        self.batches, self.wait = batches, wait
+    now = 100.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+class Slow:
+    """Three seconds a batch."""
+
+    def __init__(self, batches: Any, clock: Clock) -> None:
+        self.batches, self.clock = batches, clock
 
     def __iter__(self) -> Iterator[Any]:
-        for i, batch in enumerate(self.batches):
-            time.sleep(self.wait if i else 0)
+        for batch in self.batches:
+            self.clock.now += 3
             yield batch
 
 
 def test_rates_of_a_run_with_a_slow_loader(
     fit: Callable[..., Trainer], toy: type, data: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    endless = data().train_dataloader()
-    monkeypatch.setattr(data, "train_dataloader", lambda self: Slow(endless, 0.05))
-    started = time.perf_counter()
+    clock, endless, train = Clock(), data().train_dataloader(), toy.training_step
+
+    def slow_step(self: Any, batch: Any, batch_idx: int) -> torch.Tensor:
+        clock.now += 1
+        return train(self, batch, batch_idx)
+
+    monkeypatch.setattr(throughput, "time", clock)
+    monkeypatch.setattr(data, "train_dataloader", lambda self: Slow(endless, clock))
+    monkeypatch.setattr(toy, "training_step", slow_step)
     fit(toy(), 20, [MetricsLog(5), Throughput(flops_per_sample=1e9)])
-    elapsed = time.perf_counter() - started
     read = lines(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in read] == [1, 5, 10, 15, 20]
     for line in read[1:]:
         assert line["padding"] == pytest.approx(0.5)  # six real tokens of twelve in every row
-        assert 0.4 < line["data_wait"] <= 1
-        assert 4 * 20 / elapsed * 0.5 < line["samples_per_s"] < 4 / 0.05
+        assert line["data_wait"] == pytest.approx(0.75)
+        assert line["samples_per_s"] == pytest.approx(1.0)  # four samples in four seconds
         assert "mfu" not in line  # no peak is known for a CPU
-    assert read[-1]["eta_s"] == 0 and 0.05 * 10 < read[2]["eta_s"] < 10 * elapsed
+    assert read[2]["eta_s"] == pytest.approx(40, rel=0.1) and read[-1]["eta_s"] == 0  # ten more steps
+
+
+def test_a_save_is_not_the_loaders_fault(
+    fit: Callable[..., Trainer], toy: type, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    save = AtomicCheckpointIO.save_checkpoint
+
+    def slow_save(self: Any, *arguments: Any) -> None:
+        clock.now += 7
+        save(self, *arguments)
+
+    monkeypatch.setattr(throughput, "time", clock)
+    monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", slow_save)
+    saver = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=2, save_top_k=-1)
+    fit(toy(), 8, [MetricsLog(4), Throughput(), saver], enable_checkpointing=True)
+    last = lines(tmp_path / "metrics.jsonl")[-1]
+    assert last["data_wait"] == 0 and last["samples_per_s"] == pytest.approx(16 / 14)
 
 
 def test_peaks_go_by_whole_words(monkeypatch: pytest.MonkeyPatch) -> None:
