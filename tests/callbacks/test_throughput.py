@@ -88,9 +88,9 @@ def test_a_save_is_not_the_loaders_fault(
     clock = Clock()
     save = AtomicCheckpointIO.save_checkpoint
 
-    def slow_save(self: Any, *arguments: Any) -> None:
+    def slow_save(self: Any, *arguments: Any, **options: Any) -> None:
         clock.now += 7
-        save(self, *arguments)
+        save(self, *arguments, **options)
 
     monkeypatch.setattr(throughput, "time", clock)
     monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", slow_save)
