@@ -91,7 +91,7 @@ def scan(root: str, endings: tuple[str, ...], check: Callable[[str], Info], skip
 
 
 def _files(root: str, ignore: set[str]) -> list[str]:
-    """All files below a folder, sorted, without hidden ones; or the one file. Strings: ``Path`` takes ten times longer."""
+    """Files below a folder, sorted, without hidden ones, or the one file (strings: ``Path`` takes ten times longer)."""
     if os.path.isfile(root):
         return [root]
     if not os.path.isdir(root):

@@ -106,5 +106,5 @@ def test_wrong_settings_are_told() -> None:
         Stream(PLANS["plain"], slots=6, world=4)
     with pytest.raises(ConfigError, match="max_tokens=50 is less than one sample of 99"):
         Plan(103, 1, 8, LENGTHS, max_tokens=50)
-    with pytest.raises(ConfigError, match="there are 0"):
+    with pytest.raises(ConfigError, match=r"so must the samples \(0\)"):
         Plan(0, 1, 8)
