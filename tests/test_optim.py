@@ -78,7 +78,7 @@ def fairseq_adam(
     p: Tensor, grads: list[Tensor], lr: float, beta1: float, beta2: float, eps: float, wd: float
 ) -> Tensor:
     """fairseq's formula: eps beside sqrt(v), both bias corrections in the step size, decay first."""
-    m, v = torch.zeros_like(p), torch.zeros_like(p)
+    (beta1, beta2), m, v = betas, torch.zeros_like(p), torch.zeros_like(p)
     for t, g in enumerate(grads, start=1):
         m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
         p = p - lr * wd * p
@@ -99,7 +99,7 @@ def test_adamw_with_fairseq_eps_is_fairseq_adam(scale: float) -> None:
         parameter.grad = grad
         set_rates(optimizer, lr, decay, fairseq_eps(eps, beta2, update))
         optimizer.step()
-    expected = fairseq_adam(start, grads, lr, beta1, beta2, eps, decay)
+    expected = fairseq_adam(start, grads, lr, (beta1, beta2), eps, decay)
     torch.testing.assert_close(parameter.detach(), expected, rtol=1e-12, atol=1e-14)
 
 

@@ -1,7 +1,7 @@
 """Our masks and the reference's (tests/fixtures/goldens/mask_stats.json) as two samples of one distribution.
 
-Keys are fixed, so a test that passes once always passes. A wrong span length, share, border rule or order of steps is off
-by tens of standard errors.
+Keys are fixed, so a test that passes once always passes. A wrong span length, share, border rule or order of steps is
+off by tens of standard errors.
 """
 
 from __future__ import annotations
