@@ -51,7 +51,7 @@ class Plan:
         if size < 1 or micro_batch < 1:
             raise ConfigError("micro_batch", micro_batch, f"must be at least 1, and so must the samples ({size})")
         if lengths is not None and max_tokens is not None and lengths.max() > max_tokens:
-            raise ConfigError("data.max_tokens", max_tokens, f"is less than one sample of {lengths.max()}", "raise it")
+            raise ConfigError("max_tokens", max_tokens, f"is less than one sample of {lengths.max()}", "raise it")
         self.size, self.seed, self.micro_batch = size, seed, micro_batch
         self.lengths, self.max_tokens, self.buckets = lengths, max_tokens, buckets
 

@@ -63,7 +63,7 @@ class TextSource:
             vocabulary = tokenizer.load(Path(str(given)))
             if vocabulary.size != self.vocab_size:
                 rule = f"must be {vocabulary.size}, the size of {given} with <s>, <pad>, </s>, <unk> and <mask>"
-                raise ConfigError("data.vocab_size", self.vocab_size, rule, f"set data.vocab_size={vocabulary.size}")
+                raise ConfigError("source.vocab_size", self.vocab_size, rule, f"set source.vocab_size={vocabulary.size}")
             return vocabulary
         trained = tokenizer.train(self.corpus.texts(), self.vocab_size)
         if self.cache:
@@ -78,7 +78,7 @@ class TextSource:
         stream = np.concatenate(pieces) if pieces else np.empty(0, np.int32)
         if len(stream) < self.block - 1:
             rule = f"is more than the whole text, {len(stream)} tokens"
-            raise ConfigError("data.block", self.block, rule, "set a smaller block or give more text")
+            raise ConfigError("source.block", self.block, rule, "set a smaller block or give more text")
         return stream
 
     def __len__(self) -> int:

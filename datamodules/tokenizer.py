@@ -56,7 +56,7 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     least = len(SPECIALS) + len(alphabet) + 1
     if vocab_size < least:
-        raise ConfigError("data.vocab_size", vocab_size, f"must be at least {least}: all bytes and the special tokens")
+        raise ConfigError("source.vocab_size", vocab_size, f"must be at least {least}: all bytes and the special tokens")
     trainer = trainers.BpeTrainer(vocab_size=vocab_size - 1, special_tokens=list(SPECIALS), initial_alphabet=alphabet,
                                   show_progress=False)  # fmt: skip
     tokenizer.train_from_iterator(texts, trainer)
@@ -85,9 +85,9 @@ def load(path: Path) -> Vocabulary:
             if all(file.exists() for file in pair) and path in (folder, pair[0]):
                 return Vocabulary(ByteLevelBPETokenizer.from_file(*map(str, pair)), _fairseq_order(folder))
     except Exception as error:  # `tokenizers` raises bare Exception for a file that it cannot parse
-        raise ConfigError("data.tokenizer", path, f"cannot be read ({error})", "give a tokenizer.json") from None
+        raise ConfigError("source.tokenizer", path, f"cannot be read ({error})", "give a tokenizer.json") from None
     rule = "must be a tokenizer.json, or a folder with one or with vocab.json + merges.txt or encoder.json + vocab.bpe"
-    raise ConfigError("data.tokenizer", path, rule, "or leave it null to train one on the data")
+    raise ConfigError("source.tokenizer", path, rule, "or leave it null to train one on the data")
 
 
 def _fairseq_order(folder: Path) -> list[int] | None:

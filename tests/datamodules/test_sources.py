@@ -174,7 +174,7 @@ def test_blocks_are_the_stream_cut() -> None:
 
 def test_text_shorter_than_a_block_is_told() -> None:
     source = TextSource(Lines(["short"]), block=512, vocab_size=300, tokenizer=None, cache=None)
-    with pytest.raises(ConfigError, match=r"data.block=512 is more than the whole text, \d+ tokens; set a smaller"):
+    with pytest.raises(ConfigError, match=r"source.block=512 is more than the whole text, \d+ tokens; set a smaller"):
         len(source)
 
 

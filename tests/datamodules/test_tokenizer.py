@@ -45,7 +45,7 @@ def test_trained_vocabulary_has_its_size_the_special_ids_and_every_byte() -> Non
 
 
 def test_too_small_a_vocabulary_is_told() -> None:
-    with pytest.raises(ConfigError, match=r"data\.vocab_size=100 must be at least 261"):
+    with pytest.raises(ConfigError, match=r"source\.vocab_size=100 must be at least 261"):
         tokenizer.train(TEXTS, 100)
 
 
@@ -85,7 +85,7 @@ def test_what_is_no_tokenizer_is_told(tmp_path: Path) -> None:
         tokenizer.load(tmp_path / "nowhere")
     plain().save(str(tmp_path / "tokenizer.json"))
     source = TextSource(SyntheticText(5, 1, 1, 0), 16, 1000, str(tmp_path), None)
-    with pytest.raises(ConfigError, match=r"data.vocab_size=1000 must be 8, .* set data.vocab_size=8"):
+    with pytest.raises(ConfigError, match=r"source.vocab_size=1000 must be 8, .* set source.vocab_size=8"):
         len(source)
 
 
