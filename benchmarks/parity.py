@@ -19,7 +19,7 @@ from d2v_pretrain.interop import keymap
 from d2v_pretrain.interop.reference import Reference, build
 from d2v_pretrain.models.encoder import Encoded
 from d2v_pretrain.objective.predictors import ConvDecoder
-from d2v_pretrain.optim import fairseq_eps, parameter_groups, scale_gradients, set_rates
+from d2v_pretrain.optim import fairseq_eps, scale_gradients, set_rates
 from d2v_pretrain.types import Batch, Mask, Tokens
 
 # Largest error allowed, relative to the tensor's largest value (forward, gradients) or absolute (after the step).
@@ -187,7 +187,7 @@ def after_step(reference: Reference, golden: Golden) -> Tensors:
     model, settings = reference.objective, golden.config["optimizer"]
     if "clip_norm" in settings:
         torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], settings["clip_norm"])
-    _optimize(model, golden)
+    _optimize(reference, golden)
     model.teacher.update(model.student, 1)
     student = {name: p.detach() for name, p in own_parameters(reference).items()}
     teacher = model.teacher.encoder.state_dict()
@@ -233,10 +233,16 @@ def _outside(reference: Reference, golden: Golden) -> Tensors:
     return named
 
 
-def _optimize(model: torch.nn.Module, golden: Golden) -> None:
+def _optimize(reference: Reference, golden: Golden) -> None:
+    """The goldens' optimizer: decay for every parameter, or (data2vec 1 vision) for those of more than one axis."""
     settings, vision1 = golden.config["optimizer"], golden.config["recipe"] == "data2vec 1.0 vision"
-    groups = parameter_groups([model.student, model.predictor], "matrices" if vision1 else "all")
-    optimizer = torch.optim.AdamW(groups, betas=tuple(settings["betas"]))
+    groups: dict[bool, list[Tensor]] = {True: [], False: []}
+    for name, parameter in own_parameters(reference).items():
+        theirs = reference.student[name]
+        recorded = golden.init[f"student.{theirs if isinstance(theirs, str) else theirs[0]}"]
+        groups[recorded.ndim > 1 or not vision1].append(parameter)
+    listed = [{"params": params, "lr_scale": 1.0, "decays": decays} for decays, params in groups.items() if params]
+    optimizer = torch.optim.AdamW(listed, betas=tuple(settings["betas"]))
     eps = settings["eps"] if vision1 else fairseq_eps(settings["eps"], settings["betas"][1], 1)
     set_rates(optimizer, settings["lr"], settings["weight_decay"], eps)
     optimizer.step()
