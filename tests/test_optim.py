@@ -75,7 +75,7 @@ def test_set_rates_writes_every_group() -> None:
 
 
 def fairseq_adam(
-    p: Tensor, grads: list[Tensor], lr: float, beta1: float, beta2: float, eps: float, wd: float
+    p: Tensor, grads: list[Tensor], lr: float, betas: tuple[float, float], eps: float, wd: float
 ) -> Tensor:
     """fairseq's formula: eps beside sqrt(v), both bias corrections in the step size, decay first."""
     (beta1, beta2), m, v = betas, torch.zeros_like(p), torch.zeros_like(p)

@@ -79,7 +79,7 @@ def test_a_sample_has_its_mask_in_any_batch(name: str) -> None:
 
 
 def test_equal_spans_depend_on_the_micro_batch_by_design() -> None:
-    """data2vec 1 audio gives every row of a micro-batch the number of the row with the fewest, by thinning the others."""
+    """data2vec 1 audio thins every row of a micro-batch to the number of the row with the fewest."""
     loose, tight = SpanMask(0.65, 10, equal=False)(7, IDS, 1, GRID1), SpanMask(0.65, 10)(7, IDS, 1, GRID1)
     numbers = loose.masked.sum(1)
     assert numbers.unique().numel() > 1
