@@ -11,12 +11,12 @@ from rich import get_console
 
 from d2v_pretrain.callbacks.metrics import Meter
 
-# Logged number -> what people call it, and its format.
+# Logged number -> its name on the screen, short enough for a bar of 80 columns, and its format.
 SHOWN = {
     "loss": ("loss", "{:.3f}"),
     "samples_per_s": ("samples/s", "{:.1f}"),
-    "data_wait": ("data wait", "{:.0%}"),
-    "padding": ("padding", "{:.0%}"),
+    "data_wait": ("wait", "{:.0%}"),
+    "padding": ("pad", "{:.0%}"),
     "mfu": ("MFU", "{:.1%}"),
 }
 
@@ -32,6 +32,7 @@ def summary(values: dict[str, float]) -> dict[str, str]:
 class Progress(RichProgressBar, Meter):
     """Lightning's Rich bar, counting optimizer steps out of all of the run, with the numbers of the last logged step.
 
+    ``wait`` is the share of time spent waiting for data, ``pad`` the share of the inputs that is padding.
     A log file is no place for a bar: without a terminal every logged step is printed as a line instead.
     """
 
@@ -67,7 +68,11 @@ class Progress(RichProgressBar, Meter):
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """Texts only; Lightning's own would ask the device for the loss."""
-        return self.shown
+        return {name: text for name, text in self.shown.items() if name != "left"}
+
+    def configure_columns(self, trainer: Trainer) -> list[Any]:
+        """Bar, steps, elapsed and remaining time; there is one thing to describe, and samples/s tells the speed."""
+        return super().configure_columns(trainer)[1:-1]
 
     def _get_train_description(self, current_epoch: int) -> str:
         return "Pretraining"

@@ -21,7 +21,7 @@ def test_summary_is_for_people() -> None:
     assert summary(values) == {
         "loss": "0.512",
         "samples/s": "1234.6",
-        "data wait": "2%",
+        "wait": "2%",
         "MFU": "43.2%",
         "left": "1:02:05",
     }
@@ -33,7 +33,7 @@ def test_without_a_terminal_logged_steps_are_lines(
     fit(toy(), 10, [MetricsLog(5), Throughput(), Progress()])
     printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("step ")]
     assert [line.split()[1] for line in printed] == ["1/10", "5/10", "10/10"]
-    assert all("loss " in line and "samples/s" in line and "left" in line for line in printed)
+    assert all("loss " in line and "samples/s" in line and "pad 50%" in line and "left" in line for line in printed)
 
 
 class Watch(Callback):
