@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import Protocol
 
 import numpy as np
@@ -98,7 +99,7 @@ class PretrainDataModule(LightningDataModule):
         stream = Stream(self.plan(), self.slots, rank, world, self.cursor)
         # batch_size=None: the sampler yields whole micro-batches and the data set reads them, in order with any workers
         return DataLoader(MicroBatches(self.source), batch_size=None, sampler=stream, num_workers=self.workers,
-                          pin_memory=torch.cuda.is_available())  # fmt: skip
+                          pin_memory=torch.cuda.is_available(), worker_init_fn=_outlive_signals)  # fmt: skip
 
     def describe(self) -> str:
         """One line that names the data and its size."""
@@ -114,3 +115,13 @@ class PretrainDataModule(LightningDataModule):
         cuts = range(self.micro_batch, len(ids), self.micro_batch)
         batches = MicroBatches(self.source)
         return [batches[Slot(part, 0, ())] for part in np.split(ids, cuts)]
+
+
+def _outlive_signals(worker: int) -> None:
+    """A stop signal goes to every process of a job, and training needs its workers up to the step where it saves.
+
+    A worker told to end does so two minutes later, in case nobody is there any more to shut it down.
+    """
+    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda *_: signal.alarm(120))

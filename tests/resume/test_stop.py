@@ -1,0 +1,95 @@
+"""Asked to stop: one save at a step boundary, exit code 85, the same command goes on; Lightning's own protocol is off."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
+
+from d2v_pretrain import checkpoint
+from d2v_pretrain.stopping import AGAIN, StopRequest
+from tests.resume import lives
+from tests.resume.lives import COMMON, RUNS, STEPS
+
+ARGV = RUNS["text"] + COMMON
+
+
+def last_step(cwd: Path) -> int:
+    last, rejected = checkpoint.newest_valid(cwd / "runs/run/checkpoints")
+    assert not rejected
+    return -1 if last is None else checkpoint.step_of(last)
+
+
+def test_signals_save_once_and_leave_with_85(tmp_path: Path) -> None:
+    lives.finish(tmp_path / "whole", ARGV)
+    cwd = tmp_path / "stopped"
+    for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
+        before = last_step(cwd)
+        processes = lives.start(cwd, [*ARGV, "workers=1"])
+        goal = lives.trained(cwd) + 5
+        assert lives.waits(lambda goal=goal: lives.trained(cwd) >= goal, processes)
+        os.killpg(processes[0].pid, number)  # type: ignore[arg-type]  # as Slurm does: workers are signalled too
+        assert lives.ends(processes) == [AGAIN], (cwd / "out.txt").read_text()[-3000:]
+        assert before < last_step(cwd) < STEPS
+        assert f"step={last_step(cwd)}.ckpt" in {p.name for p in (cwd / "runs/run/checkpoints").iterdir()}
+    said = (cwd / "out.txt").read_text()
+    assert "stopped at step" in said and "SIGTERM" in said and "The same command goes on" in said
+    lives.finish(cwd, ARGV)
+    assert list(lives.differences(lives.outcome(cwd), lives.outcome(tmp_path / "whole"))) == []
+    assert len(lives.history(cwd)) == 2 * STEPS
+
+
+def test_a_signal_while_starting_is_heard(tmp_path: Path) -> None:
+    processes = lives.start(tmp_path, ARGV)
+    assert lives.waits(lambda: "run in" in said(tmp_path), processes)
+    os.kill(processes[0].pid, signal.SIGTERM)  # type: ignore[arg-type]
+    assert lives.ends(processes) == [AGAIN], said(tmp_path)
+    assert lives.trained(tmp_path) <= 2
+
+
+def test_max_hours(tmp_path: Path) -> None:
+    assert lives.ends(lives.start(tmp_path, [*ARGV, "max_hours=0.00005"])) == [AGAIN], said(tmp_path)
+    assert 0 < last_step(tmp_path) < STEPS and "max_hours is over" in said(tmp_path)
+
+
+def test_a_second_interrupt_quits_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[int] = []
+    monkeypatch.setattr(os, "_exit", left.append)
+    request = StopRequest()
+    request.install()
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert request.reason == "Ctrl-C" and not left
+        os.kill(os.getpid(), signal.SIGINT)
+        assert left == [130]
+    finally:
+        request.uninstall()
+
+
+def test_the_handler_that_was_there_before_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    called: list[int] = []
+    old = signal.signal(signal.SIGUSR2, lambda number, frame: called.append(number))
+    request = StopRequest()
+    request.install()
+    try:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        assert request.reason == "SIGUSR2" and not called
+        request.hand_over()
+        assert called == [signal.SIGUSR2]
+    finally:
+        request.uninstall()
+        signal.signal(signal.SIGUSR2, old)
+
+
+def test_lightning_has_the_private_names_that_are_switched_off() -> None:
+    assert callable(_SignalConnector.register_signal_handlers)
+    assert callable(_TrainingEpochLoop._broadcast_sigterm_tensor)
+
+
+def said(cwd: Path) -> str:
+    file = cwd / "out.txt"
+    return file.read_text() if file.exists() else ""
