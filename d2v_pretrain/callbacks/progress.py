@@ -72,7 +72,9 @@ class Progress(RichProgressBar, Meter):
 
     def configure_columns(self, trainer: Trainer) -> list[Any]:
         """Bar, steps, elapsed and remaining time; there is one thing to describe, and samples/s tells the speed."""
-        return super().configure_columns(trainer)[1:-1]
+        bar, *rest = super().configure_columns(trainer)[1:-1]
+        bar.bar_width = 10  # Rich would wrap the numbers before it shortens the bar
+        return [bar, *rest]
 
     def _get_train_description(self, current_epoch: int) -> str:
         return "Pretraining"
