@@ -84,7 +84,8 @@ class Data2Vec(nn.Module):
         losses = {"regression": self.loss(pred, at_masked).sum()}
         if self.cls_weight:
             mean = target.mean(1).repeat_interleave(self.clones, 0)
-            losses["cls"] = self.cls_weight * mask.count * self.loss(encoded.x[:, 0], mean).sum()
+            counted = mask.masked.any(1)  # not a sample of weight 0, which has nothing to predict
+            losses["cls"] = self.cls_weight * mask.count * (counted * self.loss(encoded.x[:, 0], mean)).sum()
         detached = {name: value.detach() for name, value in losses.items()}
         return Output(
             torch.stack(list(losses.values())).sum(), mask.count, pred.detach(), at_masked, position, detached
