@@ -76,7 +76,7 @@ def in_words(error: Exception) -> ConfigError:
         )
     message = str(error)
     if found := re.search(r"You must specify '(\S+)'", message):
-        return ConfigError(found[1], "", f"has to be one of {', '.join(choices(found[1]))}", f"type {found[1]}=…")
+        return ConfigError(found[1], "???", "has no value", f"choose one of {', '.join(choices(found[1]))}")
     if found := re.search(r"Could not override '([^'\s]+)'", message):
         return _no_such_key(found[1])
     if isinstance(error, InterpolationResolutionError):
@@ -109,9 +109,7 @@ def _no_such_key(key: str) -> ConfigError:
         keys = sorted(_keys(load(["modality=audio"])))
     groups = sorted(p.relative_to(config_folder()).parent.as_posix() for p in config_folder().glob("*/*.yaml"))
     near = _nearest(key, keys + list(dict.fromkeys(groups)))
-    return ConfigError(
-        key, value, f"is not a setting{near}", f"the settings are in {_file(key)}; +{key}=… adds a new one"
-    )
+    return ConfigError(key, value, f"is not a setting{near}", f"the settings are in {_file(key)}")
 
 
 def _keys(cfg: DictConfig) -> Iterator[str]:
@@ -127,11 +125,10 @@ def _keys(cfg: DictConfig) -> Iterator[str]:
 
 
 def _nearest(name: str, known: list[str]) -> str:
-    """`` (did you mean a or b?)``: by the whole name first, then by its last part."""
-    near = difflib.get_close_matches(name, known, 3, 0.7)
+    """`` (did you mean a or b?)``: by the whole name, else by its last part."""
     last = {key: key.rpartition(".")[2] for key in known}
-    near += [k for k in known if last[k] in difflib.get_close_matches(name.rpartition(".")[2], last.values(), 2, 0.75)]
-    near = list(dict.fromkeys(near))[:3]
+    alike = difflib.get_close_matches(name.rpartition(".")[2], last.values(), 2, 0.75)
+    near = difflib.get_close_matches(name, known, 2, 0.8) or [key for key in known if last[key] in alike][:3]
     return f" (did you mean {' or '.join(near)}?)" if near else ""
 
 

@@ -10,11 +10,10 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.rules import RULES, check_numbers
 
 _SPECIAL = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 _SIMPLE = {"int": int, "float": (int, float), "bool": bool, "str": str, "None": type(None)}
-_POSITIVE = ("steps", "global_batch", "micro_batch", "log_every", "lr", "checkpoint.keep_last")
-_POSITIVE_OR_NULL = ("max_hours", "max_tokens", "clip", "checkpoint.every_steps", "checkpoint.every_minutes")
 
 
 def config_folder() -> Path:
@@ -41,14 +40,17 @@ def register_resolvers() -> None:
 
 
 def run_name(chosen: Mapping[str, str | None]) -> str:
-    """A run's name if none is typed: the experiment's, else modality, objective, encoder and data.
+    """A run's name if none is typed: the experiment's, else modality, objective, encoder, data and unusual choices.
 
     Args:
         chosen: choice by group.
     """
     if chosen["experiment"] is not None:
         return str(chosen["experiment"])
-    return "_".join(str(chosen[group]) for group in ("modality", "objective", "encoder", "data"))
+    name = "_".join(str(chosen[group]) for group in ("modality", "objective", "encoder", "data"))
+    usual = f"{chosen['modality']}_{chosen['objective']}"
+    changed = [str(chosen[group]) for group in ("architecture", "masking") if chosen[group] != usual]
+    return "_".join([name, *changed])
 
 
 def precision_here() -> str:
@@ -91,18 +93,7 @@ def check(cfg: DictConfig) -> None:
     Raises:
         ConfigError: naming the key as the user types it, its value, the rule and a remedy.
     """
-    _check_missing(cfg)
-    for path, node in _constructors(cfg):
-        _check_arguments(path, node)
-    for rule in (
-        _check_numbers,
-        _check_going_on,
-        _check_sizes,
-        _check_groups,
-        _check_view,
-        _check_mask,
-        _check_devices,
-    ):
+    for rule in (_check_missing, _check_experiment, check_numbers, _check_constructors, *RULES):
         rule(cfg)
 
 
@@ -120,6 +111,25 @@ def _missing(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{key}"
         elif isinstance(cfg[key], DictConfig):
             yield from _missing(cfg[key], f"{prefix}{key}.")
+
+
+def _check_experiment(cfg: DictConfig) -> None:
+    """A published row fits the modality and objective in its name only."""
+    from hydra.core.hydra_config import HydraConfig
+
+    chosen = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
+    words = set(str(chosen["experiment"]).split("_")) if chosen else set()
+    for group in ("modality", "objective"):
+        meant = words & set(choices(group))
+        if meant and chosen[group] not in meant:
+            raise ConfigError(
+                "experiment", chosen["experiment"], f"is not for {group}={chosen[group]}", f"leave out {group}="
+            )
+
+
+def _check_constructors(cfg: DictConfig) -> None:
+    for path, node in _constructors(cfg):
+        _check_arguments(path, node)
 
 
 def _constructors(cfg: DictConfig, prefix: str = "") -> Iterator[tuple[str, DictConfig]]:
@@ -159,126 +169,3 @@ def _check_type(key: str, value: Any, annotation: str) -> None:
     fits = any(isinstance(value, _SIMPLE[part]) and (part == "bool") == isinstance(value, bool) for part in parts)
     if not fits:
         raise ConfigError(key, value, f"must be {annotation.replace(' | ', ' or ').replace('None', 'null')}")
-
-
-def _check_numbers(cfg: DictConfig) -> None:
-    for key in (*_POSITIVE, *_POSITIVE_OR_NULL):
-        value = OmegaConf.select(cfg, key)
-        if value is None and key in _POSITIVE_OR_NULL:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or value <= 0:
-            raise ConfigError(key, value, "must be a positive number")
-    if cfg.warmup >= cfg.steps:
-        raise ConfigError("warmup", cfg.warmup, f"must be less than steps={cfg.steps}")
-    if not 0 <= cfg.ema.start <= cfg.ema.end <= 1:
-        raise ConfigError(
-            "ema.start", cfg.ema.start, f"must lie between 0 and ema.end={cfg.ema.end}, which is at most 1"
-        )
-
-
-def _check_going_on(cfg: DictConfig) -> None:
-    if cfg.task != "pretrain":
-        raise ConfigError("task", cfg.task, "must be pretrain", "fine-tuning is not part of this version")
-    if cfg.resume not in ("auto", "never"):
-        raise ConfigError("resume", cfg.resume, "must be auto or never")
-    if not str(cfg.name) or set(str(cfg.name)) & set('/\\:*?"<>| '):
-        raise ConfigError("name", cfg.name, "must be usable as the name of a folder", "leave out spaces and slashes")
-    if cfg.init_from is not None and not Path(cfg.init_from).is_file():
-        raise ConfigError("init_from", cfg.init_from, "is not a file", "give the path of a checkpoint")
-
-
-def _check_sizes(cfg: DictConfig) -> None:
-    encoder, target = cfg.encoder, cfg.objective.targets
-    if encoder.width % encoder.heads:
-        raise ConfigError("encoder.heads", encoder.heads, f"must divide encoder.width={encoder.width}")
-    if not 1 <= target.top_k <= encoder.depth:
-        rule = f"must be between 1 and encoder.depth={encoder.depth}"
-        raise ConfigError("objective.targets.top_k", target.top_k, rule, "the targets average that many last blocks")
-    if cfg.objective.cls_weight and not OmegaConf.select(cfg, "architecture.extra_tokens"):
-        raise ConfigError("objective.cls_weight", cfg.objective.cls_weight, "needs an architecture with a CLS token")
-    patch = OmegaConf.select(cfg, "architecture.stem.patch")
-    if patch is not None and cfg.source.size % patch:
-        raise ConfigError("source.size", cfg.source.size, f"must be a multiple of architecture.stem.patch={patch}")
-
-
-def _check_groups(cfg: DictConfig) -> None:
-    """Grouped convolutions need channels that divide evenly."""
-    for node, channels in (("architecture.positions", ("width",)), ("objective.predictor", ("width", "dim"))):
-        groups = OmegaConf.select(cfg, f"{node}.groups")
-        for side in channels if groups is not None else ():
-            size = OmegaConf.select(cfg, f"{node}.{side}")
-            if size % groups:
-                raise ConfigError(f"{node}.groups", groups, f"must divide {node}.{side}={size}")
-
-
-def _check_view(cfg: DictConfig) -> None:
-    """Tokens can only be dropped if every row keeps the same number, and a head only reads tokens that are there."""
-    drops = cfg.objective.view._target_.endswith("Drop")
-    unequal = OmegaConf.select(cfg, "masking.equal") is False or _class(cfg.masking) == "RectangleMask"
-    if drops and unequal:
-        remedy = "choose masking=block, inverse_block or token, or objective=data2vec1"
-        raise ConfigError("masking", _class(cfg.masking), "masks a different number of tokens in each row", remedy)
-    if drops and _class(cfg.objective.predictor) == "Head":
-        raise ConfigError("objective.predictor", "Head", "cannot predict tokens that were dropped", "use ConvDecoder")
-    stem_has_vector = OmegaConf.select(cfg, "architecture.stem.masked")
-    if not drops and stem_has_vector is False:
-        raise ConfigError(
-            "mask_vector", False, "must be true where masked tokens are replaced", "leave it to objective="
-        )
-
-
-def _check_mask(cfg: DictConfig) -> None:
-    mask, grid = cfg.masking, token_grid(cfg)
-    size = grid[0] if len(grid) == 1 else min(grid)
-    if len(grid) != 2 and _class(mask) == "RectangleMask":
-        raise ConfigError("masking", "rectangle", "needs images", "choose span, block or token")
-    if len(grid) == 2 and cfg.objective.predictor._target_.endswith("ConvDecoder") != (
-        OmegaConf.select(cfg, "objective.predictor.dims") == 2
-    ):
-        raise ConfigError("objective.predictor.dims", cfg.objective.predictor.dims, "must be 2 for images")
-    if "prob" in mask and not 0 < mask.prob < 1:
-        raise ConfigError("masking.prob", mask.prob, "must lie between 0 and 1")
-    if "length" in mask and not 1 <= mask.length < size:
-        raise ConfigError(
-            "masking.length", mask.length, f"must be less than the {size} tokens along a side of the input"
-        )
-    if "count" in mask and not 1 <= mask.count < grid[0] * grid[-1]:
-        raise ConfigError(
-            "masking.count", mask.count, f"must be less than the {grid[0] * grid[-1]} patches of an image"
-        )
-    if OmegaConf.select(cfg, "masking.random_prob") and OmegaConf.select(cfg, "architecture.stem.vocabulary") is None:
-        raise ConfigError("masking.random_prob", mask.random_prob, "needs a text stem")
-
-
-def token_grid(cfg: DictConfig) -> tuple[int, ...]:
-    """Tokens of the longest input: (T,), or (rows, columns) for images."""
-    if OmegaConf.select(cfg, "architecture.stem.patch") is not None:
-        side = cfg.source.size // cfg.architecture.stem.patch
-        return (side, side)
-    if OmegaConf.select(cfg, "source.crop_seconds") is None:
-        return (int(cfg.source.block),)
-    length = round(cfg.source.crop_seconds * 16_000)
-    for _, kernel, stride in cfg.architecture.stem.layers:
-        length = (length - kernel) // stride + 1
-    return (length,)
-
-
-def _check_devices(cfg: DictConfig) -> None:
-    trainer = cfg.trainer
-    if trainer.accelerator == "gpu":
-        import torch
-
-        if not torch.cuda.is_available():
-            raise ConfigError("trainer", "gpu", "needs a GPU and torch sees none", "type trainer=cpu")
-    world = trainer.devices * trainer.num_nodes if isinstance(trainer.devices, int) else 1
-    unit = cfg.micro_batch * world
-    if cfg.global_batch % unit:
-        rule = f"must be a multiple of micro_batch x devices = {cfg.micro_batch} x {world}"
-        nearest = max(unit, round(cfg.global_batch / unit) * unit)
-        raise ConfigError(
-            "global_batch", cfg.global_batch, rule, f"type global_batch={nearest}, or another micro_batch"
-        )
-
-
-def _class(node: DictConfig) -> str:
-    return node._target_.rpartition(".")[2]

@@ -30,7 +30,7 @@ ALLOWED = {
     "models": BASE | {"masking"},
     "objective": BASE | {"masking", "models"},
     "family": BASE | {"masking", "models"},
-    "interop": {"models", "family", "types", "errors"},
+    "interop": BASE | {"masking", "models", "objective", "family"},
     "optim": BASE,
     "checkpoint": BASE,
     "pretrain": BASE | {"masking", "models", "objective", "optim", "checkpoint"},
@@ -39,7 +39,8 @@ ALLOWED = {
     "evaluate": BASE | {"models", "objective", "probe"},
     "callbacks": BASE
     | {"masking", "models", "objective", "pretrain", "evaluate", "probe", "checkpoint", "stopping", "distributed"},
-    "config": {"errors"},
+    "rules": {"errors"},
+    "config": {"errors", "rules"},
     "provenance": {"errors"},
 }
 RUN = {*ALLOWED, "run"}
