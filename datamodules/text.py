@@ -63,7 +63,7 @@ class TextSource:
             vocabulary = tokenizer.load(Path(str(given)))
             if vocabulary.size != self.vocab_size:
                 rule = f"must be {vocabulary.size}, the size of {given} with <s>, <pad>, </s>, <unk> and <mask>"
-                raise ConfigError("source.vocab_size", self.vocab_size, rule, f"set source.vocab_size={vocabulary.size}")
+                raise ConfigError("source.vocab_size", self.vocab_size, rule, f"set it to {vocabulary.size}")
             return vocabulary
         trained = tokenizer.train(self.corpus.texts(), self.vocab_size)
         if self.cache:

@@ -56,7 +56,7 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     least = len(SPECIALS) + len(alphabet) + 1
     if vocab_size < least:
-        raise ConfigError("source.vocab_size", vocab_size, f"must be at least {least}: all bytes and the special tokens")
+        raise ConfigError("source.vocab_size", vocab_size, f"must be at least {least}, all bytes and the specials")
     trainer = trainers.BpeTrainer(vocab_size=vocab_size - 1, special_tokens=list(SPECIALS), initial_alphabet=alphabet,
                                   show_progress=False)  # fmt: skip
     tokenizer.train_from_iterator(texts, trainer)

@@ -85,7 +85,7 @@ def test_what_is_no_tokenizer_is_told(tmp_path: Path) -> None:
         tokenizer.load(tmp_path / "nowhere")
     plain().save(str(tmp_path / "tokenizer.json"))
     source = TextSource(SyntheticText(5, 1, 1, 0), 16, 1000, str(tmp_path), None)
-    with pytest.raises(ConfigError, match=r"source.vocab_size=1000 must be 8, .* set source.vocab_size=8"):
+    with pytest.raises(ConfigError, match=r"source.vocab_size=1000 must be 8, .* set it to 8"):
         len(source)
 
 
