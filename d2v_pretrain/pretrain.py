@@ -103,9 +103,10 @@ class Pretrain(L.LightningModule):
         if self.trainer.world_size > 1:
             torch.distributed.all_reduce(total)
         trained = [p for group in optimizer.param_groups for p in group["params"]]
-        scale_gradients(trained, self.trainer.world_size / total[1])  # DDP has taken the mean over ranks
+        positions = total[1].clamp(min=1)  # none if no sample of the step could be decoded
+        scale_gradients(trained, self.trainer.world_size / positions)  # DDP has taken the mean over ranks
         norm = torch.nn.utils.clip_grad_norm_(trained, float("inf") if self.clip is None else self.clip)
-        self.log_metrics = {"loss": total[0] / total[1], "grad_norm": norm.detach()}
+        self.log_metrics = {"loss": total[0] / positions, "grad_norm": norm.detach()}
         self._loss, self._count = torch.zeros_like(self._loss), 0
 
     def optimizer_step(
