@@ -142,9 +142,11 @@ def _melody(rng: np.random.Generator, frames: int) -> np.ndarray:
 
 def _pulses(pitch: np.ndarray) -> np.ndarray:
     """(frames * HOP,) float32 pulse train of unit power at ``pitch`` (frames,) in Hz."""
-    step = np.repeat(pitch / RATE, HOP)
-    turns = np.floor(np.cumsum(step)).astype(np.int32)
-    return np.where(np.diff(turns, prepend=0) > 0, 1 / np.sqrt(step), 0).astype(np.float32)
+    phase = np.cumsum(np.repeat(pitch / RATE, HOP))
+    at = np.searchsorted(phase, np.arange(1, int(phase[-1]) + 1))  # where a turn is complete
+    train = np.zeros(len(phase), np.float32)
+    train[at] = np.sqrt(RATE / pitch[at // HOP])
+    return train
 
 
 def _filter(source: np.ndarray, response: np.ndarray) -> np.ndarray:
