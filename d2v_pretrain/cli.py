@@ -24,7 +24,8 @@ def main() -> None:
     # Hydra prints its errors and exits, with a trace for those that are not its own; asked for full errors, it raises.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     register_resolvers()
-    sys.argv[1:] = spelled_for_hydra(sys.argv[1:])
+    # argparse takes no more overrides after an option in their midst.
+    sys.argv[1:] = sorted(spelled_for_hydra(sys.argv[1:]), key=lambda a: a not in ("-m", "--multirun"))
     try:
         hydra.main(str(config_folder()), "pretrain", version_base="1.3")(_task)()
     except (HydraException, OmegaConfBaseException) as error:

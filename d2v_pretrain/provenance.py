@@ -79,7 +79,7 @@ def check_same_run(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         ConfigError: naming the first setting that differs.
     """
     before, after = dict(_flat(old)), dict(_flat(new))
-    for key in sorted(before.keys() | after.keys()):
+    for key in sorted(before.keys() | after.keys(), key=lambda key: (key.count("."), key)):  # causes before effects
         if _is_under(key, IDENTITY) and not _is_under(key, FREE) and before.get(key) != after.get(key):
             rule = f"differs from {before.get(key)}, with which the run {new['name']} was started"
             raise ConfigError(key, after.get(key), rule, "type name=… for a new run")
