@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -191,7 +191,7 @@ def audio2(s: Settings, extra: Settings) -> Reference:
     policy = BlockMask(m["mask_prob"], m["mask_length"], m["mask_prob_adjust"], m["inverse_mask"])
     teacher = partial(Teacher, decay=_decay(s), copied=("stem",), reads_student_stem=True)
     names = keymap.audio2_stem(len(stem), m["conv_pos_depth"])
-    return _data2vec2(s, m, "AUDIO", student, teacher, policy, names)
+    return _data2vec2(s, m, student, teacher, policy, names, "AUDIO")
 
 
 def image2(s: Settings, extra: Settings) -> Reference:
@@ -202,7 +202,7 @@ def image2(s: Settings, extra: Settings) -> Reference:
     student = _encoder2(s, m, stem, positions=SinCosPositions(width), extra_tokens=tokens)
     policy = BlockMask(m["mask_prob"], m["mask_length"], m["mask_prob_adjust"], m["inverse_mask"])
     teacher = partial(Teacher, decay=_decay(s))
-    return _data2vec2(s, m, "IMAGE", student, teacher, policy, keymap.image2_stem())
+    return _data2vec2(s, m, student, teacher, policy, keymap.image2_stem(), "IMAGE", dims=2)
 
 
 def text2(s: Settings, extra: Settings) -> Reference:
@@ -213,7 +213,12 @@ def text2(s: Settings, extra: Settings) -> Reference:
     stem = TextStem(width, extra["vocab"]["size"], m["max_source_positions"], m["dropout"])
     student = _encoder2(s, m, stem, input_norm=False)
     teacher = partial(Teacher, decay=_decay(s), copied=("stem",), reads_student_stem=True)
-    return _data2vec2(s, m, "TEXT", student, teacher, TokenMask(m["mask_prob"]), keymap.text2_stem())
+    built = _data2vec2(s, m, student, teacher, TokenMask(m["mask_prob"]), keymap.text2_stem(), "TEXT", init="bert")
+    # The reference's teacher is the list of blocks, named from their index.
+    blocks = keymap.teacher_names(
+        built.student, lambda n: n.removeprefix("blocks.") if n.startswith("blocks.") else None
+    )
+    return replace(built, teacher=blocks)
 
 
 def _encoder2(s: Settings, m: Settings, stem: Any, **parts: Any) -> Encoder:
@@ -224,39 +229,35 @@ def _encoder2(s: Settings, m: Settings, stem: Any, **parts: Any) -> Encoder:
 
 
 def _data2vec2(
-    s: Settings, m: Settings, modality: str, student: Encoder, teacher: Any, policy: Any, stem_names: Names
+    s: Settings, m: Settings, student: Encoder, teacher: Any, policy: Any, names: Names, section: str, **decoder: Any
 ) -> Reference:
+    """What the three share; ``section`` is the modality's name in parameter names."""
     d = m["decoder"]
-    layers, ratio = d.get("projection_layers", 1), d.get("projection_ratio", 2.0)
-    decoder = ConvDecoder(
+    layers = d.get("projection_layers", 1)
+    predictor = ConvDecoder(
         s["embed_dim"],
         d["decoder_dim"],
         d["decoder_kernel"],
         d["decoder_layers"],
         d["decoder_groups"],
-        2 if modality == "IMAGE" else 1,
-        d.get("decoder_residual", True),
-        d["input_dropout"],
-        m["mask_noise_std"],
-        layers,
-        ratio,
-        "bert" if modality == "TEXT" else "default",
+        residual=d.get("decoder_residual", True),
+        input_dropout=d["input_dropout"],
+        noise_std=m["mask_noise_std"],
+        projection_layers=layers,
+        projection_ratio=d.get("projection_ratio", 2.0),
+        **decoder,
     )
-    targets = _targets(s, s["average_top_k_layers"])
-    cls = s.get("cls_loss", 0.0)
-    objective = Data2Vec(student, teacher, policy, Drop(), decoder, targets, _loss(s), s["clone_batch"], cls)
+    targets, clones, cls = _targets(s, s["average_top_k_layers"]), s["clone_batch"], s.get("cls_loss", 0.0)
+    objective = Data2Vec(student, teacher, policy, Drop(), predictor, targets, _loss(s), clones, cls)
     projections = ("",) if layers == 1 else (".0", ".2")
-    shared = keymap.data2vec2(modality, student.depth, m["prenet_depth"], d["decoder_layers"], projections)
-    names = stem_names | shared
-    return Reference(objective, names, keymap.teacher_names(names, _teacher2(modality)), m["prenet_depth"])
+    names |= keymap.data2vec2(section, student.depth, m["prenet_depth"], d["decoder_layers"], projections)
+    return Reference(objective, names, keymap.teacher_names(names, _full_name), m["prenet_depth"])
 
 
-def _teacher2(modality: str) -> Callable[[str], str | None]:
-    """The reference's text teacher is its list of blocks, named from their index; the others keep full names."""
-    if modality == "TEXT":
-        return lambda name: name.removeprefix("blocks.") if name.startswith("blocks.") else None
+def _full_name(name: str) -> str | None:
+    """The reference's audio and image teachers keep full names, without what they share with the student."""
     shared = ("AUDIO.local_encoder", "AUDIO.project_features")
-    return lambda name: None if name.removeprefix("modality_encoders.").startswith(shared) else name
+    return None if name.removeprefix("modality_encoders.").startswith(shared) else name
 
 
 def _block(
