@@ -154,12 +154,17 @@ def _cell(result: Mapping[str, Any], metric: str, row: str) -> str:
 
 
 def verdict(result: Mapping[str, Any]) -> str:
-    """One sentence: did pretraining beat the random encoder and the raw features by the headline metric, and by how
-    much. Differences are only stated; one run on one seed proves no significance."""
+    """One sentence: did pretraining beat the random encoder and the raw features by the headline metric, by how much.
+
+    "Beats" takes a gain of two standard errors of the difference of two accuracies on so many test examples; one run on
+    one seed says nothing of the spread over seeds.
+    """
     column = result[result["headline"]]
     gains = {"the random encoder": "random", f"raw features ({result['floor_name']})": "floor"}
     parts = []
     for name, row in gains.items():
         gain = column["pretrained"] - column[row]
-        parts.append(f"{'beats' if gain > 0 else 'does NOT beat'} {name} ({gain:+.3f})")
+        error = sum(p * (1 - p) / result["test"] for p in (column["pretrained"], column[row])) ** 0.5
+        said = "beats" if gain > 2 * error else "does NOT clearly beat" if gain > 0 else "does NOT beat"
+        parts.append(f"{said} {name} ({gain:+.3f})")
     return f"The pretrained encoder {' and '.join(parts)} by {METRICS[result['headline']]}."

@@ -171,9 +171,11 @@ def test_probe_returns_the_documented_plain_numbers_and_prints_them() -> None:
     assert f"{result['linear']['pretrained']:.3f}" in text
 
 
-def test_verdict_admits_defeat() -> None:
+def test_verdict_admits_defeat_and_chance() -> None:
     result = {"headline": "knn", "floor_name": "pixels", "knn": {"floor": 0.3, "random": 0.1, "pretrained": 0.2}}
-    text = evaluate.verdict(result)
+    few = evaluate.verdict(result | {"test": 100})  # two standard errors of the difference are .1 here
+    assert "does NOT clearly beat the random encoder (+0.100)" in few
+    text = evaluate.verdict(result | {"test": 1000})
     assert "beats the random encoder (+0.100)" in text and "does NOT beat raw features (pixels) (-0.100)" in text
 
 
