@@ -32,8 +32,9 @@ COMMON = [
 ]  # fmt: skip
 # Small passes, so that a run is several; dropout, layer drop, crops and decoder noise are all on.
 RUNS = {
-    "audio": ["modality=audio", "data.sequences=34", "source.crop_seconds=0.4", "encoder.conv=[[16,10,10],[16,8,8],[16,4,4]]",
-              "architecture.layer_drop=0.3", "architecture.input_dropout=0.1", "architecture.positions.groups=4",
+    "audio": ["modality=audio", "data.sequences=34", "source.crop_seconds=0.4",
+              "encoder.conv=[[16,10,10],[16,8,8],[16,4,4]]", "architecture.layer_drop=0.3",
+              "architecture.input_dropout=0.1", "architecture.positions.groups=4",
               "masking.length=2", "objective.predictor.dim=16", "objective.predictor.groups=4"],
     "vision": ["modality=vision", "data.images=37", "objective.predictor.dim=16", "objective.predictor.groups=4"],
     "text": ["modality=text", "data=folder", "data.root=texts", "source.vocab_size=280", "source.block=16",
@@ -48,6 +49,7 @@ def live(cwd: str, argv: Sequence[str], env: dict[str, str]) -> None:
     os.environ.update(env)
     os.setpgrp()
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # data-loading workers are started as in any other process
     sys.argv = ["train.py", *argv]
     out = os.open("out.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1), os.dup2(out, 2)
@@ -59,7 +61,7 @@ def live(cwd: str, argv: Sequence[str], env: dict[str, str]) -> None:
 
     def training_step(module: Pretrain, batch: Any, batch_idx: int) -> torch.Tensor:
         loss = trained(module, batch, batch_idx)
-        if module.trainer.fit_loop.epoch_loop.batch_progress.current.started:  # not DDP's throw-away passes
+        if batch.cursor:  # a batch of the stream, not DDP's throw-away one
             accumulate = module.trainer.accumulate_grad_batches
             slot = module.global_rank * accumulate + batch_idx % accumulate
             mask = hashlib.sha256(module.objective.draw(batch).masked.numpy().tobytes()).hexdigest()[:16]
@@ -82,7 +84,13 @@ def start(cwd: Path, argv: Sequence[str], world: int = 1) -> list[BaseProcess]:
     env = {"OMP_NUM_THREADS": "1"}
     ranks = []
     if world > 1:
-        argv = [*argv, "trainer=ddp", "trainer.accelerator=cpu", f"trainer.devices={world}", "trainer.precision=32-true"]
+        argv = [
+            *argv,
+            "trainer=ddp",
+            "trainer.accelerator=cpu",
+            f"trainer.devices={world}",
+            "trainer.precision=32-true",
+        ]
         argv.remove("trainer=cpu")
         env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()), "WORLD_SIZE": str(world)}
         env |= {"TORCHELASTIC_RUN_ID": "lives", "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": str(world)}
@@ -173,7 +181,8 @@ def history(cwd: Path, exact: bool = True) -> dict[tuple[int, int], dict[str, An
         for text in file.read_text().splitlines():
             line = json.loads(text)
             before = seen.setdefault((line.pop("step"), line.pop("slot")), line)
-            assert before == line or (not exact and without_loss(before) == without_loss(line))
+            same = before == line or (not exact and without_loss(before) == without_loss(line))
+            assert same, (file, before, line)
     return seen
 
 
@@ -190,7 +199,7 @@ def passes(history: dict[tuple[int, int], dict[str, Any]]) -> list[list[int]]:
 
 
 def _sentences() -> Iterator[str]:
-    words = "the a red old cat dog sees eats finds house tree under over slowly".split()
+    words = ["the", "a", "red", "old", "cat", "dog", "sees", "eats", "finds", "house", "tree", "under", "over"]
     for i in range(40):
         yield " ".join(words[(i * 7 + j * j) % len(words)] for j in range(9)) + "."
 

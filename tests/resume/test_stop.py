@@ -1,4 +1,4 @@
-"""Asked to stop: one save at a step boundary, exit code 85, the same command goes on; Lightning's own protocol is off."""
+"""Asked to stop: one save at a step boundary, exit code 85, the same command goes on."""
 
 from __future__ import annotations
 
