@@ -60,7 +60,7 @@ def test_cosine_of_data2vec_2_audio() -> None:
 
 
 def test_cosine_of_data2vec_1_vision() -> None:
-    """BEiT's schedule lists every value in advance: numpy's linspace and a formula over arange."""
+    """BEiT's formula after the warm-up. Its warm-up is a linspace that reaches the peak one step before ours."""
     peak, final, initial, warmup, steps = 2e-3, 1e-5, 1e-6, 7, 50
     rate = WarmupCosine(peak, warmup, steps, initial, final)
     for step in range(warmup, steps):

@@ -235,6 +235,24 @@ def test_a_step_never_asks_the_device_for_a_value(name: str, version: int) -> No
     assert output.loss.is_meta and 0 < output.count == len(output.pred)
 
 
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("name", ENCODERS)
+def test_mixed_precision_gives_nearly_the_same_loss_and_float32_targets(name: str, version: int) -> None:
+    modality = "vision" if name == "beit" else name
+    dims = 2 if modality == "vision" else 1
+    policy = RectangleMask(9, 2) if modality == "vision" and version == 1 else POLICIES[modality]
+    student = ENCODERS[name]()
+    model = (data2vec1(student, policy) if version == 1 else data2vec2(student, policy, dims)).eval()
+    batch = batch_of(modality)
+    exact = model(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = model(batch)
+    output.loss.backward()
+    assert output.loss.dtype == output.target.dtype == output.pred.dtype == torch.float32
+    assert float(output.loss.detach()) == pytest.approx(float(exact.loss.detach()), rel=0.05)
+    assert all(p.grad is None or p.grad.dtype == torch.float32 for p in model.parameters())
+
+
 def test_the_teacher_of_the_public_text_run_reads_masked_tokens_only() -> None:
     model = data2vec1(encoder("text"), SpanMask(0.4, 2, False, False), teacher_view=MaskedTokensOnly())
     batch = batch_of("text")
