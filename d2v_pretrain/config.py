@@ -13,7 +13,7 @@ from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.rules import RULES, check_numbers
 
 _SPECIAL = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
-_SIMPLE = {"int": int, "float": (int, float), "bool": bool, "str": str, "None": type(None)}
+_SIMPLE: dict[str, Any] = {"int": int, "float": (int, float), "bool": bool, "str": str, "None": type(None)}
 
 
 def config_folder() -> Path:
@@ -104,7 +104,7 @@ def _check_missing(cfg: DictConfig) -> None:
 
 def _missing(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
     """Keys without a value of their own; not those that point to such a key."""
-    for key in cfg:
+    for key in map(str, cfg):
         if OmegaConf.is_interpolation(cfg, key):
             continue
         if OmegaConf.is_missing(cfg, key):
@@ -134,7 +134,7 @@ def _check_constructors(cfg: DictConfig) -> None:
 
 def _constructors(cfg: DictConfig, prefix: str = "") -> Iterator[tuple[str, DictConfig]]:
     """Every node that names a ``_target_``, once, with its path."""
-    for key in cfg:
+    for key in map(str, cfg):
         if OmegaConf.is_interpolation(cfg, key) or not isinstance(node := cfg[key], DictConfig):
             continue
         if "_target_" in node:

@@ -10,8 +10,9 @@ from d2v_pretrain.errors import ConfigError
 
 _WHOLE = ("steps", "global_batch", "micro_batch", "log_every", "checkpoint.keep_last")
 _WHOLE_OR_NULL = ("max_tokens", "checkpoint.every_steps")
-_POSITIVE = ("lr",)
+_POSITIVE = ("lr", "ema.steps")
 _POSITIVE_OR_NULL = ("clip", "max_hours", "checkpoint.every_minutes")
+_NUMBERS = ("warmup", "weight_decay", "ema.start", "ema.end", "ema.steps")
 
 
 def at(cfg: Any, key: str) -> Any:
@@ -23,14 +24,13 @@ def at(cfg: Any, key: str) -> Any:
 
 def check_numbers(cfg: Any) -> None:
     """What counts or measures is a positive number; durations fit into the run."""
-    for keys, kind, nullable in (
-        (_WHOLE, int, False),
-        (_WHOLE_OR_NULL, int, True),
-        (_POSITIVE, (int, float), False),
-        (_POSITIVE_OR_NULL, (int, float), True),
-    ):
+    for keys, nullable in ((_WHOLE, False), (_WHOLE_OR_NULL, True), (_POSITIVE, False), (_POSITIVE_OR_NULL, True)):
         for key in keys:
-            _check_positive(key, at(cfg, key), kind, nullable)
+            whole = keys in (_WHOLE, _WHOLE_OR_NULL)
+            _check_positive(key, at(cfg, key), whole, nullable)
+    for key in _NUMBERS:
+        if isinstance(at(cfg, key), bool) or not isinstance(at(cfg, key), int | float):
+            raise ConfigError(key, at(cfg, key), "must be a number")
     if not isinstance(cfg.seed, int):
         raise ConfigError("seed", cfg.seed, "must be a whole number")
     if cfg.warmup >= cfg.steps:
@@ -40,11 +40,12 @@ def check_numbers(cfg: Any) -> None:
         raise ConfigError("ema.start", cfg.ema.start, rule)
 
 
-def _check_positive(key: str, value: Any, kind: type | tuple[type, ...], nullable: bool) -> None:
+def _check_positive(key: str, value: Any, whole: bool, nullable: bool) -> None:
     if value is None and nullable:
         return
-    if isinstance(value, bool) or not isinstance(value, kind) or value <= 0:
-        rule = f"must be a positive {'whole number' if kind is int else 'number'}"
+    number = isinstance(value, int) or (isinstance(value, float) and not whole)
+    if not number or isinstance(value, bool) or value <= 0:
+        rule = f"must be a positive {'whole number' if whole else 'number'}"
         raise ConfigError(key, value, rule + (" or null" if nullable else ""))
 
 

@@ -142,7 +142,12 @@ def build_trainer(cfg: DictConfig, folder: Path) -> Trainer:
 def _quiet_lightning() -> None:
     """Its greetings, and warnings about what is meant: a teacher in eval mode, loaders sized by measurement."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for message in (".*in eval mode at the start of training", ".*LeafSpec", ".*not have many workers", ".*Grad strides"):
+    for message in (
+        ".*in eval mode at the start of training",
+        ".*LeafSpec",
+        ".*not have many workers",
+        ".*Grad strides",
+    ):
         warnings.filterwarnings("ignore", message)
 
 

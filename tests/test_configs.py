@@ -157,6 +157,7 @@ WRONG = {
     "ema.start=0.9999": "ema.start=0.9999 must lie between 0 and ema.end",
     "steps=many": "steps=many must be a positive whole number",
     "steps=0": "positive",
+    "ema.end=late": "ema.end=late must be a number",
     "max_hours=-1": "max_hours=-1 must be a positive number or null",
     "objective.clones=two": "objective.clones=two must be int",
     "objective.cls_weight=0.1": "CLS",
