@@ -109,5 +109,5 @@ class Cosine:
 
     def __call__(self, step: int) -> float:
         """Value at ``step``."""
-        progress = min(1.0, step / self.steps)
+        progress = min(1.0, step / max(1, self.steps))
         return self.end - 0.5 * (self.end - self.start) * (1 + math.cos(math.pi * progress))

@@ -13,8 +13,7 @@ class Batch:
     """One micro-batch, as a datamodule yields it.
 
     ``ids``, ``lengths``, ``weight`` and ``cursor`` describe the batch to the host and never leave it: masks are
-        functions
-    of ``ids`` and ``lengths``, so every count is known without asking the device.
+    functions of ``ids`` and ``lengths``, so every count is known without asking the device.
 
     Args:
         inputs: (B, S) float waveform at 16 kHz | (B, 3, H, W) float image | (B, T) int64 token ids.
@@ -130,7 +129,8 @@ class Mask:
         # A stable sort keeps both the visible and the dropped positions ascending, on every device.
         order = dropped.to(torch.int8).argsort(dim=1, stable=True)
         kept = order[:, : masked.shape[1] - int(hidden[0])]
-        return cls(masked, index, kept, order.argsort(dim=1), random)
+        places = torch.arange(masked.shape[1], device=masked.device).expand_as(order)
+        return cls(masked, index, kept, torch.empty_like(order).scatter_(1, order, places), random)
 
     def to(self, device: torch.device | str) -> Mask:
         """The same mask on ``device`` (asynchronous from page-locked or pageable host memory)."""

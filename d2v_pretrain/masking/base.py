@@ -46,8 +46,8 @@ def within(lengths: Tensor, n: int) -> Tensor:
 
 def highest(score: Tensor, count: Tensor) -> Tensor:
     """(R, T) bool, True at the ``count[r]`` largest scores of each row."""
-    rank = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
-    return rank < count[:, None]
+    order = score.argsort(dim=1, descending=True, stable=True)
+    return torch.zeros_like(score, dtype=torch.bool).scatter_(1, order, within(count, score.shape[1]))
 
 
 def equalise(masked: Tensor, lengths: Tensor) -> Mask:

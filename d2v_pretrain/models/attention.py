@@ -34,8 +34,6 @@ class Attention(nn.Module):
         """
         rows, size, width = x.shape
         q, k, v = self._project(x).view(rows, size, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        if bias is not None and bias.dtype != torch.bool:
-            bias = bias.to(q.dtype)
         y = F.scaled_dot_product_attention(q, k, v, bias, self.dropout if self.training else 0.0)
         return self.out(y.transpose(1, 2).reshape(rows, size, width))
 

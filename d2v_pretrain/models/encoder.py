@@ -105,7 +105,7 @@ class Encoder(nn.Module):
         x, valid, kept = self._visible(tokens, mask)
         if self.extra_tokens:
             x = torch.cat([self.extra.expand(x.shape[0], -1, -1).to(x.dtype), x], 1)
-        bias = self._attention_bias(tokens.grid, kept, valid)
+        bias = self._attention_bias(tokens.grid, kept, valid, x)
         x = F.dropout(self.input_norm(x), self.input_dropout, self.training)
         x, layers = self._blocks(x, bias, top_k, tensor)
         return Encoded(self.final_norm(x), layers, valid, self.extra_tokens)
@@ -132,8 +132,15 @@ class Encoder(nn.Module):
             seen = seen + gather_rows(offsets.expand(x.shape[0], -1, -1), kept)
         return seen, None if valid is None else valid.gather(1, kept), kept
 
-    def _attention_bias(self, grid: tuple[int, ...], kept: Tensor | None, valid: Tensor | None) -> Tensor | None:
+    def _attention_bias(
+        self, grid: tuple[int, ...], kept: Tensor | None, valid: Tensor | None, x: Tensor
+    ) -> Tensor | None:
+        """What all blocks add to their logits, in the precision that they compute in; see ``Attention``."""
         bias = None if self.bias is None else self.bias(grid, kept, self.extra_tokens)
+        if bias is not None:
+            device = x.device.type
+            mixed = torch.is_autocast_enabled(device)
+            bias = bias.to(torch.get_autocast_dtype(device) if mixed else x.dtype)  # once, not in every block
         if valid is None:
             return bias
         allowed = F.pad(valid, (self.extra_tokens, 0), value=True)[:, None, None]

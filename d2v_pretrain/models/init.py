@@ -12,8 +12,7 @@ def initialise_blocks(blocks: nn.ModuleList, scheme: str) -> None:
     """Initialise the linear layers of every block in place; biases become 0, norms stay 1 and 0.
 
     ``bert``: N(0, .02) (fairseq ``init_bert_params``). ``beit``: normal of std .02 cut at +-.02, then the two output
-        projections
-    of block l (from 1) are divided by ``sqrt(2 l)`` (BEiT ``fix_init_weight``).
+    projections of block l (from 1) are divided by ``sqrt(2 l)`` (BEiT ``fix_init_weight``).
     """
     assert scheme in ("bert", "beit"), f"unknown init {scheme!r}: bert or beit"
     for depth, block in enumerate(blocks, start=1):

@@ -61,10 +61,18 @@ class AudioStem(Stem):
 
     def features(self, waveform: Tensor) -> Tensor:
         """(B, S) -> (B, T, C) normalised convolutional features, before the projection."""
-        x = waveform.unsqueeze(-1)
+        x = F.pad(waveform, (0, max(0, self.receptive_field - waveform.shape[1]))).unsqueeze(-1)
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = F.gelu(norm(conv_last(x, conv)))
         return self.norm(x)
+
+    @property
+    def receptive_field(self) -> int:
+        """Samples that one frame sees: 400 of the published stem. Shorter batches are padded with silence."""
+        field = 1
+        for _, kernel, stride in reversed(self.layers):
+            field = (field - 1) * stride + kernel
+        return field
 
     def grid(self, shape: torch.Size) -> tuple[int, ...]:
         """(T,) for (B, S): 49 frames for 16,000 samples of the published stem."""

@@ -53,7 +53,7 @@ class TextStem(Stem):
         ids = batch.inputs.repeat_interleave(mask.masked.shape[0] // len(batch), 0)
         last = self.token.num_embeddings - 1
         if mask.random is not None:
-            regular = (SPECIALS + mask.random * (last - SPECIALS)).long()
+            regular = SPECIALS + (mask.random * (last - SPECIALS)).long()
             ids = torch.where(mask.random >= 0, regular, ids)
         return Tokens(self._embed(ids.masked_fill(mask.masked, last), local.valid), local.grid, local.valid)
 
