@@ -43,6 +43,7 @@ class VisionSource:
         jitter: strength of random brightness, contrast and saturation; 0 for none.
         flip: probability of a horizontal flip.
         mean, std: of each colour, in [0, 1].
+        standardise: take from each image its own mean colour and contrast, in place of ``mean`` and ``std``.
         centre: what a probe keeps of the shorter side: 224/256 for photographs, 1 for tiny images.
         seed: of the run.
     """
@@ -52,12 +53,13 @@ class VisionSource:
 
     def __init__(self, corpus: ImageCorpus, size: int, scale: tuple[float, float], ratio: tuple[float, float],
                  jitter: float, flip: float, mean: tuple[float, float, float], std: tuple[float, float, float],
-                 centre: float, seed: int) -> None:  # fmt: skip
+                 centre: float, standardise: bool, seed: int) -> None:  # fmt: skip
         self.corpus, self.size, self.seed = corpus, size, seed
         bicubic = v2.InterpolationMode.BICUBIC
         crop = v2.RandomResizedCrop(size, tuple(scale), tuple(ratio), bicubic)
         colour = [v2.ColorJitter(jitter, jitter, jitter)] if jitter else []
-        finish = [v2.ToDtype(torch.float32, scale=True), v2.Normalize(list(mean), list(std))]
+        standard = v2.Lambda(_standardised) if standardise else v2.Normalize(list(mean), list(std))
+        finish = [v2.ToDtype(torch.float32, scale=True), standard]
         self.augment = v2.Compose([crop, *colour, v2.RandomHorizontalFlip(flip), *finish])
         self.view = v2.Compose([v2.Resize(round(size / centre), bicubic), v2.CenterCrop(size), *finish])
 
@@ -95,6 +97,12 @@ class VisionSource:
 
     def _whole(self, image: np.ndarray) -> Tensor:
         return self.view(torch.from_numpy(image))
+
+
+def _standardised(image: Tensor) -> Tensor:
+    """(3, H, W) without the image's own mean colour, at unit contrast over all colours."""
+    image = image - image.mean((1, 2), keepdim=True)
+    return image / (image.square().mean().sqrt() + 1e-3)
 
 
 def pixels(batch: Batch) -> Tensor:

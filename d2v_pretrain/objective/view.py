@@ -54,3 +54,20 @@ class MaskedTokensOnly:
         """The teacher's batch. One clone only."""
         lengths = torch.full_like(batch.ids, batch.inputs.shape[1])
         return replace(batch, inputs=batch.inputs.masked_fill(~mask.masked, self.pad), lengths=lengths)
+
+
+@dataclass(frozen=True)
+class Recolour:
+    """The teacher sees each image in other colours: channels permuted, scaled by .5 to 1.5 and, at random, inverted.
+
+    Not published: the reference's optional ``target_transform``, an own colour jitter for the teacher, taken further.
+    What the student cannot know of the target is then its colours, and what is left to predict is shape.
+    """
+
+    def __call__(self, batch: Batch, mask: Mask) -> Batch:
+        """The teacher's batch; (B, 3, H, W) images of about zero mean."""
+        draw = torch.rand(2, *batch.inputs.shape[:2], device=batch.inputs.device)  # from the step's generator
+        order = draw[0].argsort(1)[..., None, None].expand_as(batch.inputs)
+        sign = 1 - 2 * (draw[1] < 0.5).to(batch.inputs.dtype)
+        gain = sign * (0.5 + (2 * draw[1]) % 1)
+        return replace(batch, inputs=batch.inputs.gather(1, order) * gain[..., None, None])

@@ -63,12 +63,19 @@ def audio(lengths: list[int], seed: int = 0, **settings: int) -> PretrainDataMod
 
 def vision(seed: int = 0, **changes: object) -> VisionSource:
     settings = {"size": 32, "scale": (0.5, 1), "ratio": (0.75, 1.33), "jitter": 0.4, "flip": 0.5, "centre": 1.0}
-    colours = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3)}
+    colours = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3), "standardise": False}
     return VisionSource(SyntheticVision(10, 4, 4, 0), **{**settings, **colours, **changes}, seed=seed)
 
 
 def same(a: Batch, b: Batch) -> bool:
     return torch.equal(a.inputs, b.inputs) and torch.equal(a.ids, b.ids) and (a.epoch, a.cursor) == (b.epoch, b.cursor)
+
+
+def test_standardised_images_have_no_colour_and_unit_contrast() -> None:
+    image = vision(standardise=True).read(3, 0)
+    assert image is not None
+    assert image.mean((1, 2)).abs().max() < 1e-5
+    assert abs(float(image.square().mean()) - 1) < 0.05
 
 
 def test_waveform_is_normalised_before_the_crop() -> None:

@@ -3,6 +3,6 @@
 from d2v_pretrain.models.stems.audio import AudioStem
 from d2v_pretrain.models.stems.base import Stem
 from d2v_pretrain.models.stems.text import TextStem
-from d2v_pretrain.models.stems.vision import VisionStem
+from d2v_pretrain.models.stems.vision import EdgeStem, VisionStem
 
-__all__ = ["AudioStem", "Stem", "TextStem", "VisionStem"]
+__all__ = ["AudioStem", "EdgeStem", "Stem", "TextStem", "VisionStem"]

@@ -21,20 +21,22 @@ class TextStem(Stem):
     Args:
         width: D of the tokens.
         vocabulary: number of ids, with ``<s>`` 0, ``<pad>`` 1, ``</s>`` 2, ``<unk>`` 3 and ``<mask>`` last.
-        max_tokens: longest sequence.
+        max_tokens: longest sequence; None for no learned positions (the encoder's own must then tell the order).
         dropout: of the embeddings.
         norm_eps: of the LayerNorm.
     """
 
     def __init__(
-        self, width: int, vocabulary: int, max_tokens: int = 512, dropout: float = 0.1, norm_eps: float = 1e-5
+        self, width: int, vocabulary: int, max_tokens: int | None = 512, dropout: float = 0.1, norm_eps: float = 1e-5
     ) -> None:
         super().__init__()
         self.token = nn.Embedding(vocabulary, width, PAD)
-        self.position = nn.Embedding(max_tokens + PAD + 1, width, PAD)
+        self.position = None if max_tokens is None else nn.Embedding(max_tokens + PAD + 1, width, PAD)
         self.norm = nn.LayerNorm(width, norm_eps)
         self.dropout = nn.Dropout(dropout)
         for table in (self.token, self.position):
+            if table is None:
+                continue
             nn.init.normal_(table.weight, std=0.02)
             with torch.no_grad():
                 table.weight[PAD].zero_()
@@ -58,5 +60,8 @@ class TextStem(Stem):
         return Tokens(self._embed(ids.masked_fill(mask.masked, last), local.valid), local.grid, local.valid)
 
     def _embed(self, ids: Tensor, valid: Tensor | None) -> Tensor:
-        real = torch.ones_like(ids) if valid is None else valid.long()
-        return self.dropout(self.norm(self.token(ids) + self.position(real.cumsum(1) * real + PAD)))
+        x = self.token(ids)
+        if self.position is not None:
+            real = torch.ones_like(ids) if valid is None else valid.long()
+            x = x + self.position(real.cumsum(1) * real + PAD)
+        return self.dropout(self.norm(x))

@@ -1,8 +1,9 @@
-"""Image -> patches: one strided convolution."""
+"""Image -> patches: one strided convolution, or overlapping edge filters for tiny models."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from d2v_pretrain.models.stems.base import Stem
@@ -43,7 +44,60 @@ class VisionStem(Stem):
 
     def grid(self, shape: torch.Size) -> tuple[int, ...]:
         """(H/p, W/p) for (B, C, H, W)."""
-        assert shape[2] % self.patch == 0 and shape[3] % self.patch == 0, (
-            f"image {tuple(shape[2:])} / patch {self.patch}"
-        )
-        return (shape[2] // self.patch, shape[3] // self.patch)
+        return _patches(shape, self.patch)
+
+
+class EdgeStem(Stem):
+    """Patches from overlapping filters, GELU and an average: edges and textures, whatever the sign of their contrast.
+
+    Not published; for tiny models. Filters of ``kernel`` pixels stand ``patch / 2`` apart, four of them make a token.
+    As with ``AudioStem``'s ``smooth``, what matters is the start: filters are smooth, blind to flat colour and in pairs
+    of opposite sign, and what they rectify is averaged, so that targets are worth predicting from the first step on.
+
+    Args:
+        width: D of the tokens.
+        patch: side of a patch in pixels, even.
+        filters: channels of the first convolution, even.
+        kernel: side of its filters in pixels, even; more than ``patch / 2`` overlaps.
+        channels: colour channels.
+        masked: learn a mask vector (data2vec 1).
+    """
+
+    def __init__(
+        self, width: int, patch: int, filters: int, kernel: int, channels: int = 3, masked: bool = False
+    ) -> None:
+        super().__init__()
+        self.patch, half = patch, patch // 2
+        self.filters = nn.Conv2d(channels, filters, kernel, half, (kernel - half) // 2)
+        self.projection = nn.Conv2d(filters, width, 2, 2)
+        if masked:
+            self.mask_vector = nn.Parameter(nn.init.trunc_normal_(torch.empty(width), std=0.02, a=-0.02, b=0.02))
+        _start_as_edges(self.filters)
+        with torch.no_grad():
+            mixing = torch.randn(width, filters, 1, 1) / filters**0.5
+            self.projection.weight.copy_(mixing.expand_as(self.projection.weight) / 4)
+
+    def forward(self, batch: Batch) -> Tokens:
+        """(B, C, H, W) -> (B, H/p * W/p, D) with grid (H/p, W/p)."""
+        x = self.projection(F.gelu(self.filters(batch.inputs)))
+        return Tokens(x.flatten(2).transpose(1, 2), self.grid(batch.inputs.shape))
+
+    def grid(self, shape: torch.Size) -> tuple[int, ...]:
+        """(H/p, W/p) for (B, C, H, W)."""
+        return _patches(shape, self.patch)
+
+
+@torch.no_grad()
+def _start_as_edges(conv: nn.Conv2d) -> None:
+    """Unit filters of zero mean, smoothed over 3 x 3 pixels, the second half the negative of the first."""
+    drawn = torch.randn_like(conv.weight[::2])
+    smooth = F.avg_pool2d(F.pad(drawn, (1, 1, 1, 1), mode="reflect"), 3, 1)
+    smooth = smooth - smooth.mean((2, 3), keepdim=True)
+    smooth = smooth / smooth.flatten(1).norm(dim=1)[:, None, None, None]
+    conv.weight.copy_(torch.cat([smooth, -smooth]))
+    nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+
+
+def _patches(shape: torch.Size, patch: int) -> tuple[int, int]:
+    assert shape[2] % patch == 0 and shape[3] % patch == 0, f"image {tuple(shape[2:])} / patch {patch}"
+    return (shape[2] // patch, shape[3] // patch)
