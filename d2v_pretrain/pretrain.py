@@ -63,6 +63,7 @@ class Pretrain(L.LightningModule):
         self.last_output: Output | None = None
         self.last_batch: Batch | None = None
         self._loss, self._count = torch.zeros(()), 0
+        self.bad = torch.zeros(())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One optimizer over student and predictor; its rates are written by ``optimizer_step``."""
@@ -98,7 +99,7 @@ class Pretrain(L.LightningModule):
         return output.loss * accumulate
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Divide the gradient by the step's global count, then clip; keep the step's loss for the log."""
+        """Divide the gradient by the step's global count, then clip; a step that is not finite will be skipped."""
         total = torch.stack([self._loss, self._loss.new_tensor(self._count)])
         if self.trainer.world_size > 1:
             torch.distributed.all_reduce(total)
@@ -107,6 +108,8 @@ class Pretrain(L.LightningModule):
         scale_gradients(trained, self.trainer.world_size / positions)  # DDP has taken the mean over ranks
         norm = torch.nn.utils.clip_grad_norm_(trained, float("inf") if self.clip is None else self.clip)
         self.log_metrics = {"loss": total[0] / positions, "grad_norm": norm.detach()}
+        self.bad = 1 - torch.isfinite(norm.detach()).float()  # the same on every rank, and no rank asks its device
+        optimizer.found_inf = self.bad  # type: ignore[attr-defined]  # torch's fused optimizers then change nothing
         self._loss, self._count = torch.zeros_like(self._loss), 0
 
     def optimizer_step(

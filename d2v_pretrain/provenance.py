@@ -76,13 +76,17 @@ def check_same_run(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
         old: resolved configuration in the run's folder. new: resolved configuration of this start.
 
     Raises:
-        ConfigError: naming the first setting that differs.
+        ConfigError: naming all settings that differ, causes before effects.
     """
     before, after = dict(_flat(old)), dict(_flat(new))
-    for key in sorted(before.keys() | after.keys(), key=lambda key: (key.count("."), key)):  # causes before effects
-        if _is_under(key, IDENTITY) and not _is_under(key, FREE) and before.get(key) != after.get(key):
-            rule = f"differs from {before.get(key)}, with which the run {new['name']} was started"
-            raise ConfigError(key, after.get(key), rule, "type name=… for a new run")
+    keys = sorted(before.keys() | after.keys(), key=lambda key: (key.count("."), key))  # causes before effects
+    ours = (key for key in keys if _is_under(key, IDENTITY) and not _is_under(key, FREE))
+    differing = [key for key in ours if before.get(key) != after.get(key)]
+    if differing:
+        first, *others = differing
+        rule = f"differs from {before.get(first)}, with which the run {new['name']} was started"
+        rule += f"; so do {', '.join(others)}" if others else ""
+        raise ConfigError(first, after.get(first), rule, "type name=… for a new run")
 
 
 def _flat(node: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,20 +1,16 @@
-"""Collapse and divergence, seen early and named: spread of targets and predictions, effective rank, non-finite loss."""
+"""Collapse and divergence, seen early and named: spread of targets and predictions, effective rank."""
 
 from __future__ import annotations
 
 import logging
-import math
-from typing import Any
 
-import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor
 
 from d2v_pretrain.callbacks.metrics import Meter
-from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.evaluate import features
 from d2v_pretrain.probe import effective_rank
-from d2v_pretrain.types import Batch, Output
+from d2v_pretrain.types import Batch
 
 log = logging.getLogger(__name__)
 
@@ -32,9 +28,7 @@ WARNINGS = {
 class Health(Meter):
     """Logs ``target_std, pred_std, target_position_std, pred_position_std`` and now and then ``effective_rank``.
 
-    Warns once per symptom, in plain words. Stops at a non-finite loss with the ids of the samples it appeared in, found
-    at the next logged step or save (every micro-batch's loss is kept on the device until then), so that no checkpoint
-    is written after one.
+    Warns once per symptom, in plain words. Steps that are not finite are the business of ``BadSteps``.
 
     The module has ``last_output: Output`` of its last micro-batch, ``statistics()`` of it, and ``objective`` with
     ``teacher.encoder``; the trainer a datamodule with ``health_batches(n)``.
@@ -61,15 +55,8 @@ class Health(Meter):
             min_position_share,
         )
         self.after, self.rank_every, self.samples = after, rank_every, samples
-        self.recent: list[tuple[int, Tensor, Tensor]] = []
         self.warned: set[str] = set()
         self.sample: list[Batch] | None = None
-
-    def count(self, trainer: Trainer, module: LightningModule, batch: Batch) -> None:
-        """Keep the loss, unread, with the ids it belongs to."""
-        output = module.last_output
-        assert isinstance(output, Output)
-        self.recent.append((trainer.global_step, batch.ids, output.loss.detach()))
 
     def observe(self, trainer: Trainer, module: LightningModule) -> dict[str, Tensor | float]:
         """See the class."""
@@ -81,18 +68,13 @@ class Health(Meter):
         return out
 
     def receive(self, trainer: Trainer, module: LightningModule, values: dict[str, float]) -> None:
-        """Stop at a non-finite loss, warn of collapse."""
-        self._stop_if_not_finite(trainer)
+        """Warn of collapse."""
         if trainer.global_step < self.after:
             return
         for symptom in self._symptoms(values):
             if symptom not in self.warned and trainer.is_global_zero:
                 log.warning("Step %d: %s.", trainer.global_step, WARNINGS[symptom].format(**values))
             self.warned.add(symptom)
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Never save what a non-finite loss has touched."""
-        self._stop_if_not_finite(trainer)
 
     def _symptoms(self, values: dict[str, float]) -> list[str]:
         """A constant is also constant at every position: the first name is enough then. nan compares as healthy."""
@@ -102,22 +84,3 @@ class Health(Meter):
         if values["target_position_std"] < self.min_position_share * values["target_std"]:
             found.append("position")
         return found
-
-    def _stop_if_not_finite(self, trainer: Trainer) -> None:
-        recent, self.recent = self.recent, []
-        losses = torch.stack([loss for _, _, loss in recent]).tolist() if recent else []
-        bad = [i for i, loss in enumerate(losses) if not math.isfinite(loss)]
-        # All ranks stop together: one that went on alone would wait for the others for ever.
-        if not trainer.strategy.reduce_boolean_decision(bool(bad), all=False):
-            return
-        remedy = "lower lr, raise warmup or set clip, and look at those samples"
-        if not bad:
-            raise ConfigError("loss", "nan", "was met by another rank, whose report names the samples", remedy)
-        step, ids, _ = recent[bad[0]]
-        rule = f"is not finite: first in the micro-batch ending at step {step}, of samples {_names(ids)}"
-        raise ConfigError("loss", losses[bad[0]], rule, remedy)
-
-
-def _names(ids: Tensor, most: int = 32) -> str:
-    names = ", ".join(str(i) for i in ids[:most].tolist())
-    return names + (f" and {len(ids) - most} more" if len(ids) > most else "")

@@ -24,13 +24,24 @@ class Saving(Checkpoint):
         folder: of the checkpoints.
         every_steps, every_minutes: None for never; each counts for itself.
         keep_last: so many ``step=N.ckpt`` stay.
+        keep_every: those of steps that divide by it stay too; None for no others.
     """
 
     def __init__(
-        self, folder: str | Path, every_steps: int | None, every_minutes: float | None, keep_last: int
+        self,
+        folder: str | Path,
+        every_steps: int | None,
+        every_minutes: float | None,
+        keep_last: int,
+        keep_every: int | None,
     ) -> None:
         super().__init__()
-        self.folder, self.every_steps, self.keep_last = Path(folder), every_steps, keep_last
+        self.folder, self.every_steps, self.keep_last, self.keep_every = (
+            Path(folder),
+            every_steps,
+            keep_last,
+            keep_every,
+        )
         self.pause = float("inf") if every_minutes is None else 60 * every_minutes
         self.seen = self.saved = 0
         self.last = time.monotonic()
@@ -63,7 +74,8 @@ class Saving(Checkpoint):
         if trainer.is_global_zero:
             point(path.with_name("last.ckpt"), path)
             for old in sorted(self.folder.glob("step=*.ckpt"), key=_step)[: -self.keep_last]:
-                old.unlink()
+                if self.keep_every is None or _step(old) % self.keep_every:
+                    old.unlink()
 
 
 def point(name: Path, path: Path) -> None:
