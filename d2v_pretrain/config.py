@@ -49,7 +49,8 @@ def run_name(chosen: Mapping[str, str | None]) -> str:
         return str(chosen["experiment"])
     name = "_".join(str(chosen[group]) for group in ("modality", "objective", "encoder", "data"))
     usual = f"{chosen['modality']}_{chosen['objective']}"
-    changed = [str(chosen[group]) for group in ("architecture", "masking") if chosen[group] != usual]
+    groups = {"architecture": f"small_{usual}", "masking": usual}
+    changed = [str(chosen[group]) for group, choice in groups.items() if chosen[group] != choice]
     return "_".join([name, *changed])
 
 

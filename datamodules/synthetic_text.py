@@ -14,18 +14,20 @@ import numpy as np
 from d2v_pretrain.rng import fold_in
 from datamodules.probe import Labelled, Split
 
-TOPICS = 8
-_ZIPF = 1.5
+TOPICS = 4
+_LONG = (40, 40)  # sentences of a document to pretrain on: most blocks of 64 tokens then lie in one document
+_SHORT = (3, 5)  # and of a document of the probe: it fits a block
 
 
 class SyntheticText:
     """Two kinds of pretraining text, and a probe on documents of the second kind that are not in it.
 
-    In the grammar, article, adjective and noun agree in number, and so do verb and subject; all sentences of a
-    document run subject-verb-object or all object-verb-subject, which only the agreement tells.
+    In the grammar, article, adjective and noun agree in number, and so do verb and subject. Subjects are persons,
+    objects and what follows "pe" are things. All sentences of a document run subject-verb-object or all
+    object-verb-subject: which words there are never tells the order, only which of them come before the verb.
 
     Args:
-        documents: grammar documents to pretrain on, 3 to 6 sentences each.
+        documents: grammar documents to pretrain on, 40 sentences each.
         train, test: labelled documents of the probe.
         seed: of the data, not of the run.
     """
@@ -38,7 +40,7 @@ class SyntheticText:
         """Paragraphs of the reference, then documents of the grammar."""
         for name in sorted(topics):
             yield from (" ".join(part.split()) for part in topics[name].split("\n\n") if part.strip())
-        yield from (self.grammar.document(i)[0] for i in range(self.documents))
+        yield from (self.grammar.document(i, _LONG)[0] for i in range(self.documents))
 
     def describe(self) -> str:
         """One line for the log."""
@@ -47,8 +49,9 @@ class SyntheticText:
 
     def labelled(self) -> list[Labelled[str]]:
         """Word order, and the topic as a check of sanity (words alone tell it)."""
-        first = [self.grammar.document(self.documents + i) for i in range(self.train)]
-        second = [self.grammar.document(self.documents + self.train + i) for i in range(self.test)]
+        first = [self.grammar.document(self.documents + i, _SHORT) for i in range(self.train)]
+        after = self.documents + self.train
+        second = [self.grammar.document(after + i, _SHORT) for i in range(self.test)]
         note = "grammar documents that are not in the pretraining text"
         order = Labelled("order", _split(first, 1), _split(second, 1), 2, f"S-V-O or O-V-S; {note}")
         return [order, Labelled("topic", _split(first, 2), _split(second, 2), TOPICS, f"a check of sanity; {note}")]
@@ -64,34 +67,38 @@ class Grammar:
     def __init__(self, seed: int) -> None:
         self.seed = seed
         words = _words(Random(fold_in(seed, 0)))
-        nouns, verbs, self.adjectives = (list(islice(words, n)) for n in (50, 24, 60))
+        people, verbs, self.adjectives = (list(islice(words, n)) for n in (24, 16, 20))
         # Shared words come after a topic's own, so that Zipf's law makes the own ones frequent
-        self.nouns = [list(islice(words, 20)) + nouns for _ in range(TOPICS)]
-        self.verbs = [list(islice(words, 8)) + verbs for _ in range(TOPICS)]
+        self.people = [list(islice(words, 6)) + people for _ in range(TOPICS)]
+        things = list(islice(words, 24))
+        self.things = [list(islice(words, 6)) + things for _ in range(TOPICS)]
+        self.verbs = [list(islice(words, 4)) + verbs for _ in range(TOPICS)]
 
-    def document(self, index: int) -> tuple[str, int, int]:
-        """The text, its order (0 subject first, 1 object first) and its topic."""
+    def document(self, index: int, sentences: tuple[int, int]) -> tuple[str, int, int]:
+        """The text, its order (0 subject first, 1 object first) and its topic; ``sentences`` is (fewest, most)."""
         rng = Random(fold_in(self.seed, 1, index))
         order, topic = int(rng.random() * 2), int(rng.random() * TOPICS)
-        count = 3 + int(rng.random() * 4)
+        least, most = sentences
+        count = least + int(rng.random() * (most - least + 1))
         return " ".join(self._sentence(rng, order, topic) for _ in range(count)), order, topic
 
     def _sentence(self, rng: Random, order: int, topic: int) -> str:
-        plural = rng.random() < 0.5
-        subject, other = self._phrase(rng, topic, plural), self._phrase(rng, topic, rng.random() < 0.5)
+        people, things = self.people[topic], self.things[topic]
+        plural = rng.random() >= 0.5
+        subject, other = self._phrase(rng, people, plural), self._phrase(rng, things, rng.random() >= 0.5)
         # 's and 're are tokens of their own in GPT-2's pre-tokenizer: the ending can be masked and predicted
         verb = _zipf(rng, self.verbs[topic]) + ("'re" if plural else "'s")
         parts = [other, verb, subject] if order else [subject, verb, other]
         if rng.random() < 0.3:
-            parts.append("pe " + self._phrase(rng, topic, rng.random() < 0.5))
+            parts.append("pe " + self._phrase(rng, things, rng.random() >= 0.5))
         return " ".join(parts) + "."
 
-    def _phrase(self, rng: Random, topic: int, plural: bool) -> str:
+    def _phrase(self, rng: Random, nouns: list[str], plural: bool) -> str:
         ending = "n" if plural else ""
         words = ["tos" if plural else "ta"]
-        if rng.random() < 0.4:
+        if rng.random() < 0.3:
             words.append(_zipf(rng, self.adjectives) + ending)
-        return " ".join([*words, _zipf(rng, self.nouns[topic]) + ending])
+        return " ".join([*words, _zipf(rng, nouns) + ending])
 
 
 def _words(rng: Random) -> Iterator[str]:
@@ -107,10 +114,10 @@ def _words(rng: Random) -> Iterator[str]:
 
 @cache
 def _weights(n: int) -> list[float]:
-    return list(accumulate((i + 1) ** -_ZIPF for i in range(n)))
+    return list(accumulate(1 / (i + 1) for i in range(n)))
 
 
 def _zipf(rng: Random, words: list[str]) -> str:
-    """One word, the n-th with a probability proportional to n^-1.5."""
+    """One word, the n-th with a probability proportional to 1 / n."""
     weights = _weights(len(words))
     return words[bisect(weights, rng.random() * weights[-1])]
