@@ -163,8 +163,10 @@ def differences(a: Any, b: Any, where: str = "") -> Iterator[str]:
     if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
         if a.dtype != b.dtype or a.shape != b.shape or a.numpy().tobytes() != b.numpy().tobytes():
             yield where
-    elif isinstance(a, dict) and isinstance(b, dict) and a.keys() == b.keys():
-        for key in a:
+    elif isinstance(a, dict) and isinstance(b, dict):
+        if a.keys() != b.keys():
+            yield f"{where}: only one has {sorted(map(str, a.keys() ^ b.keys()))}"
+        for key in a.keys() & b.keys():
             yield from differences(a[key], b[key], f"{where}.{key}")
     elif isinstance(a, list | tuple) and isinstance(b, list | tuple) and len(a) == len(b):
         for i, (x, y) in enumerate(zip(a, b)):
