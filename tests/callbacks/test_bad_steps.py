@@ -68,7 +68,5 @@ def test_many_in_a_row_go_back_once(poisoned: Callable, tmp_path: Path) -> None:
 
 
 def test_the_second_time_the_run_stops(poisoned: Callable) -> None:
-    with pytest.raises(
-        ConfigError, match=r"3 steps in a row, .* step 12, although the run had gone back"
-    ):
+    with pytest.raises(ConfigError, match=r"3 steps in a row, .* step 12, although the run had gone back"):
         poisoned({4, 5, 6, 7, 8, 9, 10, 11})
