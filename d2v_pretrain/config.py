@@ -94,7 +94,7 @@ def check(cfg: DictConfig) -> None:
     Raises:
         ConfigError: naming the key as the user types it, its value, the rule and a remedy.
     """
-    for rule in (_check_missing, _check_experiment, check_numbers, _check_constructors, *RULES):
+    for rule in (_check_experiment, _check_missing, check_numbers, _check_constructors, *RULES):
         rule(cfg)
 
 
