@@ -28,7 +28,7 @@ class Pretrain(L.LightningModule):
     Args:
         objective: what is trained.
         rate: learning rate of the updates done.
-        optimizer: makes a torch optimizer from parameter groups.
+        optimizer: makes a torch optimizer with ``fused=True`` from parameter groups.
         weight_decay: decoupled weight decay.
         eps: of Adam.
         eps_inside: add eps before the bias correction, as fairseq's Adam does (all but data2vec 1 vision).
@@ -68,7 +68,9 @@ class Pretrain(L.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One optimizer over student and predictor; its rates are written by ``optimizer_step``."""
         groups = parameter_groups([self.objective.student, self.objective.predictor], self.decay, self.lr_scales)
-        return self.make_optimizer(groups)
+        optimizer = self.make_optimizer(groups)
+        assert optimizer.defaults.get("fused"), "only torch's fused optimizers can skip a bad step on the device"
+        return optimizer
 
     def on_train_start(self) -> None:
         """With several ranks: two backward passes that count for nothing, so that all steps sum in one order.

@@ -10,7 +10,8 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.filterwarnings("ignore")  # Jupyter's own
-def test_method_notebook_runs() -> None:
+def test_method_notebook_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # threads of a second process that fight over two cores take minutes
     nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
     notebook = nbformat.read(ROOT / "notebooks" / "01_method.ipynb", 4)
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(ROOT)}}).execute()

@@ -85,7 +85,7 @@ def data2vec2(dropout: float) -> Data2Vec:
 
 def module(model: Data2Vec, **settings: Any) -> Pretrain:
     settings = {"clip": 0.5, "weight_decay": 0.1, "log_every": 2} | settings
-    return Pretrain(model, RATE, partial(torch.optim.AdamW, betas=(0.9, 0.98)), **settings)
+    return Pretrain(model, RATE, partial(torch.optim.AdamW, betas=(0.9, 0.98), fused=True), **settings)
 
 
 def fit(model: Pretrain, data: Data, steps: int, path: Path | None = None, *callbacks: L.Callback) -> L.Trainer:

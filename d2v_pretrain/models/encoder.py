@@ -139,7 +139,7 @@ class Encoder(nn.Module):
         bias = None if self.bias is None else self.bias(grid, kept, self.extra_tokens)
         if bias is not None:
             device = x.device.type
-            mixed = torch.is_autocast_enabled(device)
+            mixed = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
             bias = bias.to(torch.get_autocast_dtype(device) if mixed else x.dtype)  # once, not in every block
         if valid is None:
             return bias
