@@ -16,7 +16,14 @@ ROOT = Path(__file__).parent.parent
 TINY = [
     *("modality=text", "steps=4", "log_every=1", "micro_batch=2", "global_batch=4", "trainer=cpu"),
     *("data.documents=40", "data.train=60", "data.test=40", "source.vocab_size=400"),
-    *("encoder.width=32", "encoder.depth=3", "encoder.heads=2", "objective.predictor.dim=32", "objective.clones=2", "objective.targets.top_k=2"),
+    *(
+        "encoder.width=32",
+        "encoder.depth=3",
+        "encoder.heads=2",
+        "objective.predictor.dim=32",
+        "objective.clones=2",
+        "objective.targets.top_k=2",
+    ),
 ]
 
 WRONG = {
