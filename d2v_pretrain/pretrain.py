@@ -36,7 +36,6 @@ class Pretrain(L.LightningModule):
         lr_scales: learning-rate factors by parameter name, see ``parameter_groups``.
         clip: largest norm of the gradient, None for no clipping.
         seed: of everything drawn in training.
-        log_every: steps between two log lines.
     """
 
     def __init__(
@@ -51,12 +50,11 @@ class Pretrain(L.LightningModule):
         lr_scales: Mapping[str, float] | None = None,
         clip: float | None = None,
         seed: int = 0,
-        log_every: int = 10,
     ) -> None:
         super().__init__()
         self.objective, self.rate, self.make_optimizer = objective, rate, optimizer
         self.weight_decay, self.eps, self.eps_inside = weight_decay, eps, eps_inside
-        self.decay, self.lr_scales, self.clip, self.seed, self.log_every = decay, lr_scales, clip, seed, log_every
+        self.decay, self.lr_scales, self.clip, self.seed = decay, lr_scales, clip, seed
         self.updates, self.samples_seen = 0, 0
         self.cursor: tuple[int, ...] = ()
         self.log_metrics: dict[str, Tensor | float] = {}
@@ -130,16 +128,20 @@ class Pretrain(L.LightningModule):
         teacher = self.objective.teacher
         teacher.update(self.objective.student, self.updates)
         self.log_metrics |= {"lr": lr, "decay": teacher.decay(self.updates)}
-        if self.updates % self.log_every == 0 or self.updates == 1:
-            self.log_metrics |= self.statistics()
 
     def statistics(self) -> dict[str, Tensor]:
-        """Spread of targets and predictions and the loss terms of the last micro-batch, as device tensors."""
+        """Of the last micro-batch, as device tensors: spread of targets and predictions, loss terms, relative loss.
+
+        ``loss_relative`` is the regression loss over that of predicting zero. It tells learning from targets that have
+        become larger or smaller: the loss itself may well rise while the teacher's layers come to agree.
+        """
         output = self.last_output
         assert output is not None
         stats = {
             f"loss_{name}": value / output.count for name, value in output.losses.items() if len(output.losses) > 1
         }
+        trivial = self.objective.loss(torch.zeros_like(output.target), output.target).sum()
+        stats["loss_relative"] = output.losses["regression"] / trivial
         for name, rows in (("target", output.target), ("pred", output.pred)):
             stats[f"{name}_std"], stats[f"{name}_position_std"] = spread(rows, output.position)
         return stats

@@ -84,7 +84,7 @@ def data2vec2(dropout: float) -> Data2Vec:
 
 
 def module(model: Data2Vec, **settings: Any) -> Pretrain:
-    settings = {"clip": 0.5, "weight_decay": 0.1, "log_every": 2} | settings
+    settings = {"clip": 0.5, "weight_decay": 0.1} | settings
     return Pretrain(model, RATE, partial(torch.optim.AdamW, betas=(0.9, 0.98), fused=True), **settings)
 
 
@@ -170,7 +170,7 @@ def test_logged_loss_and_norm_are_those_of_the_whole_step() -> None:
     assert logged[0] == pytest.approx(logged[1], rel=1e-4)
     assert logged[0][0] == pytest.approx(float(output.loss.detach()) / output.count, rel=1e-5)
     assert logged[0][2:] == [RATE(0), DECAY(1)]
-    assert {"target_std", "pred_std", "target_position_std", "pred_position_std"} <= model.log_metrics.keys()
+    assert {"target_std", "pred_std", "target_position_std", "pred_position_std"} <= model.statistics().keys()
 
 
 @pytest.mark.parametrize("build", [objective, data2vec2])
@@ -204,7 +204,7 @@ def test_dropout_depends_on_seed_step_and_slot_alone() -> None:
 
 def test_a_step_of_lost_samples_only_does_not_divide_by_zero() -> None:
     """A sample that cannot be decoded has weight 0 and predicts nothing."""
-    model = module(objective(), log_every=9)
+    model = module(objective())
     fit(model, Data(4, lost=tuple(range(8, 16))), 2)
     assert model.log_metrics["loss"] == model.log_metrics["grad_norm"] == 0
     assert all(t.isfinite().all() for t in weights(model).values())
@@ -218,3 +218,12 @@ def test_lost_samples_count_for_nothing() -> None:
     assert whole.lengths is not None
     output = objective().train()(Batch(whole.inputs[kept], whole.ids[kept], whole.lengths[kept]))
     assert float(model.log_metrics["loss"]) == pytest.approx(float(output.loss.detach()) / output.count, rel=1e-5)
+
+
+def test_relative_loss_is_one_for_a_prediction_of_zero() -> None:
+    model = module(objective())
+    fit(model, Data(8), 1)
+    output = model.last_output
+    assert output is not None
+    naive = float((output.pred - output.target).square().sum() / output.target.square().sum())
+    assert float(model.statistics()["loss_relative"]) == pytest.approx(naive, rel=1e-5)

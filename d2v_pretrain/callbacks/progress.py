@@ -14,6 +14,7 @@ from d2v_pretrain.callbacks.metrics import Meter
 # Logged number -> its name on the screen, short enough for a bar of 80 columns, and its format.
 SHOWN = {
     "loss": ("loss", "{:.3f}"),
+    "loss_relative": ("rel", "{:.2f}"),
     "samples_per_s": ("samples/s", "{:.1f}"),
     "data_wait": ("wait", "{:.0%}"),
     "padding": ("pad", "{:.0%}"),
@@ -32,7 +33,8 @@ def summary(values: dict[str, float]) -> dict[str, str]:
 class Progress(RichProgressBar, Meter):
     """Lightning's Rich bar, counting optimizer steps out of all of the run, with the numbers of the last logged step.
 
-    ``wait`` is the share of time spent waiting for data, ``pad`` the share of the inputs that is padding.
+    ``rel`` is the loss over that of predicting zero, ``wait`` the share of time spent waiting for data, ``pad`` the
+    share of the inputs that is padding.
     A log file is no place for a bar: without a terminal every logged step is printed as a line instead.
     """
 
