@@ -59,7 +59,6 @@ class Pretrain(L.LightningModule):
         self.cursor: tuple[int, ...] = ()
         self.log_metrics: dict[str, Tensor | float] = {}
         self.last_output: Output | None = None
-        self.last_batch: Batch | None = None
         self._loss, self._count = torch.zeros(()), 0
         self.bad = torch.zeros(())
 
@@ -93,7 +92,7 @@ class Pretrain(L.LightningModule):
         slot = self.global_rank * accumulate + batch_idx % accumulate
         seed_default(fold_in(self.seed, self.updates, slot), self.device)
         output = self.objective(batch)
-        self.last_output, self.last_batch, self.cursor = output, batch, batch.cursor
+        self.last_output, self.cursor = output, batch.cursor
         self.samples_seen += len(batch) * self.trainer.world_size
         self._loss, self._count = self._loss.to(self.device) + output.loss.detach(), self._count + output.count
         return output.loss * accumulate
