@@ -150,8 +150,10 @@ class Encoder(nn.Module):
         layers = []
         for depth, block in enumerate(self.blocks):
             if self.training and self.layer_drop > 0 and float(torch.rand(())) < self.layer_drop:
-                # Zero gradients rather than none: the optimizer and DDP then treat every step alike.
-                x = x + sum(p.view(-1)[0] * 0 for p in block.parameters())
+                # Zero gradients rather than none: the optimizer and DDP then treat every step alike. The bias counts too:
+                # with every block skipped nothing else reaches it, and ranks would wait for its gradient for ever.
+                skipped = [*block.parameters(), *(() if self.bias is None else self.bias.parameters())]
+                x = x + sum(p.view(-1)[0] * 0 for p in skipped)
                 continue
             x, ffn = block(x, bias)
             if depth >= self.depth - top_k:

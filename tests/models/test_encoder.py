@@ -174,12 +174,12 @@ def test_unequal_rows_cannot_be_dropped() -> None:
 
 
 def test_layer_drop_skips_whole_blocks_and_leaves_zero_gradients() -> None:
-    model = text(layer_drop=1.0).train()
+    model = text(layer_drop=1.0, bias=Alibi(HEADS)).train()
     tokens = Tokens(torch.randn(2, 5, D), (5,))
     out = model(tokens).x
     assert torch.equal(out, tokens.x)
     out.sum().backward()
-    for parameter in model.blocks.parameters():
+    for parameter in [*model.blocks.parameters(), *model.bias.parameters()]:
         assert parameter.grad is not None and not parameter.grad.any()
     assert not torch.equal(model.eval()(tokens).x, tokens.x)
 
