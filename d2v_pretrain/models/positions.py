@@ -5,6 +5,7 @@ relative).
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -27,12 +28,20 @@ class ConvPositions(nn.Module):
         groups: convolution groups.
         mask_padding: zero the padding before each convolution. The published models do not (their output at the last
             valid frames depends on the amount of padding); leave False to match their checkpoints.
+        activation: after each LayerNorm.
     """
 
     def __init__(
-        self, width: int, depth: int = 5, total_kernel: int = 95, groups: int = 16, mask_padding: bool = False
+        self,
+        width: int,
+        depth: int = 5,
+        total_kernel: int = 95,
+        groups: int = 16,
+        mask_padding: bool = False,
+        activation: Callable[[Tensor], Tensor] = F.gelu,
     ) -> None:
         super().__init__()
+        self.activation = activation
         kernel = max(3, total_kernel // depth)
         self.convs = nn.ModuleList(
             nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=groups) for _ in range(depth)
@@ -46,7 +55,7 @@ class ConvPositions(nn.Module):
             if self.mask_padding and tokens.valid is not None:
                 x = x * tokens.valid[..., None]
             x = conv_last(x, conv)[:, : tokens.x.shape[1]]  # an even kernel gives one step too many
-            x = F.gelu(F.layer_norm(x, x.shape[-1:]))
+            x = self.activation(F.layer_norm(x, x.shape[-1:]))
         return x
 
 

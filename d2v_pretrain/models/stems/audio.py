@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ class AudioStem(Stem):
     """Each layer: conv (no padding) -> LayerNorm over channels -> GELU; then LayerNorm and a linear projection to
     ``width``.
 
-    Source: fairseq ``ConvFeatureExtractionModel`` with ``mode=layer_norm``. LayerNorm eps is 1e-5.
+    Source: fairseq ``ConvFeatureExtractionModel`` with ``mode=layer_norm``. Eps of the layers' LayerNorms is 1e-5.
 
     Args:
         width: D of the tokens.
@@ -30,6 +30,8 @@ class AudioStem(Stem):
         init: ``kaiming`` as published, or ``smooth``: layers after the first start as averages over time of their
             rectified inputs. A usual random stem passes waveform phase through, so that early targets are noise that a
             small model never learns to predict (FEASIBILITY study: collapse against learning from step 100 on).
+        norm_eps: of the LayerNorm before the projection.
+        activation: after each layer.
     """
 
     def __init__(
@@ -39,15 +41,18 @@ class AudioStem(Stem):
         conv_bias: bool = False,
         masked: bool = False,
         init: str = "kaiming",
+        norm_eps: float = 1e-5,
+        activation: Callable[[Tensor], Tensor] = F.gelu,
     ) -> None:
         super().__init__()
+        self.activation = activation
         self.layers = [tuple(layer) for layer in layers]
         channels = [1, *(c for c, _, _ in self.layers)]
         self.convs = nn.ModuleList(
             nn.Conv1d(before, c, k, s, bias=conv_bias) for before, (c, k, s) in zip(channels, self.layers, strict=False)
         )
         self.norms = nn.ModuleList(nn.LayerNorm(c) for c in channels[1:])
-        self.norm = nn.LayerNorm(channels[-1])
+        self.norm = nn.LayerNorm(channels[-1], norm_eps)
         self.projection = nn.Linear(channels[-1], width)
         if masked:
             self.mask_vector = nn.Parameter(torch.rand(width))
@@ -63,7 +68,7 @@ class AudioStem(Stem):
         """(B, S) -> (B, T, C) normalised convolutional features, before the projection."""
         x = F.pad(waveform, (0, max(0, self.receptive_field - waveform.shape[1]))).unsqueeze(-1)
         for conv, norm in zip(self.convs, self.norms, strict=True):
-            x = F.gelu(norm(conv_last(x, conv)))
+            x = self.activation(norm(conv_last(x, conv)))
         return self.norm(x)
 
     @property
