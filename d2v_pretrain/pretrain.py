@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.objective.data2vec import Data2Vec
 from d2v_pretrain.objective.statistics import spread
 from d2v_pretrain.optim import fairseq_eps, parameter_groups, scale_gradients, set_rates
@@ -93,7 +94,7 @@ class Pretrain(L.LightningModule):
         seed_default(fold_in(self.seed, self.updates, slot), self.device)
         output = self.objective(batch)
         self.last_output, self.cursor = output, batch.cursor
-        self.samples_seen += len(batch) * self.trainer.world_size
+        self.samples_seen += batch.step_samples
         self._loss, self._count = self._loss.to(self.device) + output.loss.detach(), self._count + output.count
         return output.loss * accumulate
 
@@ -151,6 +152,7 @@ class Pretrain(L.LightningModule):
             "updates": self.updates,
             "samples": self.samples_seen,
             "cursor": list(self.cursor),
+            "data": self.trainer.datamodule.fingerprint,  # type: ignore[attr-defined]
             "seed": self.seed,
         }
         checkpoint["position"] = position
@@ -160,8 +162,14 @@ class Pretrain(L.LightningModule):
 
         Lightning knows where a step ends by the micro-batches that it has counted. With another number of ranks a step
         is another number of them on each, so they are counted anew: updates x micro-batches of a step here.
+
+        Raises:
+            ConfigError: the data is no longer what the position was counted in.
         """
-        position = checkpoint["position"]
+        position, data = checkpoint["position"], self.trainer.datamodule.fingerprint  # type: ignore[attr-defined]
+        if data != position["data"]:
+            rule = f"is {data}, but this run was started on {position['data']}: its position means nothing here"
+            raise ConfigError("data", "", rule, "give back the same files, or start a new run with name=… init_from=…")
         self.updates, self.samples_seen = position["updates"], position["samples"]
         self.cursor = tuple(position["cursor"])
         self.trainer.datamodule.cursor = self.cursor  # type: ignore[attr-defined]

@@ -25,6 +25,7 @@ IDENTITY = (
     "global_batch",
     "micro_batch",
     "max_tokens",
+    "window_shards",
 )
 # Parts of them that may change: where the data lies, how fast the teacher follows, where skipped files are listed.
 FREE = ("data.root", "data.skipped_path", "source.corpus", "source.cache", "objective.teacher.decay")

@@ -9,7 +9,7 @@ from typing import Any
 from d2v_pretrain.errors import ConfigError
 
 _WHOLE = ("steps", "global_batch", "micro_batch", "log_every", "checkpoint.keep_last")
-_WHOLE_OR_NULL = ("checkpoint.keep_every", "max_tokens", "checkpoint.every_steps")
+_WHOLE_OR_NULL = ("checkpoint.keep_every", "max_tokens", "window_shards", "checkpoint.every_steps")
 _POSITIVE = ("lr", "ema.steps")
 _POSITIVE_OR_NULL = ("clip", "max_hours", "checkpoint.every_minutes")
 _NUMBERS = ("warmup", "weight_decay", "ema.start", "ema.end", "ema.steps")

@@ -24,6 +24,7 @@ class Batch:
         epoch: the pass over the data that this micro-batch belongs to.
         cursor: where the stream stands after this batch (two integers per lane); travels with the batch so that the
             module can keep the one of the last *trained* batch.
+        step_samples: samples of the whole optimizer step on all ranks, told by a rank's last batch of it; else 0.
     """
 
     inputs: Tensor
@@ -33,6 +34,7 @@ class Batch:
     weight: Tensor | None = None
     epoch: int = 0
     cursor: tuple[int, ...] = ()
+    step_samples: int = 0
 
     def __post_init__(self) -> None:
         rows = self.inputs.shape[0]

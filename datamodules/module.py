@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import signal
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -14,14 +16,15 @@ from torch.utils.data import DataLoader, Dataset
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.types import Batch
 from datamodules.probe import ProbeTask, collate
-from datamodules.stream import Cursor, Plan, Slot, Stream
+from datamodules.stream import Cursor, Plan, Slot, Stream, lanes_for
 
 
 class Source(Protocol):
     """Samples of one modality. What ``read`` returns is a function of (seed, epoch, index) alone.
 
     ``lengths`` is (N,) the length along the last axis of what ``read`` returns, None if all are equal; ``fill`` the
-    value of padding.
+    value of padding. A source in shards, or its ``corpus``, has ``shard_sizes`` (n,) samples of each, whose ids are
+    consecutive, and may have ``ahead(shards)``, called before samples of these shards are read.
     """
 
     fill: float
@@ -55,7 +58,8 @@ class MicroBatches(Dataset[Batch]):
         good = [item is not None for item in items]
         weight = None if all(good) else torch.tensor(good, dtype=torch.float32)
         rows = [self.source.blank(int(i)) if item is None else item for i, item in zip(slot.ids, items, strict=True)]
-        return collate(rows, slot.ids, self.source.fill, weight=weight, epoch=slot.epoch, cursor=slot.cursor)
+        return collate(rows, slot.ids, self.source.fill, weight=weight, epoch=slot.epoch, cursor=slot.cursor,
+                       step_samples=slot.step_samples)  # fmt: skip
 
 
 class PretrainDataModule(LightningDataModule):
@@ -72,31 +76,46 @@ class PretrainDataModule(LightningDataModule):
         workers: processes that read ahead; 0 reads in the training process.
         max_tokens: limit of longest length times rows of a micro-batch, in samples or tokens; None for none.
         buckets: length quantiles of the plan.
+        window_shards: shards that are shuffled together, None for all: see ``Plan``. A small number keeps each shard to
+            one node and the local cache small.
 
     Raises:
         ConfigError: if ``micro_batch`` does not divide ``global_batch``.
     """
 
     def __init__(self, source: Source, micro_batch: int, global_batch: int, seed: int, workers: int = 0,
-                 max_tokens: int | None = None, buckets: int = 12) -> None:  # fmt: skip
+                 max_tokens: int | None = None, buckets: int = 12, window_shards: int | None = None) -> None:  # fmt: skip
         super().__init__()
         if micro_batch < 1 or global_batch % micro_batch:
             rule = f"must be a multiple of micro_batch={micro_batch}"
             raise ConfigError("global_batch", global_batch, rule, "change one of the two")
         self.source, self.micro_batch, self.slots = source, micro_batch, global_batch // micro_batch
-        self.seed, self.workers, self.max_tokens, self.buckets = seed, workers, max_tokens, buckets
-        self.cursor: Cursor = (0, 0)
+        self.seed, self.workers, self.max_tokens = seed, workers, max_tokens
+        self.buckets, self.window_shards = buckets, window_shards
+        self.cursor: Cursor = ()
 
+    @cached_property
     def plan(self) -> Plan:
         """The order of the whole run."""
-        lengths = self.source.lengths
-        return Plan(len(self.source), self.seed, self.micro_batch, lengths, self.max_tokens, self.buckets)
+        sizes = getattr(_corpus(self.source), "shard_sizes", len(self.source))
+        return Plan(sizes, self.seed, self.micro_batch, self.source.lengths, self.max_tokens, self.buckets,
+                    self.window_shards)  # fmt: skip
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of what a cursor means: the number of samples, their lengths and shards, and how they are walked."""
+        plan = self.plan
+        digest = hashlib.sha256(np.ascontiguousarray(plan.ends).tobytes())
+        if plan.lengths is not None:
+            digest.update(np.ascontiguousarray(plan.lengths, np.int64).tobytes())
+        return f"{plan.size} samples, {plan.windows} windows, {lanes_for(plan, self.slots)} lanes, {digest.hexdigest()}"
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """This rank's micro-batches from ``cursor`` on, endlessly."""
         ready = torch.distributed.is_available() and torch.distributed.is_initialized()
         rank, world = (torch.distributed.get_rank(), torch.distributed.get_world_size()) if ready else (0, 1)
-        stream = Stream(self.plan(), self.slots, rank, world, self.cursor)
+        ahead = getattr(_corpus(self.source), "ahead", None)
+        stream = Stream(self.plan, self.slots, rank, world, self.cursor, lanes_for(self.plan, self.slots), ahead)
         # batch_size=None: the sampler yields whole micro-batches and the data set reads them, in order with any workers
         return DataLoader(MicroBatches(self.source), batch_size=None, sampler=stream, num_workers=self.workers,
                           pin_memory=torch.cuda.is_available(), worker_init_fn=_outlive_signals)  # fmt: skip
@@ -115,6 +134,10 @@ class PretrainDataModule(LightningDataModule):
         cuts = range(self.micro_batch, len(ids), self.micro_batch)
         batches = MicroBatches(self.source)
         return [batches[Slot(part, 0, ())] for part in np.split(ids, cuts)]
+
+
+def _corpus(source: Source) -> object:
+    return getattr(source, "corpus", source)
 
 
 def _outlive_signals(worker: int) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -12,115 +13,196 @@ from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.rng import fold_in
 
 Cursor = tuple[int, ...]
-_ORDER = 1  # what the randomness is for: keeps the order apart from crops and masks of the same seed
+_ORDER, _SHARDS = 1, 3  # what the randomness is for: keeps orders apart from crops and masks of the same seed
+_CHUNK = 1 << 20  # lengths that are Python numbers at a time
 
 
 class Slot(NamedTuple):
     """One micro-batch before it is read.
 
-    ``ids`` (B,) int64 sample ids; ``epoch`` the pass over the data; ``cursor`` where the stream stands afterwards.
+    ``ids`` (B,) int64 sample ids; ``epoch`` the pass over the data; ``cursor`` where the stream stands afterwards;
+    ``step_samples`` how many samples the optimizer step has on all ranks, told by a rank's last slot of it, else 0.
     """
 
     ids: np.ndarray
     epoch: int
     cursor: Cursor
+    step_samples: int = 0
 
 
 class Plan:
-    """Which samples make up which micro-batch: windows of samples, numbered endlessly over the epochs.
+    """Which samples make up which micro-batch: windows of shards, numbered endlessly over the epochs.
 
-    Data that fits one index is one window an epoch, so a window's number is its epoch and the shuffle is global. Each
-    sample is in exactly one micro-batch of a window; nothing is padded, repeated or dropped, so the last micro-batch
-    may be smaller.
+    An epoch shuffles the shards and cuts them into windows; the samples of a window are shuffled, put together by
+    length and packed. By default all data is one window, so the shuffle is global. Each sample is in exactly one
+    micro-batch of an epoch; nothing is padded, repeated or dropped, so the last micro-batch of a window may be smaller.
 
     Args:
-        size: number of samples.
+        shards: (n,) number of samples in each shard, whose ids are consecutive; an int where there are no shards.
         seed: of the run.
         micro_batch: largest number of samples in a micro-batch.
-        lengths: (size,) length of each sample, to put like with like; None if all are equal.
+        lengths: (N,) length of each sample, to put like with like; None if all are equal.
         max_tokens: longest length times rows of a micro-batch, in the unit of ``lengths``; None for no limit.
         buckets: how many length quantiles the samples are sorted into; more waste less padding and shuffle less.
+        window: shards of a window; None for all.
 
     Raises:
         ConfigError: if there is no sample, or one that exceeds ``max_tokens`` alone.
     """
 
-    def __init__(self, size: int, seed: int, micro_batch: int, lengths: np.ndarray | None = None,
-                 max_tokens: int | None = None, buckets: int = 12) -> None:  # fmt: skip
-        assert lengths is None or lengths.shape == (size,)
-        if size < 1 or micro_batch < 1:
-            raise ConfigError("micro_batch", micro_batch, f"must be at least 1, and so must the samples ({size})")
+    def __init__(self, shards: int | Sequence[int] | np.ndarray, seed: int, micro_batch: int,
+                 lengths: np.ndarray | None = None, max_tokens: int | None = None, buckets: int = 12,
+                 window: int | None = None) -> None:  # fmt: skip
+        sizes = np.atleast_1d(np.asarray(shards, np.int64))
+        self.ends, self.size = np.cumsum(sizes), int(sizes.sum())
+        assert lengths is None or lengths.shape == (self.size,)
+        if self.size < 1 or micro_batch < 1:
+            raise ConfigError("micro_batch", micro_batch, f"must be at least 1, and so must the samples ({self.size})")
         if lengths is not None and max_tokens is not None and lengths.max() > max_tokens:
             raise ConfigError("max_tokens", max_tokens, f"is less than one sample of {lengths.max()}", "raise it")
-        self.size, self.seed, self.micro_batch = size, seed, micro_batch
+        self.seed, self.micro_batch = seed, micro_batch
         self.lengths, self.max_tokens, self.buckets = lengths, max_tokens, buckets
+        self.per_window = len(sizes) if window is None else min(window, len(sizes))
+        self.windows = -(-len(sizes) // self.per_window)  # of an epoch
 
     def epoch(self, window: int) -> int:
         """The pass over the data that a window belongs to."""
-        return window
+        return window // self.windows
+
+    def shards(self, window: int) -> np.ndarray:
+        """The shards of a window."""
+        epoch, place = divmod(window, self.windows)
+        if self.windows == 1:
+            return np.arange(len(self.ends))
+        order = np.random.default_rng(fold_in(self.seed, _SHARDS, epoch)).permutation(len(self.ends))
+        return order[place * self.per_window : (place + 1) * self.per_window]
 
     def window(self, number: int) -> list[np.ndarray]:
         """The micro-batches of a window, each a (B,) array of sample ids; a pure function of the arguments."""
         rng = np.random.default_rng(fold_in(self.seed, _ORDER, number))
-        order = rng.permutation(self.size)
-        if self.lengths is None or (self.lengths == self.lengths[0]).all():
+        ids = self._ids(self.shards(number))
+        if not len(ids):
+            return []
+        order = ids[rng.permutation(len(ids))]
+        if self.lengths is None:
             return self._pack(order)
-        by_length = order[np.argsort(self.lengths[order], kind="stable")]
+        lengths = self.lengths[order]
+        if (lengths == lengths[0]).all():
+            return self._pack(order)
+        by_length = order[np.argsort(lengths, kind="stable")]
         for bucket in np.array_split(by_length, self.buckets):
             rng.shuffle(bucket)  # a view: shuffles by_length in place
         batches = self._pack(by_length)
         return [batches[i] for i in rng.permutation(len(batches))]
 
+    def _ids(self, shards: np.ndarray) -> np.ndarray:
+        if len(shards) == len(self.ends):
+            return np.arange(self.size)
+        starts = np.concatenate([[0], self.ends])
+        return np.concatenate([np.arange(starts[s], starts[s + 1]) for s in shards])
+
     def _pack(self, order: np.ndarray) -> list[np.ndarray]:
         if self.lengths is None or self.max_tokens is None:
-            return np.split(order, range(self.micro_batch, self.size, self.micro_batch))
+            return np.split(order, range(self.micro_batch, len(order), self.micro_batch))
         cuts, start, longest = [], 0, 0
-        for i, length in enumerate(self.lengths[order].tolist()):
-            longest = max(longest, length)
-            if i - start == self.micro_batch or longest * (i - start + 1) > self.max_tokens:
-                cuts.append(i)
-                start, longest = i, length
+        for begin in range(0, len(order), _CHUNK):
+            for i, length in enumerate(self.lengths[order[begin : begin + _CHUNK]].tolist(), begin):
+                longest = max(longest, length)
+                if i - start == self.micro_batch or longest * (i - start + 1) > self.max_tokens:
+                    cuts.append(i)
+                    start, longest = i, length
         return np.split(order, cuts)
+
+
+class Lane:
+    """One walker through every L-th window of a plan: lane l reads the windows l, l + L, l + 2L, ...
+
+    Args:
+        plan: the order. lanes: L.
+        window, begin: the cursor: the window it stands in, and the next micro-batch there.
+        ahead: told the shards of a window before it is read, and those of the lane's next one.
+    """
+
+    def __init__(self, plan: Plan, lanes: int, window: int, begin: int,
+                 ahead: Callable[[np.ndarray], None] | None) -> None:  # fmt: skip
+        self.plan, self.lanes, self.number, self.next, self.ahead = plan, lanes, window, begin, ahead
+        self.batches: list[np.ndarray] | None = None
+
+    def step(self) -> tuple[np.ndarray, int]:
+        """The next micro-batch and its epoch."""
+        while self.batches is None or self.next >= len(self.batches):  # a window of empty shards has none
+            if self.batches is not None:
+                self.number, self.next = self.number + self.lanes, 0
+            self._enter()
+            assert self.batches is not None
+        batch, epoch = self.batches[self.next], self.plan.epoch(self.number)
+        self.next += 1
+        return batch, epoch
+
+    def _enter(self) -> None:
+        if self.ahead is not None:
+            self.ahead(np.concatenate([self.plan.shards(self.number), self.plan.shards(self.number + self.lanes)]))
+        self.batches = self.plan.window(self.number)
+
+    def cursor(self) -> Cursor:
+        """Where it stands; behind the last micro-batch of a window that is the next window."""
+        if self.batches is not None and self.next >= len(self.batches):
+            return self.number + self.lanes, 0
+        return self.number, self.next
 
 
 class Stream(Sampler[Slot]):
     """This rank's micro-batches, endlessly, from a cursor on.
 
-    An optimizer step is ``slots`` micro-batches whatever the number of ranks: rank r trains the r-th part of them, so
-    any world size that divides ``slots`` sees the same steps. A cursor is (window, next micro-batch in it). Each slot
-    carries the cursor after itself; a rank's last slot of a step carries the cursor after the whole step, so that all
-    ranks agree on it without talking.
+    An optimizer step is ``slots`` micro-batches whatever the number of ranks, ``slots / lanes`` from every lane: rank r
+    trains the r-th part of them, so any world size that divides ``slots`` sees the same steps. A cursor is (window, next
+    micro-batch in it) for every lane. A rank's last slot of a step carries the cursor after the whole step, so that all
+    ranks agree on it without talking: each of them walks all lanes, which costs less than a microsecond a sample.
 
     Args:
         plan: the order.
         slots: G, micro-batches of an optimizer step over all ranks.
         rank, world: which part is ours, of how many.
-        cursor: where to start; (0, 0) is the beginning.
+        cursor: where to start; () is the beginning.
+        lanes: L, a divisor of ``slots``. With one window an epoch there is no use for more than one.
+        ahead: see ``Lane``; called for lanes that this rank reads.
 
     Raises:
         ConfigError: if ``world`` does not divide ``slots``.
     """
 
-    def __init__(self, plan: Plan, slots: int, rank: int = 0, world: int = 1, cursor: Cursor = (0, 0)) -> None:
+    def __init__(self, plan: Plan, slots: int, rank: int = 0, world: int = 1, cursor: Cursor = (), lanes: int = 1,
+                 ahead: Callable[[np.ndarray], None] | None = None) -> None:  # fmt: skip
         if slots % world:
             choices = ", ".join(str(w) for w in range(1, slots + 1) if slots % w == 0)
             rule = f"processes must divide the {slots} micro-batches of a step (global_batch / micro_batch)"
             raise ConfigError("trainer.devices", world, rule, f"use one of {choices}, or another global_batch")
-        self.plan, self.slots, self.rank, self.world, self.cursor = plan, slots, rank, world, cursor
+        assert slots % lanes == 0 and len(cursor) in (0, 2 * lanes), (slots, lanes, cursor)
+        self.plan, self.slots, self.lanes, self.ahead = plan, slots, lanes, ahead
+        self.cursor = cursor or tuple(n for lane in range(lanes) for n in (lane, 0))
+        part = slots // world
+        self.ours = range(rank * part, (rank + 1) * part)
 
     def __iter__(self) -> Iterator[Slot]:
-        walk, part = self._walk(), self.slots // self.world
+        each = self.slots // self.lanes  # a lane's slots are neighbours, so that few ranks read a shard
+        mine = {slot // each for slot in self.ours}
+        lanes = [
+            Lane(self.plan, self.lanes, *self.cursor[2 * i : 2 * i + 2], self.ahead if i in mine else None)
+            for i in range(self.lanes)
+        ]
         while True:
-            step = [next(walk) for _ in range(self.slots)]
-            *first, last = step[self.rank * part : (self.rank + 1) * part]
+            step = []
+            for slot in range(self.slots):
+                batch, epoch = lanes[slot // each].step()
+                step.append(Slot(batch, epoch, tuple(chain.from_iterable(lane.cursor() for lane in lanes))))
+            *first, last = [step[slot] for slot in self.ours]
             yield from first
-            yield last._replace(cursor=step[-1].cursor)
+            yield last._replace(cursor=step[-1].cursor, step_samples=sum(len(slot.ids) for slot in step))
 
-    def _walk(self) -> Iterator[Slot]:
-        window, begin = self.cursor
-        while True:
-            batches = self.plan.window(window)
-            for i in range(begin, len(batches)):
-                after = (window, i + 1) if i + 1 < len(batches) else (window + 1, 0)
-                yield Slot(batches[i], self.plan.epoch(window), after)
-            window, begin = window + 1, 0
+
+def lanes_for(plan: Plan, slots: int) -> int:
+    """L: the largest divisor of ``slots`` that leaves every lane at least 8 windows an epoch, else 1.
+
+    With fewer, lanes would run epochs ahead of one another.
+    """
+    return max((n for n in range(1, slots + 1) if slots % n == 0 and plan.windows >= 8 * n), default=1)

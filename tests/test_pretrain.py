@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.masking import SpanMask, TokenMask
 from d2v_pretrain.models.block import Block
 from d2v_pretrain.models.encoder import Encoder
@@ -39,6 +40,8 @@ pytestmark = [
 class Data(L.LightningDataModule):
     """Endless micro-batches of ``micro`` sequences: the same sequences in the same order whatever their number."""
 
+    fingerprint = "endless"
+
     def __init__(self, micro: int, lost: tuple[int, ...] = ()) -> None:
         super().__init__()
         self.micro, self.lost, self.cursor = micro, lost, (0,)
@@ -52,7 +55,7 @@ class Data(L.LightningDataModule):
         lengths = 6 + ids % 7
         inputs = torch.stack(rows).masked_fill(torch.arange(12) >= lengths[:, None], 1)
         weight = torch.tensor([float(int(i) not in self.lost) for i in ids]) if self.lost else None
-        return Batch(inputs, ids, lengths, weight=weight, cursor=(number + 1,))
+        return Batch(inputs, ids, lengths, weight=weight, cursor=(number + 1,), step_samples=self.micro)
 
 
 class Stream:
@@ -190,6 +193,14 @@ def test_resuming_gives_the_same_bits(tmp_path: Path, build: Any, micro: int) ->
     expected = weights(whole)
     assert all(torch.equal(t, expected[name]) for name, t in weights(second).items())
     assert (second.updates, second.samples_seen, second.cursor) == (5, 40, (40 // micro,))
+
+
+def test_other_data_is_refused_on_resuming(tmp_path: Path) -> None:
+    fit(module(objective()), Data(8), 2).save_checkpoint(tmp_path / "step.ckpt")
+    other = Data(8)
+    other.fingerprint = "fewer files"
+    with pytest.raises(ConfigError, match="data= is fewer files, but this run was started on endless"):
+        fit(module(objective()), other, 4, tmp_path / "step.ckpt")
 
 
 def test_dropout_depends_on_seed_step_and_slot_alone() -> None:

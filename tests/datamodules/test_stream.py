@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from d2v_pretrain.errors import ConfigError
-from datamodules.stream import Plan, Slot, Stream
+from datamodules.stream import Plan, Slot, Stream, lanes_for
 
 LENGTHS = np.random.default_rng(0).integers(5, 100, 103)
 PLANS = {
@@ -18,6 +18,10 @@ PLANS = {
     "equal": Plan(103, seed=1, micro_batch=8, lengths=np.full(103, 7), max_tokens=300),
     "one": Plan(1, seed=1, micro_batch=8),
 }
+SIZES = np.random.default_rng(1).integers(0, 30, 40)  # shards, one of them empty
+SIZES[3] = 0
+SHARD_LENGTHS = np.random.default_rng(2).integers(5, 100, SIZES.sum())
+SHARDED = Plan(SIZES, seed=1, micro_batch=4, lengths=SHARD_LENGTHS, max_tokens=300, buckets=3, window=2)
 
 
 def take(n: int, stream: Stream) -> list[tuple]:
@@ -99,6 +103,69 @@ def test_epochs_count_up_and_the_boundary_may_fall_into_a_step() -> None:
     slots: list[Slot] = list(islice(Stream(PLANS["plain"], slots=6), 30))
     assert [s.epoch for s in slots] == [0] * 13 + [1] * 13 + [2] * 4
     assert slots[12].cursor == (1, 0) and slots[11].cursor == (0, 12)
+
+
+def per_epoch(slots: list[Slot]) -> dict[int, list[int]]:
+    seen: dict[int, list[int]] = {}
+    for slot in slots:
+        seen.setdefault(slot.epoch, []).extend(slot.ids.tolist())
+    return seen
+
+
+def test_windows_cover_each_epoch_exactly_once_and_differ_between_epochs() -> None:
+    assert SHARDED.windows == 20
+    for epoch in range(3):
+        windows = range(20 * epoch, 20 * epoch + 20)
+        assert sorted(s for w in windows for s in SHARDED.shards(w).tolist()) == list(range(40))
+        ids = [i for w in windows for batch in SHARDED.window(w) for i in batch.tolist()]
+        assert sorted(ids) == list(range(SHARDED.size))
+        shard_of = np.repeat(np.arange(40), SIZES)
+        for w in windows:
+            of_window = {shard_of[i] for batch in SHARDED.window(w) for i in batch.tolist()}
+            assert of_window == {s for s in SHARDED.shards(w).tolist() if SIZES[s]}
+    assert SHARDED.shards(0).tolist() != SHARDED.shards(20).tolist()
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 4, 8])
+def test_lanes_of_uneven_shards_stopped_and_gone_on_with_any_world(lanes: int) -> None:
+    """RELIABILITY.md's property: 400 steps with restarts on other world sizes are those of one uninterrupted rank."""
+    draw, slots, steps = np.random.default_rng(lanes), 8, 400
+    whole: list[Slot] = list(islice(Stream(SHARDED, slots, lanes=lanes), slots * steps))
+    seen: list[Slot] = []
+    cursor: tuple[int, ...] = ()
+    while len(seen) < slots * steps:
+        world, count = int(draw.choice([1, 2, 4, 8])), int(draw.integers(1, 90))
+        part = slots // world
+        ranks = [list(islice(Stream(SHARDED, slots, r, world, cursor, lanes), part * count)) for r in range(world)]
+        seen += [s for t in range(count) for rank in ranks for s in rank[t * part : (t + 1) * part]]
+        assert len({rank[-1].cursor for rank in ranks}) == 1
+        cursor = ranks[0][-1].cursor
+    for ours, theirs in zip(seen, whole, strict=False):
+        assert ours.ids.tolist() == theirs.ids.tolist() and ours.epoch == theirs.epoch
+    counts = per_epoch(whole)
+    complete = [e for e, ids in counts.items() if len(ids) == SHARDED.size]
+    assert len(complete) >= 6 and all(sorted(counts[e]) == list(range(SHARDED.size)) for e in complete)
+
+
+def test_shards_are_announced_before_they_are_read_and_only_to_the_rank_that_reads_them() -> None:
+    shard_of = np.repeat(np.arange(40), SIZES)
+    for rank in range(4):
+        told: set[int] = set()
+        stream = Stream(SHARDED, 4, rank, 4, lanes=2, ahead=lambda shards, told=told: told.update(shards.tolist()))
+        for slot in islice(stream, 20):
+            assert {int(shard_of[i]) for i in slot.ids} <= told
+        assert len(told) < 20
+
+
+def test_number_of_lanes() -> None:
+    assert [lanes_for(Plan(np.full(n, 5), 0, 4, window=1), 12) for n in (1, 15, 16, 95, 96, 1000)] == [
+        1,
+        1,
+        2,
+        6,
+        12,
+        12,
+    ]
 
 
 def test_wrong_settings_are_told() -> None:
