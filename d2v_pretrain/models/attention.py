@@ -1,10 +1,27 @@
-"""Multi-head self-attention through torch's fused kernels."""
+"""Multi-head attention through torch's fused kernels, the only one of the project."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+
+@dataclass
+class KeyValues:
+    """Keys and values that one attention has seen, (R, H, T, d) each; empty at first."""
+
+    keys: Tensor | None = None
+    values: Tensor | None = None
+
+    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """All keys and values so far, the new ones last."""
+        if self.keys is not None and self.values is not None:
+            keys, values = torch.cat([self.keys, keys], 2), torch.cat([self.values, values], 2)
+        self.keys, self.values = keys, values
+        return keys, values
 
 
 class Attention(nn.Module):
@@ -25,19 +42,61 @@ class Attention(nn.Module):
         if not key_bias:
             self.q_bias, self.v_bias = nn.Parameter(torch.zeros(width)), nn.Parameter(torch.zeros(width))
 
-    def forward(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        bias: Tensor | None = None,
+        weights: list[Tensor] | None = None,
+        past: KeyValues | None = None,
+        context: Tensor | None = None,
+    ) -> Tensor:
         """(B, T, D) -> (B, T, D).
 
         Args:
-            bias: added to the logits, broadcastable to (B, H, T, T), -inf where attention is forbidden; or bool, True
+            bias: added to the logits, broadcastable to (B, H, T, S), -inf where attention is forbidden; or bool, True
                 where it is allowed.
+            weights: the probabilities (B, H, T, S), after dropout, are appended to it; they are then computed one by
+                one, and a row that may attend to nothing attends to everything alike.
+            past: what was attended to before; it grows by x, or holds the keys and values of ``context``.
+            context: (B, S, D) to attend to instead of x.
         """
         rows, size, width = x.shape
-        q, k, v = self._project(x).view(rows, size, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        y = F.scaled_dot_product_attention(q, k, v, bias, self.dropout if self.training else 0.0)
+        if context is None:
+            q, k, v = self._project(x).view(rows, size, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+            if past is not None:
+                k, v = past.extend(k, v)
+        else:
+            q, k, v = self._across(x, context, past)
+        if weights is None:
+            y = F.scaled_dot_product_attention(q, k, v, bias, self.dropout if self.training else 0.0)
+        else:
+            weights.append(self._weights(q, k, bias))
+            y = weights[-1] @ v
         return self.out(y.transpose(1, 2).reshape(rows, size, width))
 
     def _project(self, x: Tensor) -> Tensor:
+        return self.qkv(x) if self.qkv.bias is not None else F.linear(x, self.qkv.weight, self._bias())
+
+    def _bias(self) -> Tensor:
         if self.qkv.bias is not None:
-            return self.qkv(x)
-        return F.linear(x, self.qkv.weight, torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias]))
+            return self.qkv.bias
+        return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
+
+    def _across(self, x: Tensor, context: Tensor, past: KeyValues | None) -> tuple[Tensor, Tensor, Tensor]:
+        """q of x, k and v of the context, which are computed once per ``past``; (B, H, ., d) each."""
+        width, bias = x.shape[-1], self._bias()
+        q = F.linear(x, self.qkv.weight[:width], bias[:width]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        if past is not None and past.keys is not None and past.values is not None:
+            return q, past.keys, past.values
+        both = F.linear(context, self.qkv.weight[width:], bias[width:])
+        k, v = both.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        if past is not None:
+            past.extend(k, v)
+        return q, k, v
+
+    def _weights(self, q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
+        logits = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
+        if bias is not None:
+            logits = logits.masked_fill(~bias, float("-inf")) if bias.dtype == torch.bool else logits + bias
+        lowest = torch.finfo(logits.dtype).min
+        return F.dropout(logits.clamp(min=lowest).softmax(-1), self.dropout, self.training)

@@ -2,11 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from d2v_pretrain.models.attention import Attention
+from d2v_pretrain.models.attention import Attention, KeyValues
+
+
+class Trace:
+    """What a forward leaves behind of every block, for those who ask.
+
+    Args:
+        attentions: keep the attention probabilities, which are then computed without the fused kernel.
+
+    Attributes:
+        hidden: (R, E + T, D) each: the first block's input, then every block's output, also of a skipped block.
+        attentions: (R, H, T, T) each, of the blocks that ran; None if not asked for.
+        cross_attentions: (R, H, T, S) each, of the blocks that attend to a context; None if not asked for.
+    """
+
+    def __init__(self, attentions: bool = False) -> None:
+        self.hidden: list[Tensor] = []
+        self.attentions: list[Tensor] | None = [] if attentions else None
+        self.cross_attentions: list[Tensor] | None = [] if attentions else None
+
+
+@dataclass
+class Context:
+    """What a decoder's block reads beside its input.
+
+    Args:
+        past: of its own attention, or None to remember nothing.
+        states: (R, S, D) another encoder's output, or None.
+        bias: over ``states``; see ``Attention``.
+        past_states: keys and values of ``states``.
+    """
+
+    past: KeyValues | None = None
+    states: Tensor | None = None
+    bias: Tensor | None = None
+    past_states: KeyValues | None = None
 
 
 class Block(nn.Module):
@@ -29,6 +67,8 @@ class Block(nn.Module):
         layer_scale: initial value of the learned factors g1, g2 of both branches; None for none.
         norm_eps: of the LayerNorms.
         key_bias: see ``Attention``.
+        activation: of the feed-forward part.
+        cross: a second attention, to the states of a ``Context``, stands between the two parts (post-norm only).
     """
 
     def __init__(
@@ -44,30 +84,46 @@ class Block(nn.Module):
         layer_scale: float | None = None,
         norm_eps: float = 1e-5,
         key_bias: bool = True,
+        activation: Callable[[Tensor], Tensor] = F.gelu,
+        cross: bool = False,
     ) -> None:
         super().__init__()
+        assert not (cross and norm_first), "only post-norm blocks read a context"
         self.attention = Attention(width, heads, attention_dropout, key_bias)
         self.norm1, self.norm2 = nn.LayerNorm(width, norm_eps), nn.LayerNorm(width, norm_eps)
         self.fc1, self.fc2 = nn.Linear(width, int(width * mlp_ratio)), nn.Linear(int(width * mlp_ratio), width)
         self.norm_first, self.dropout, self.activation_dropout = norm_first, dropout, activation_dropout
-        self.drop_path = drop_path
+        self.drop_path, self.activation = drop_path, activation
+        self.cross = Attention(width, heads, attention_dropout) if cross else None
+        self.cross_norm = nn.LayerNorm(width, norm_eps) if cross else None
         self.gamma1 = self.gamma2 = None
         if layer_scale is not None:
             self.gamma1 = nn.Parameter(torch.full((width,), float(layer_scale)))
             self.gamma2 = nn.Parameter(torch.full((width,), float(layer_scale)))
 
-    def forward(self, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, bias: Tensor | None = None, trace: Trace | None = None, context: Context | None = None
+    ) -> tuple[Tensor, Tensor]:
         """(B, T, D) -> block output and feed-forward output, both (B, T, D); ``bias`` as in ``Attention``."""
+        weights = None if trace is None else trace.attentions
         if self.norm_first:
-            x = x + self._branch(self.attention(self.norm1(x), bias), self.gamma1)
+            x = x + self._branch(self.attention(self.norm1(x), bias, weights), self.gamma1)
             ffn = self._mlp(self.norm2(x))
             return x + self._branch(ffn, self.gamma2), ffn
-        x = self.norm1(x + self._branch(self.attention(x, bias), self.gamma1))
+        past = None if context is None else context.past
+        x = self.norm1(x + self._branch(self.attention(x, bias, weights, past), self.gamma1))
+        if context is not None and context.states is not None:
+            x = self._read(x, context, None if trace is None else trace.cross_attentions)
         ffn = self._mlp(x)
         return self.norm2(x + self._branch(ffn, self.gamma2)), ffn
 
+    def _read(self, x: Tensor, context: Context, weights: list[Tensor] | None) -> Tensor:
+        assert self.cross is not None and self.cross_norm is not None, "this block was built without cross attention"
+        y = self.cross(x, context.bias, weights, context.past_states, context.states)
+        return self.cross_norm(x + self._branch(y, None))
+
     def _mlp(self, x: Tensor) -> Tensor:
-        return self.fc2(F.dropout(F.gelu(self.fc1(x)), self.activation_dropout, self.training))
+        return self.fc2(F.dropout(self.activation(self.fc1(x)), self.activation_dropout, self.training))
 
     def _branch(self, y: Tensor, gamma: Tensor | None) -> Tensor:
         y = F.dropout(y, self.dropout, self.training)

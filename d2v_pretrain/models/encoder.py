@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from d2v_pretrain.models.block import Block
+from d2v_pretrain.models.block import Block, Context, Trace
 from d2v_pretrain.models.init import initialise_blocks
 from d2v_pretrain.models.stems.base import Stem
 from d2v_pretrain.types import Batch, Mask, Tokens
@@ -50,6 +51,7 @@ class Encoder(nn.Module):
         depth: number of blocks.
         positions: module that maps tokens to offsets added to them, or None.
         bias: module that makes the attention bias, or None.
+        layer_bias: makes such a module for every block; added to what ``bias`` makes.
         extra_tokens: E learned tokens in front (CLS).
         extra_init: standard deviation of their start.
         input_norm: LayerNorm before the blocks (post-norm models).
@@ -60,7 +62,12 @@ class Encoder(nn.Module):
         zero_padding: zero the features at padding before positions are added (data2vec 1 audio and text).
         norm_eps: of the two LayerNorms here.
         init: of the blocks, ``bert`` or ``beit``.
+
+    Attributes:
+        checkpointing: forget what blocks computed and compute it again in the backward; equal bits, less memory.
     """
+
+    checkpointing = False
 
     def __init__(
         self,
@@ -80,6 +87,7 @@ class Encoder(nn.Module):
         zero_padding: bool = False,
         norm_eps: float = 1e-5,
         init: str = "bert",
+        layer_bias: Callable[[], nn.Module] | None = None,
     ) -> None:
         super().__init__()
         self.width, self.depth, self.extra_tokens = width, depth, extra_tokens
@@ -89,11 +97,21 @@ class Encoder(nn.Module):
         self.final_norm = nn.LayerNorm(width, norm_eps) if final_norm else nn.Identity()
         rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(block(drop_path=rate) for rate in rates)
+        self.layer_biases = None if layer_bias is None else nn.ModuleList(layer_bias() for _ in range(depth))
         if extra_tokens:
             self.extra = nn.Parameter(extra_init * torch.randn(1, extra_tokens, width))
         initialise_blocks(self.blocks, init)
 
-    def forward(self, tokens: Tokens, mask: Mask | None = None, top_k: int = 0, tensor: str = "ffn") -> Encoded:
+    def forward(
+        self,
+        tokens: Tokens,
+        mask: Mask | None = None,
+        top_k: int = 0,
+        tensor: str = "ffn",
+        trace: Trace | None = None,
+        allowed: Tensor | None = None,
+        contexts: Sequence[Context] | None = None,
+    ) -> Encoded:
         """Encode all tokens, or only the visible ones.
 
         Args:
@@ -101,13 +119,19 @@ class Encoder(nn.Module):
             mask: if given, its dropped tokens are left out.
             top_k: return the outputs of this many last blocks.
             tensor: which output, ``ffn`` or ``block``.
+            trace: collects the blocks' inputs, outputs and attention probabilities.
+            allowed: (R or 1, H or 1, T, S) bool, True where attention is allowed, in place of what ``tokens`` say of
+                padding.
+            contexts: what each block reads beside its input.
         """
         x, valid, kept = self._visible(tokens, mask)
         if self.extra_tokens:
             x = torch.cat([self.extra.expand(x.shape[0], -1, -1).to(x.dtype), x], 1)
-        bias = self._attention_bias(tokens.grid, kept, valid, x)
+        if allowed is None and valid is not None:
+            allowed = F.pad(valid, (self.extra_tokens, 0), value=True)[:, None, None]
+        biases = self._attention_biases(tokens.grid, kept, allowed, x)
         x = F.dropout(self.input_norm(x), self.input_dropout, self.training)
-        x, layers = self._blocks(x, bias, top_k, tensor)
+        x, layers = self._blocks(x, biases, top_k, tensor, trace, contexts)
         return Encoded(self.final_norm(x), layers, valid, self.extra_tokens)
 
     def encode(self, batch: Batch, top_k: int = 0, tensor: str = "ffn") -> Encoded:
@@ -132,33 +156,62 @@ class Encoder(nn.Module):
             seen = seen + gather_rows(offsets.expand(x.shape[0], -1, -1), kept)
         return seen, None if valid is None else valid.gather(1, kept), kept
 
-    def _attention_bias(
-        self, grid: tuple[int, ...], kept: Tensor | None, valid: Tensor | None, x: Tensor
-    ) -> Tensor | None:
-        """What all blocks add to their logits, in the precision that they compute in; see ``Attention``."""
-        bias = None if self.bias is None else self.bias(grid, kept, self.extra_tokens)
-        if bias is not None:
-            device = x.device.type
-            mixed = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
-            bias = bias.to(torch.get_autocast_dtype(device) if mixed else x.dtype)  # once, not in every block
-        if valid is None:
-            return bias
-        allowed = F.pad(valid, (self.extra_tokens, 0), value=True)[:, None, None]
-        return allowed if bias is None else bias.masked_fill(~allowed, float("-inf"))
+    def _attention_biases(
+        self, grid: tuple[int, ...], kept: Tensor | None, allowed: Tensor | None, x: Tensor
+    ) -> list[Tensor | None]:
+        """What each block adds to its logits, in the precision that they compute in; see ``Attention``."""
+        device = x.device.type
+        mixed = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+        dtype = torch.get_autocast_dtype(device) if mixed else x.dtype
 
-    def _blocks(self, x: Tensor, bias: Tensor | None, top_k: int, tensor: str) -> tuple[Tensor, list[Tensor]]:
+        def made(module: nn.Module) -> Tensor:
+            return module(grid, kept, self.extra_tokens).to(dtype)  # once, not in every block
+
+        def masked(bias: Tensor | None) -> Tensor | None:
+            if allowed is None or bias is None:
+                return bias if allowed is None else allowed
+            return bias.masked_fill(~allowed, float("-inf"))
+
+        shared = None if self.bias is None else made(self.bias)
+        if self.layer_biases is None:
+            return [masked(shared)] * self.depth
+        return [masked(made(own) if shared is None else shared + made(own)) for own in self.layer_biases]
+
+    def _blocks(
+        self,
+        x: Tensor,
+        biases: list[Tensor | None],
+        top_k: int,
+        tensor: str,
+        trace: Trace | None,
+        contexts: Sequence[Context] | None,
+    ) -> tuple[Tensor, list[Tensor]]:
         layers = []
+        if trace is not None:
+            trace.hidden.append(x)
         for depth, block in enumerate(self.blocks):
             if self.training and self.layer_drop > 0 and float(torch.rand(())) < self.layer_drop:
-                # Zero gradients rather than none: the optimizer and DDP then treat every step alike. The bias counts too:
-                # with every block skipped nothing else reaches it, and ranks would wait for its gradient for ever.
-                skipped = [*block.parameters(), *(() if self.bias is None else self.bias.parameters())]
+                # Zero gradients rather than none: the optimizer and DDP then treat every step alike. Biases count too:
+                # with every block skipped nothing else reaches them, and ranks would wait for their gradients for ever.
+                own = () if self.layer_biases is None else self.layer_biases[depth].parameters()
+                skipped = [*block.parameters(), *(() if self.bias is None else self.bias.parameters()), *own]
                 x = x + sum(p.view(-1)[0] * 0 for p in skipped)
-                continue
-            x, ffn = block(x, bias)
-            if depth >= self.depth - top_k:
-                layers.append((ffn if tensor == "ffn" else x)[:, self.extra_tokens :])
+            else:
+                x, ffn = self._block(block, x, biases[depth], trace, None if contexts is None else contexts[depth])
+                if depth >= self.depth - top_k:
+                    layers.append((ffn if tensor == "ffn" else x)[:, self.extra_tokens :])
+            if trace is not None:
+                trace.hidden.append(x)
         return x, layers
+
+    def _block(
+        self, block: nn.Module, x: Tensor, bias: Tensor | None, trace: Trace | None, context: Context | None
+    ) -> tuple[Tensor, Tensor]:
+        # A checkpointed block runs twice, and must not write twice.
+        once = context is not None or (trace is not None and trace.attentions is not None)
+        if once or not (self.checkpointing and torch.is_grad_enabled()):
+            return block(x, bias, trace, context)
+        return checkpoint(block, x, bias, use_reentrant=False)
 
 
 def gather_rows(x: Tensor, index: Tensor) -> Tensor:

@@ -24,14 +24,25 @@ class TextStem(Stem):
         max_tokens: longest sequence; None for no learned positions (the encoder's own must then tell the order).
         dropout: of the embeddings.
         norm_eps: of the LayerNorm.
+        pad: id of ``<pad>``.
+        types: rows of a table of token types (segments), which is added too; 0 for none.
     """
 
     def __init__(
-        self, width: int, vocabulary: int, max_tokens: int | None = 512, dropout: float = 0.1, norm_eps: float = 1e-5
+        self,
+        width: int,
+        vocabulary: int,
+        max_tokens: int | None = 512,
+        dropout: float = 0.1,
+        norm_eps: float = 1e-5,
+        pad: int = PAD,
+        types: int = 0,
     ) -> None:
         super().__init__()
-        self.token = nn.Embedding(vocabulary, width, PAD)
-        self.position = None if max_tokens is None else nn.Embedding(max_tokens + PAD + 1, width, PAD)
+        self.pad = pad
+        self.token = nn.Embedding(vocabulary, width, pad)
+        self.position = None if max_tokens is None else nn.Embedding(max_tokens + pad + 1, width, pad)
+        self.type = nn.Embedding(types, width) if types else None
         self.norm = nn.LayerNorm(width, norm_eps)
         self.dropout = nn.Dropout(dropout)
         for table in (self.token, self.position):
@@ -39,11 +50,11 @@ class TextStem(Stem):
                 continue
             nn.init.normal_(table.weight, std=0.02)
             with torch.no_grad():
-                table.weight[PAD].zero_()
+                table.weight[pad].zero_()
 
     def forward(self, batch: Batch) -> Tokens:
         """(B, T) int64 -> (B, T, D)."""
-        valid = None if batch.lengths is None else batch.inputs != PAD
+        valid = None if batch.lengths is None else batch.inputs != self.pad
         return Tokens(self._embed(batch.inputs, valid), batch.inputs.shape[1:2], valid)
 
     def grid(self, shape: torch.Size) -> tuple[int, ...]:
@@ -60,8 +71,13 @@ class TextStem(Stem):
         return Tokens(self._embed(ids.masked_fill(mask.masked, last), local.valid), local.grid, local.valid)
 
     def _embed(self, ids: Tensor, valid: Tensor | None) -> Tensor:
-        x = self.token(ids)
+        real = torch.ones_like(ids) if valid is None else valid.long()
+        return self.combine(self.token(ids), real.cumsum(1) * real + self.pad)
+
+    def combine(self, x: Tensor, places: Tensor, types: Tensor | None = None) -> Tensor:
+        """Token vectors (B, T, D), rows of the position table (B, T) and token types (B, T) -> (B, T, D)."""
+        if self.type is not None:
+            x = x + self.type(torch.zeros_like(places) if types is None else types)
         if self.position is not None:
-            real = torch.ones_like(ids) if valid is None else valid.long()
-            x = x + self.position(real.cumsum(1) * real + PAD)
+            x = x + self.position(places)
         return self.dropout(self.norm(x))
