@@ -91,7 +91,8 @@ class Block(nn.Module):
         assert not (cross and norm_first), "only post-norm blocks read a context"
         self.attention = Attention(width, heads, attention_dropout, key_bias)
         self.norm1, self.norm2 = nn.LayerNorm(width, norm_eps), nn.LayerNorm(width, norm_eps)
-        self.fc1, self.fc2 = nn.Linear(width, int(width * mlp_ratio)), nn.Linear(int(width * mlp_ratio), width)
+        hidden = int(width * mlp_ratio + 1e-6)  # 49 * (1 / 49) is less than 1
+        self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
         self.norm_first, self.dropout, self.activation_dropout = norm_first, dropout, activation_dropout
         self.drop_path, self.activation = drop_path, activation
         self.cross = Attention(width, heads, attention_dropout) if cross else None
