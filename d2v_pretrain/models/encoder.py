@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from d2v_pretrain.models.block import Block, Context, Trace
 from d2v_pretrain.models.init import initialise_blocks
+from d2v_pretrain.models.positions import LearnedPositions
 from d2v_pretrain.models.stems.base import Stem
 from d2v_pretrain.types import Batch, Mask, Tokens
 
@@ -126,7 +127,8 @@ class Encoder(nn.Module):
         """
         x, valid, kept = self._visible(tokens, mask)
         if self.extra_tokens:
-            x = torch.cat([self.extra.expand(x.shape[0], -1, -1).to(x.dtype), x], 1)
+            extra = self.extra + self.positions.front if isinstance(self.positions, LearnedPositions) else self.extra
+            x = torch.cat([extra.expand(x.shape[0], -1, -1).to(x.dtype), x], 1)
         if allowed is None and valid is not None:
             allowed = F.pad(valid, (self.extra_tokens, 0), value=True)[:, None, None]
         biases = self._attention_biases(tokens.grid, kept, allowed, x)

@@ -1,5 +1,5 @@
-"""What tells tokens where they are: offsets added to x (convolution, sin-cos) and biases added to attention (ALiBi,
-relative).
+"""What tells tokens where they are: offsets added to x (convolution, sin-cos, learned) and biases added to attention
+(ALiBi, relative).
 """
 
 from __future__ import annotations
@@ -85,6 +85,37 @@ class SinCosPositions(nn.Module):
         return (self.scale * torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], 1)).to(tokens.x.dtype)[None]
 
 
+class LearnedPositions(nn.Module):
+    """Offsets from a learned table, one row for each token in front and for each patch; another grid gets the patches'
+    part resized, bicubic.
+
+    Zero at the start. Source: BEiT and ViT ``interpolate_pos_encoding``; theirs takes every table for a square one.
+
+    Args:
+        width: D.
+        grid: (rows, columns) of patches that the table is made for.
+        extra: E, the tokens in front.
+    """
+
+    def __init__(self, width: int, grid: tuple[int, int], extra: int = 1) -> None:
+        super().__init__()
+        self.window, self.extra = grid, extra
+        self.table = nn.Parameter(torch.zeros(1, extra + grid[0] * grid[1], width))
+
+    @property
+    def front(self) -> Tensor:
+        """(1, E, D) offsets of the tokens in front."""
+        return self.table[:, : self.extra]
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """(1, T, D) offsets for a grid of (rows, columns)."""
+        table = self.table[:, self.extra :]
+        if tokens.grid == self.window:
+            return table
+        image = table.unflatten(1, self.window).permute(0, 3, 1, 2)
+        return F.interpolate(image, tokens.grid, mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
+
+
 class Alibi(nn.Module):
     """Attention bias ``-slope_h |i - j| scale_h``: symmetric ALiBi with one learned scale per head, shared by all
     layers.
@@ -137,25 +168,37 @@ class RelativeBias(nn.Module):
     Args:
         heads: H.
         grid: (rows, columns) of patches that the table is made for.
+        resize: serve other grids too, by the table resized to theirs, bilinear (MiDaS 3.1). Otherwise another grid is a
+            mistake, and tells so.
     """
 
-    def __init__(self, heads: int, grid: tuple[int, int]) -> None:
+    def __init__(self, heads: int, grid: tuple[int, int], resize: bool = False) -> None:
         super().__init__()
-        self.window = (int(grid[0]), int(grid[1]))
+        self.window, self.resize = (int(grid[0]), int(grid[1])), resize
         size = (2 * self.window[0] - 1) * (2 * self.window[1] - 1)
         self.table = nn.Parameter(torch.zeros(size + 3, heads))
 
     def forward(self, grid: tuple[int, ...], kept: Tensor | None, extra: int) -> Tensor:
         """Bias of (1 or R, H, E + K, E + K); E is 0 or 1. See ``Alibi.forward``."""
-        assert tuple(grid) == self.window, f"grid {grid} does not fit the table of {self.window}"
         assert extra <= 1, "the table knows one CLS token"
+        table = self._table(grid)
         place = torch.arange(math.prod(grid), device=self.table.device)[None] if kept is None else kept
         row, column = place // grid[1], place % grid[1]
         down = row[:, :, None] - row[:, None, :] + grid[0] - 1
         right = column[:, :, None] - column[:, None, :] + grid[1] - 1
         index = down * (2 * grid[1] - 1) + right
         if extra:
-            size = self.table.shape[0]
+            size = table.shape[0]
             index = F.pad(F.pad(index, (0, 0, 1, 0), value=size - 3), (1, 0, 0, 0), value=size - 2)
             index[:, 0, 0] = size - 1
-        return F.embedding(index, self.table).permute(0, 3, 1, 2)
+        return F.embedding(index, table).permute(0, 3, 1, 2)
+
+    def _table(self, grid: tuple[int, ...]) -> Tensor:
+        if tuple(grid) == self.window:
+            return self.table
+        assert self.resize, f"grid {grid} does not fit the table of {self.window}"
+        rows, columns = (2 * side - 1 for side in self.window)
+        image = self.table[:-3].view(1, rows, columns, -1).permute(0, 3, 1, 2)
+        size = [2 * side - 1 for side in grid]
+        resized = F.interpolate(image, size, mode="bilinear", align_corners=False)
+        return torch.cat([resized.permute(0, 2, 3, 1).flatten(0, 2), self.table[-3:]])

@@ -18,17 +18,24 @@ class VisionStem(Stem):
 
     Args:
         width: D of the tokens.
-        patch: side of a patch in pixels; image sides must be multiples of it.
+        patch: side of a patch in pixels, or (height, width); image sides must be multiples of it.
         channels: colour channels.
         masked: learn a mask vector (data2vec 1).
         init: ``xavier`` or ``trunc``.
     """
 
-    def __init__(self, width: int, patch: int, channels: int = 3, masked: bool = False, init: str = "xavier") -> None:
+    def __init__(
+        self,
+        width: int,
+        patch: int | tuple[int, int],
+        channels: int = 3,
+        masked: bool = False,
+        init: str = "xavier",
+    ) -> None:
         super().__init__()
         assert init in ("xavier", "trunc"), f"unknown stem init {init!r}: xavier or trunc"
-        self.patch = patch
-        self.projection = nn.Conv2d(channels, width, patch, patch)
+        self.patch = (patch, patch) if isinstance(patch, int) else patch
+        self.projection = nn.Conv2d(channels, width, self.patch, self.patch)
         if masked:
             self.mask_vector = nn.Parameter(nn.init.trunc_normal_(torch.empty(width), std=0.02, a=-0.02, b=0.02))
         if init == "xavier":
@@ -44,7 +51,7 @@ class VisionStem(Stem):
 
     def grid(self, shape: torch.Size) -> tuple[int, ...]:
         """(H/p, W/p) for (B, C, H, W)."""
-        return _patches(shape, self.patch)
+        return _patches(shape, *self.patch)
 
 
 class EdgeStem(Stem):
@@ -84,7 +91,7 @@ class EdgeStem(Stem):
 
     def grid(self, shape: torch.Size) -> tuple[int, ...]:
         """(H/p, W/p) for (B, C, H, W)."""
-        return _patches(shape, self.patch)
+        return _patches(shape, self.patch, self.patch)
 
 
 @torch.no_grad()
@@ -98,6 +105,6 @@ def _start_as_edges(conv: nn.Conv2d) -> None:
     nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
 
 
-def _patches(shape: torch.Size, patch: int) -> tuple[int, int]:
-    assert shape[2] % patch == 0 and shape[3] % patch == 0, f"image {tuple(shape[2:])} / patch {patch}"
-    return (shape[2] // patch, shape[3] // patch)
+def _patches(shape: torch.Size, height: int, width: int) -> tuple[int, int]:
+    assert shape[2] % height == 0 and shape[3] % width == 0, f"image {tuple(shape[2:])} / patch {height, width}"
+    return (shape[2] // height, shape[3] // width)
