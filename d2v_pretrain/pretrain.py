@@ -58,6 +58,7 @@ class Pretrain(L.LightningModule):
         self.decay, self.lr_scales, self.clip, self.seed = decay, lr_scales, clip, seed
         self.updates, self.samples_seen = 0, 0
         self.cursor: tuple[int, ...] = ()
+        self.config = ""  # of the run, as YAML; goes into its checkpoints
         self.log_metrics: dict[str, Tensor | float] = {}
         self.last_output: Output | None = None
         self._loss, self._count = torch.zeros(()), 0
@@ -147,7 +148,7 @@ class Pretrain(L.LightningModule):
         return stats
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the position in the data and the counters: all that a run needs besides weights and optimizer."""
+        """Add the configuration, the position in the data and the counters: all that a run needs besides weights."""
         position = {
             "updates": self.updates,
             "samples": self.samples_seen,
@@ -155,7 +156,7 @@ class Pretrain(L.LightningModule):
             "data": self.trainer.datamodule.fingerprint,  # type: ignore[attr-defined]
             "seed": self.seed,
         }
-        checkpoint["position"] = position
+        checkpoint |= {"position": position, "config": self.config}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the position; the stream starts behind the last trained micro-batch.

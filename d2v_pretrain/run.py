@@ -47,7 +47,8 @@ def pretrain(cfg: DictConfig) -> Trainer | None:
     assert isinstance(plain, dict)
     last = _where_to_start(cfg, plain, folder)
     say(f"[bold]{cfg.name}[/] in {folder}")
-    if last is not None and (step := checkpoint.step_of(last)) >= cfg.steps:
+    probed = cfg.probe is None or (folder / "probe.json").exists()
+    if last is not None and (step := checkpoint.step_of(last)) >= cfg.steps and probed:
         say(f"{last} is at step {step:,}: finished. Type steps=… for more, or name=… for a new run.")
         return None
     datamodule = build_data(cfg)
@@ -55,6 +56,7 @@ def pretrain(cfg: DictConfig) -> Trainer | None:
     if last is not None:
         say(f"going on from {last}, step {checkpoint.step_of(last):,} of {cfg.steps:,}")
     module = build_module(cfg, last)
+    module.config = OmegaConf.to_yaml(cfg, resolve=True)
     trainer = build_trainer(cfg, folder)
     trainer.accumulate_grad_batches = datamodule.slots // trainer.world_size  # type: ignore[attr-defined]
     if trainer.is_global_zero:
@@ -122,14 +124,15 @@ def build_trainer(cfg: DictConfig, folder: Path) -> Trainer:
     callbacks = [instantiate(node, _convert_="all") for node in cfg.callbacks.values()]
     if cfg.probe is not None:
         callbacks.append(instantiate(cfg.probe)(folder=folder, random=partial(build_encoder, cfg)))
-    callbacks += [Preemption(cfg.max_hours), Saving(folder / "checkpoints", **cfg.checkpoint)]
+    saving = Saving(folder / "checkpoints", **cfg.checkpoint)
+    callbacks += [Preemption(cfg.max_hours), saving]
     return instantiate(
         cfg.trainer,
         _convert_="all",
         max_steps=cfg.steps,
         logger=loggers,
         callbacks=callbacks,
-        plugins=[checkpoint.AtomicCheckpointIO()],
+        plugins=[saving.io],
         profiler=_profiler(folder) if cfg.profile else None,
         default_root_dir=str(folder),
         log_every_n_steps=cfg.log_every,
@@ -170,10 +173,9 @@ def _where_to_start(cfg: DictConfig, plain: dict[Any, Any], folder: Path) -> Pat
         say(f"[yellow]{path} {reason}; passed over[/]")
     if last is None:
         return None
-    if (folder / "config.yaml").exists():
-        old = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-        assert isinstance(old, dict)
-        provenance.check_same_run(old, plain)  # type: ignore[arg-type]
+    old = OmegaConf.to_container(OmegaConf.create(checkpoint.config_of(last)))
+    assert isinstance(old, dict)
+    provenance.check_same_run(old, plain)  # type: ignore[arg-type]
     return last
 
 

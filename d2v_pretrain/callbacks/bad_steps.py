@@ -92,6 +92,10 @@ class BadSteps(Meter):
                         file.write(json.dumps({"step": step, "ids": everybodys}) + "\n")
 
     def _go_back(self, trainer: Trainer, module: LightningModule) -> None:
+        io = trainer.strategy.checkpoint_io
+        assert isinstance(io, checkpoint.AtomicCheckpointIO)
+        io.wait()  # a file that is still being written would be there for some ranks and not for others
+        trainer.strategy.barrier()
         good = None if self.went_back else self._last_good()
         if good is None:
             rule = f"was not finite in {self.patience} steps in a row, the last of them step {trainer.global_step}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import time
@@ -11,10 +12,12 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from d2v_pretrain.callbacks.metrics import Meter
+from d2v_pretrain.checkpoint import AtomicCheckpointIO
 from d2v_pretrain.distributed import Agreement
 
 
-class Saving(Checkpoint):
+class Saving(Checkpoint, Meter):
     """Writes ``step=N.ckpt`` and points ``last.ckpt`` at it by a hard link, at step boundaries only.
 
     Lightning's ModelCheckpoint may save between the micro-batches of a step (their gradients are lost), writes
@@ -25,26 +28,39 @@ class Saving(Checkpoint):
         every_steps, every_minutes: None for never; each counts for itself.
         keep_last: so many ``step=N.ckpt`` stay.
         keep_every: those of steps that divide by it stay too; None for no others.
+        best: a number of ``metrics.jsonl`` that needs no labels (``effective_rank``, ``loss_relative``); ``best.ckpt``
+            is the checkpoint saved when it was best so far. Of what is named loss less is better, else more. None for no
+            ``best.ckpt``.
+        asynchronous: see ``AtomicCheckpointIO``.
+
+    ``io`` is the plugin that writes, for the trainer.
     """
 
-    def __init__(
-        self,
-        folder: str | Path,
-        every_steps: int | None,
-        every_minutes: float | None,
-        keep_last: int,
-        keep_every: int | None,
-    ) -> None:
+    def __init__(self, folder: str | Path, every_steps: int | None, every_minutes: float | None, keep_last: int,
+                 keep_every: int | None, best: str | None = None, asynchronous: bool = False) -> None:  # fmt: skip
         super().__init__()
-        self.folder, self.every_steps, self.keep_last, self.keep_every = (
-            Path(folder),
-            every_steps,
-            keep_last,
-            keep_every,
-        )
+        self.folder, self.every_steps = Path(folder), every_steps
+        self.keep_last, self.keep_every, self.best = keep_last, keep_every, best
+        self.io = AtomicCheckpointIO(asynchronous, self._keep)
         self.pause = float("inf") if every_minutes is None else 60 * every_minutes
         self.seen = self.saved = 0
         self.last = time.monotonic()
+        self.score: float | None = None  # the newest since the last save, larger is better
+        self.record = float("-inf")
+        self.is_best = False
+
+    def receive(self, trainer: Trainer, module: LightningModule, values: dict[str, float]) -> None:
+        """Keep the score of this step, if it has one."""
+        if self.best in values and math.isfinite(value := values[self.best]):
+            self.score = -value if "loss" in self.best else value
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best score so far."""
+        return {"record": self.record}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See ``state_dict``."""
+        self.record = state_dict["record"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock; what this run resumed from need not be saved again."""
@@ -62,20 +78,30 @@ class Saving(Checkpoint):
             self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the end, unless it has just been."""
+        """Save the end, unless it has just been; wait until it is on disk."""
         self.agreement.settle()
         if trainer.global_step > self.saved:
             self._save(trainer)
+        self.io.wait()
 
     def _save(self, trainer: Trainer) -> None:
-        path = self.folder / f"step={trainer.global_step}.ckpt"
-        trainer.save_checkpoint(path)
+        self.io.wait()  # the file before this one looks at is_best
+        self.is_best = self.score is not None and self.score > self.record
+        if self.is_best:
+            assert self.score is not None
+            self.record = self.score
+        self.score = None
+        trainer.save_checkpoint(self.folder / f"step={trainer.global_step}.ckpt")
         self.saved, self.last = trainer.global_step, time.monotonic()
-        if trainer.is_global_zero:
-            point(path.with_name("last.ckpt"), path)
-            for old in sorted(self.folder.glob("step=*.ckpt"), key=_step)[: -self.keep_last]:
-                if self.keep_every is None or _step(old) % self.keep_every:
-                    old.unlink()
+
+    def _keep(self, path: Path) -> None:
+        """Once a file is whole: its other names, and which older ones go."""
+        point(path.with_name("last.ckpt"), path)
+        if self.is_best:
+            point(path.with_name("best.ckpt"), path)
+        for old in sorted(self.folder.glob("step=*.ckpt"), key=_step)[: -self.keep_last]:
+            if self.keep_every is None or _step(old) % self.keep_every:
+                old.unlink()
 
 
 def point(name: Path, path: Path) -> None:
