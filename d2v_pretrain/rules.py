@@ -57,8 +57,8 @@ def check_going_on(cfg: Any) -> None:
         raise ConfigError("resume", cfg.resume, "must be auto or never")
     if not str(cfg.name) or set(str(cfg.name)) & set('/\\:*?"<>| '):
         raise ConfigError("name", cfg.name, "must be usable as the name of a folder", "leave out spaces and slashes")
-    if cfg.init_from is not None and not Path(cfg.init_from).is_file():
-        raise ConfigError("init_from", cfg.init_from, "is not a file", "give the path of a checkpoint")
+    if cfg.init_from is not None and not Path(cfg.init_from).exists():
+        raise ConfigError("init_from", cfg.init_from, "is not a file or folder", "give the path of a checkpoint")
 
 
 def check_sizes(cfg: Any) -> None:

@@ -22,6 +22,8 @@ from d2v_pretrain.callbacks.preemption import Preemption
 from d2v_pretrain.callbacks.saving import Saving
 from d2v_pretrain.config import check
 from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.interop.load import source
+from d2v_pretrain.interop.source import Source, seed
 from d2v_pretrain.models.encoder import Encoder
 from d2v_pretrain.pretrain import Pretrain
 from d2v_pretrain.rng import seed_default
@@ -100,20 +102,22 @@ def build_module(cfg: DictConfig, last: Path | None = None) -> Pretrain:
 
 
 def load_student(module: Pretrain, path: Path) -> None:
-    """Start student and teacher from the student of a checkpoint (``init_from``).
+    """Start student and teacher from the weights of a checkpoint, bundle, Hugging Face folder or published file.
 
     Raises:
-        ConfigError: if the file is not whole, or is of another architecture.
+        ConfigError: it cannot be read, or is of another architecture.
     """
+    encoders = (module.objective.student, module.objective.teacher.encoder)
+    say(seed(encoders, student_of(path) if checkpoint.step_of(path) >= 0 else source(path), path))
+
+
+def student_of(path: Path) -> Source:
+    """The student of one of our checkpoints, as ``init_from`` and the exporter take it."""
     prefix = "objective.student."
     state = checkpoint.read(path)["state_dict"]
-    student = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-    try:
-        for encoder in (module.objective.student, module.objective.teacher.encoder):
-            encoder.load_state_dict(student)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip()
-        raise ConfigError("init_from", path, f"does not fit the encoder: {reason}", "choose the same encoder") from None
+    tensors = {name: value for name, value in state.items() if name.startswith(prefix)}
+    what = f"the student of our checkpoint at step {checkpoint.step_of(path):,}"
+    return Source(what, tensors, {name.removeprefix(prefix): name for name in tensors})
 
 
 def build_trainer(cfg: DictConfig, folder: Path) -> Trainer:
