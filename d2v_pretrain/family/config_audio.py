@@ -15,18 +15,12 @@ class Data2VecAudioConfig(Config):
 
     Args:
         vocab_size: rows of the CTC head; nothing else.
-        hidden_size: D.
-        num_hidden_layers: blocks.
-        num_attention_heads: H, a divisor of D.
-        intermediate_size: hidden width of the feed-forward part.
-        hidden_act: its activation; ``gelu`` is the exact one.
         hidden_dropout: after the input norm, after attention and after the feed-forward part.
         activation_dropout: inside the feed-forward part.
         attention_dropout: on attention probabilities.
         feat_proj_dropout: after the projection of the convolutional features.
         final_dropout: before the CTC head only.
         layerdrop: probability of skipping a block (or an adapter layer) in training.
-        initializer_range: standard deviation of fresh linear layers.
         layer_norm_eps: of the norms of projection, encoder and blocks; convolutions and positions always have 1e-5.
         feat_extract_activation: of the convolutional stem and of the position convolutions.
         conv_dim, conv_stride, conv_kernel: of the stem's convolutions; equally long.
@@ -60,18 +54,12 @@ class Data2VecAudioConfig(Config):
     derived: ClassVar[tuple[str, ...]] = ("num_feat_extract_layers",)
 
     vocab_size: int = 32
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    hidden_act: str = "gelu"
     hidden_dropout: float = 0.1
     activation_dropout: float = 0.1
     attention_dropout: float = 0.1
     feat_proj_dropout: float = 0.0
     final_dropout: float = 0.1
     layerdrop: float = 0.1
-    initializer_range: float = 0.02
     layer_norm_eps: float = 1e-5
     feat_extract_activation: str = "gelu"
     conv_dim: tuple[int, ...] = (512, 512, 512, 512, 512, 512, 512)
@@ -127,7 +115,10 @@ class Data2VecAudioConfig(Config):
         self._positive("conv_dim", "conv_stride", "conv_kernel", "tdnn_dim", "tdnn_kernel", "tdnn_dilation")
         self._positive("conv_pos_kernel_size", "num_conv_pos_embeddings", "num_conv_pos_embedding_groups")
         self._positive("mask_time_length", "mask_feature_length", "adapter_stride", "adapter_kernel_size")
-        for first, *others in (("conv_dim", "conv_stride", "conv_kernel"), ("tdnn_dim", "tdnn_kernel", "tdnn_dilation")):
+        for first, *others in (
+            ("conv_dim", "conv_stride", "conv_kernel"),
+            ("tdnn_dim", "tdnn_kernel", "tdnn_dilation"),
+        ):
             for other in others:
                 if len(getattr(self, other)) != len(getattr(self, first)):
                     self._refuse(other, f"must have as many entries as {first}, {len(getattr(self, first))}")

@@ -32,6 +32,12 @@ class Config:
     floats become floats and lists become tuples, because transformers 5 refuses what is not of the declared type.
 
     Args:
+        hidden_size: D.
+        num_hidden_layers: blocks.
+        num_attention_heads: H, a divisor of D.
+        intermediate_size: hidden width of the feed-forward part.
+        hidden_act: its activation; ``gelu`` is the exact one.
+        initializer_range: standard deviation of fresh linear layers and tables.
         output_hidden_states: models return every block's output unless told otherwise.
         output_attentions: models return attention probabilities unless told otherwise.
         return_dict: models return a ``ModelOutput``, else a tuple, unless told otherwise.
@@ -50,6 +56,12 @@ class Config:
     # Computed from other fields; written, and dropped when read.
     derived: ClassVar[tuple[str, ...]] = ()
 
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    hidden_act: str = "gelu"
+    initializer_range: float = 0.02
     output_hidden_states: bool = False
     output_attentions: bool = False
     return_dict: bool = True
@@ -84,7 +96,7 @@ class Config:
     @property
     def mlp_ratio(self) -> float:
         """``intermediate_size`` over ``hidden_size``, so that ``Block`` rounds down to the very number."""
-        return (vars(self)["intermediate_size"] + 0.5) / vars(self)["hidden_size"]
+        return (self.intermediate_size + 0.5) / self.hidden_size
 
     def validate(self) -> None:
         """Check every field's type and the rules between fields.
@@ -121,9 +133,8 @@ class Config:
     def _common(self, *activations: str) -> None:
         """The rules that every transformer of the family has."""
         self._positive("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-        size, heads = getattr(self, "hidden_size"), getattr(self, "num_attention_heads")  # noqa: B009
-        if size % heads:
-            self._refuse("hidden_size", f"must be a multiple of num_attention_heads, {heads}")
+        if self.hidden_size % self.num_attention_heads:
+            self._refuse("hidden_size", f"must be a multiple of num_attention_heads, {self.num_attention_heads}")
         for key in activations:
             if getattr(self, key) not in ACTIVATIONS:
                 self._refuse(key, f"must be one of {', '.join(ACTIVATIONS)}")
@@ -150,9 +161,9 @@ class Config:
         names = [f.name for f in fields(cls) if f.name != "extra"]
         for key, value in overrides.items():
             if key not in names:
-                near = difflib.get_close_matches(key, names, 3)
-                raise ConfigError(key, value, f"is no field of {cls.__name__}", near and f"nearest: {', '.join(near)}")
-        found = content["model_type"] if "model_type" in content else cls.model_type
+                near = ", ".join(difflib.get_close_matches(key, names, 3))
+                raise ConfigError(key, value, f"is no field of {cls.__name__}", near and f"nearest: {near}")
+        found = content["model_type"] if "model_type" in content else cls.model_type  # noqa: SIM401 (no .get on configs)
         if found != cls.model_type:
             raise ConfigError("model_type", found, f"is not {cls.model_type}", "use the classes of that model type")
         known = {k: v for k, v in content.items() if k in names}

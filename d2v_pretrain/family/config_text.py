@@ -17,16 +17,11 @@ class Data2VecTextConfig(Config):
 
     Args:
         vocab_size: token ids.
-        hidden_size: D.
-        num_hidden_layers: blocks.
-        num_attention_heads: H, a divisor of D.
-        intermediate_size: hidden width of the feed-forward part.
         hidden_act: its activation only; the language-model head has ``gelu``, pooler and classifier ``tanh``.
         hidden_dropout_prob: of the embeddings, after attention and after the feed-forward part.
         attention_probs_dropout_prob: on attention probabilities.
         max_position_embeddings: rows of the position table; usable length is ``pad_token_id + 1`` less (510).
         type_vocab_size: rows of the segment table.
-        initializer_range: standard deviation of fresh linear layers and tables.
         layer_norm_eps: of every norm.
         pad_token_id: positions are counted from the one after it; its rows in both tables are zero at the start.
         bos_token_id, eos_token_id: dead; they serve generation.
@@ -44,16 +39,10 @@ class Data2VecTextConfig(Config):
     model_type: ClassVar[str] = "data2vec-text"
 
     vocab_size: int = 30522
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    hidden_act: str = "gelu"
     hidden_dropout_prob: float = 0.1
     attention_probs_dropout_prob: float = 0.1
     max_position_embeddings: int = 512
     type_vocab_size: int = 2
-    initializer_range: float = 0.02
     layer_norm_eps: float = 1e-12
     pad_token_id: int = 1
     bos_token_id: int | None = 0
@@ -78,7 +67,9 @@ class Data2VecTextConfig(Config):
         if not 0 <= self.pad_token_id < self.vocab_size:
             self._refuse("pad_token_id", f"must be an id of the vocabulary, 0 to {self.vocab_size - 1}")
         if self.max_position_embeddings <= self.pad_token_id + 1:
-            self._refuse("max_position_embeddings", f"leaves no position after those up to pad_token_id, {self.pad_token_id}")
+            self._refuse(
+                "max_position_embeddings", f"leaves no position after those up to pad_token_id, {self.pad_token_id}"
+            )
         if self.position_embedding_type != "absolute":
             self._refuse("position_embedding_type", "must be absolute", "relative positions left transformers in 5.0")
         if self.add_cross_attention and not self.is_decoder:

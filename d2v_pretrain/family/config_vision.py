@@ -16,14 +16,8 @@ class Data2VecVisionConfig(Config):
     and no mean pooling, fine-tuned ones ``use_relative_position_bias`` and mean pooling.
 
     Args:
-        hidden_size: D.
-        num_hidden_layers: blocks.
-        num_attention_heads: H, a divisor of D.
-        intermediate_size: hidden width of the feed-forward part.
-        hidden_act: its activation; ``gelu`` is the exact one.
         hidden_dropout_prob: of the embeddings, after attention and after the feed-forward part.
         attention_probs_dropout_prob: on attention probabilities.
-        initializer_range: standard deviation of fresh linear layers.
         layer_norm_eps: of every norm. The original code trained with 1e-6; Hugging Face's files say 1e-12.
         image_size: sides in pixels, (height, width) or one number for both.
         patch_size: likewise.
@@ -44,14 +38,8 @@ class Data2VecVisionConfig(Config):
 
     model_type: ClassVar[str] = "data2vec-vision"
 
-    hidden_size: int = 768
-    num_hidden_layers: int = 12
-    num_attention_heads: int = 12
-    intermediate_size: int = 3072
-    hidden_act: str = "gelu"
     hidden_dropout_prob: float = 0.0
     attention_probs_dropout_prob: float = 0.0
-    initializer_range: float = 0.02
     layer_norm_eps: float = 1e-12
     image_size: int | tuple[int, ...] = 224
     patch_size: int | tuple[int, ...] = 16

@@ -62,7 +62,7 @@ def _read(file: Path) -> dict[str, Tensor]:
 
 
 def write_weights(directory: str | Path, state: Mapping[str, Tensor], max_shard_size: int | str = "5GB") -> None:
-    """Write ``model.safetensors``, or shards and an index if there is more than ``max_shard_size`` (bytes or ``"5GB"``).
+    """Write ``model.safetensors``, or shards and an index where there is more than ``max_shard_size`` (500MB, 5GB).
 
     Weights that the directory held before are removed, since a reader might prefer them.
     """
@@ -72,10 +72,16 @@ def write_weights(directory: str | Path, state: Mapping[str, Tensor], max_shard_
     for file in [*stale, *(directory / name for name in LAYOUTS)]:
         file.unlink(missing_ok=True)
     shards = list(_split(state, limit))
-    names = [SAFE] if len(shards) == 1 else [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+    names = (
+        [SAFE]
+        if len(shards) == 1
+        else [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
+    )
     for name, shard in zip(names, shards):
         # Parts of one of our tensors share its memory, which safetensors refuses.
-        save_file({k: v.detach().cpu().clone().contiguous() for k, v in shard.items()}, directory / name, {"format": "pt"})
+        save_file(
+            {k: v.detach().cpu().clone().contiguous() for k, v in shard.items()}, directory / name, {"format": "pt"}
+        )
     if len(shards) > 1:
         places = {key: name for name, shard in zip(names, shards) for key in shard}
         index = {"metadata": {"total_size": sum(t.nbytes for t in state.values())}, "weight_map": places}

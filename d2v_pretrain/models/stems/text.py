@@ -42,7 +42,7 @@ class TextStem(Stem):
         self.pad = pad
         self.token = nn.Embedding(vocabulary, width, pad)
         self.position = None if max_tokens is None else nn.Embedding(max_tokens + pad + 1, width, pad)
-        self.type = nn.Embedding(types, width) if types else None
+        self.segment = nn.Embedding(types, width) if types else None
         self.norm = nn.LayerNorm(width, norm_eps)
         self.dropout = nn.Dropout(dropout)
         for table in (self.token, self.position):
@@ -76,8 +76,8 @@ class TextStem(Stem):
 
     def combine(self, x: Tensor, places: Tensor, types: Tensor | None = None) -> Tensor:
         """Token vectors (B, T, D), rows of the position table (B, T) and token types (B, T) -> (B, T, D)."""
-        if self.type is not None:
-            x = x + self.type(torch.zeros_like(places) if types is None else types)
+        if self.segment is not None:
+            x = x + self.segment(torch.zeros_like(places) if types is None else types)
         if self.position is not None:
             x = x + self.position(places)
         return self.dropout(self.norm(x))
