@@ -133,14 +133,14 @@ def fit(tmp_path: Path) -> Callable[..., Trainer]:
 
     def run(module: Toy, steps: int, callbacks: list[Callback], data: Data | None = None, **more: Any) -> Trainer:
         start = more.pop("ckpt_path", None)
-        quiet = {"enable_model_summary": False, "accelerator": "cpu", "enable_checkpointing": False}
+        quiet: dict[str, Any] = {"enable_model_summary": False, "accelerator": "cpu", "enable_checkpointing": False}
+        quiet["plugins"] = [AtomicCheckpointIO()]
         # Without this Lightning adds a bar of its own.
         quiet["enable_progress_bar"] = any(hasattr(callback, "refresh_rate") for callback in callbacks)
         trainer = Trainer(
             max_steps=steps,
             logger=JsonlLogger(tmp_path),
             callbacks=callbacks,
-            plugins=[AtomicCheckpointIO()],
             **(quiet | more),
         )
         trainer.fit(module, datamodule=data or Data(), ckpt_path=start)
