@@ -32,7 +32,7 @@ COMMON = [
 ]  # fmt: skip
 # Small passes, so that a run is several; dropout, layer drop, crops and decoder noise are all on.
 RUNS = {
-    "audio": ["modality=audio", "data.sequences=34", "source.crop_seconds=0.4",
+    "audio": ["modality=audio", "data.sequences=34", "source.crop_seconds=0.4", "max_tokens=9000",
               "encoder.conv=[[16,10,10],[16,8,8],[16,4,4]]", "architecture.layer_drop=0.3",
               "architecture.input_dropout=0.1", "architecture.positions.groups=4",
               "masking.length=2", "objective.predictor.dim=16", "objective.predictor.groups=4"],
@@ -53,6 +53,7 @@ def live(cwd: str, argv: Sequence[str], env: dict[str, str]) -> None:
     sys.argv = ["train.py", *argv]
     out = os.open("out.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(out, 1), os.dup2(out, 2)
+    from d2v_pretrain.callbacks import probe
     from d2v_pretrain.cli import main
     from d2v_pretrain.pretrain import Pretrain
 
@@ -72,6 +73,14 @@ def live(cwd: str, argv: Sequence[str], env: dict[str, str]) -> None:
         return loss
 
     Pretrain.training_step = training_step  # type: ignore[method-assign]
+    judge = probe.probe
+
+    def noted(*args: Any, **more: Any) -> Any:
+        with open("probes", "a") as file:
+            file.write("\n")
+        return judge(*args, **more)
+
+    probe.probe = noted
     main()
 
 
@@ -146,6 +155,12 @@ def trained(cwd: Path) -> int:
     """Micro-batches of slot 0 begun so far, over all lives."""
     file = cwd / "trace" / "0.jsonl"
     return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
+def probes(cwd: Path) -> int:
+    """Probes begun so far, over all lives."""
+    file = cwd / "probes"
+    return len(file.read_bytes()) if file.exists() else 0
 
 
 def outcome(cwd: Path) -> dict[str, Any]:

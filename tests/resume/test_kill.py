@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from d2v_pretrain.checkpoint import TEMPORARY
+from d2v_pretrain.checkpoint import TEMPORARY, newest_valid, step_of
 from tests.resume import lives
 from tests.resume.lives import COMMON, RUNS, STEPS
 
@@ -64,9 +65,29 @@ def test_killed_five_times(tmp_path: Path, whole) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("more", [["workers=0"], ["workers=1", "checkpoint.asynchronous=true"]])
 @pytest.mark.parametrize("modality", ["audio", "vision", "text"])
-def test_killed_at_random(tmp_path: Path, whole, modality: str, workers: int) -> None:
+def test_killed_at_random(tmp_path: Path, whole, modality: str, more: list[str]) -> None:
     argv = RUNS[modality] + COMMON
-    assert kill_and_go_on(tmp_path, [*argv, f"workers={workers}"], seed=workers, kills=8) >= 4
+    assert kill_and_go_on(tmp_path, [*argv, *more], seed=len(more), kills=8) >= 4
     check(tmp_path, whole(argv))
+
+
+def test_killed_at_the_boundary_of_a_pass_and_in_probes(tmp_path: Path, whole) -> None:
+    """On the way and at the end: what the probes say is the same too, and the last one is made up for."""
+    argv = [a for a in RUNS["vision"] + COMMON if a != "probe=null"]
+    argv += ["probe.every=20", "data.train=40", "data.test=20"]
+    for ready in (
+        lambda: lives.trained(tmp_path) >= 37 // 2 // 2,  # 37 images, two a micro-batch, of which slot 0 sees half
+        lambda: lives.probes(tmp_path) >= 1,
+        lambda: lives.probes(tmp_path) >= 4,  # at steps 20 (twice, after a life) and 40, and the one at the end
+    ):
+        [process] = lives.start(tmp_path, argv)
+        assert lives.waits(ready, [process])
+        lives.kill(process)
+    last, _ = newest_valid(tmp_path / "runs/run/checkpoints")
+    assert last is not None and step_of(last) == STEPS and not (tmp_path / "runs/run/probe.json").exists()
+    lives.finish(tmp_path, argv)
+    check(tmp_path, whole(argv))
+    ours, theirs = (json.loads((cwd / "runs/run/probe.json").read_text()) for cwd in (tmp_path, whole(argv)))
+    assert ours == theirs
