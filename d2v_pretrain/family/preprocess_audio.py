@@ -54,7 +54,7 @@ class Data2VecAudioFeatureExtractor:
         """
         if sampling_rate != self.sampling_rate:
             raise ConfigError("sampling_rate", sampling_rate, f"must be {self.sampling_rate}", "resample the waveforms")
-        one = torch.is_tensor(audio) and audio.ndim == 1 or not hasattr(audio[0], "__len__")
+        one = (torch.is_tensor(audio) and audio.ndim == 1) or not hasattr(audio[0], "__len__")
         waves = [_mono(wave) for wave in ([audio] if one else audio)]
         values = [self._scaled(wave) for wave in waves]
         masks = [torch.ones(len(wave), dtype=torch.long) for wave in waves]
@@ -102,5 +102,7 @@ def _mono(wave: Any) -> Tensor:
     """(S,) float32."""
     tensor = torch.as_tensor(wave, dtype=torch.float32)
     if tensor.ndim != 1 or not len(tensor):
-        raise ConfigError("audio", f"of shape {tuple(tensor.shape)}", "must be one channel of samples", "average channels")
+        raise ConfigError(
+            "audio", f"of shape {tuple(tensor.shape)}", "must be one channel of samples", "average channels"
+        )
     return tensor
