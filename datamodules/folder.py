@@ -59,7 +59,7 @@ class Skipped:
 
 
 def scan(root: str, endings: tuple[str, ...], check: Callable[[str], Info], skipped: Skipped,
-         max_bad_share: float, ignore: Iterable[str] = ()) -> dict[str, Info]:  # fmt: skip
+         max_bad_share: float, ignore: Iterable[str] = (), files: list[str] | None = None) -> dict[str, Info]:  # fmt: skip
     """Look into every file below a folder (or at one file) and return what ``check`` says of the usable ones, sorted.
 
     Args:
@@ -69,11 +69,12 @@ def scan(root: str, endings: tuple[str, ...], check: Callable[[str], Info], skip
         skipped: the list to write.
         max_bad_share: largest share of files with these endings that may be unusable.
         ignore: files that are there for another reason (labels).
+        files: those to look into, instead of what the root holds.
 
     Raises:
         ConfigError: if there is no such folder, nothing usable, or too much unusable.
     """
-    files = _files(root, {os.path.realpath(file) for file in ignore})
+    files = _files(root, {os.path.realpath(file) for file in ignore}) if files is None else sorted(files)
     wanted = [file for file in files if file.lower().endswith(endings)]
     others = [file for file in files if not file.lower().endswith(endings)]
     looked_for = ", ".join(endings)

@@ -34,7 +34,7 @@ class TextFolder:
     def files(self) -> list[str]:
         """The usable files."""
         ignore = [self.labels.path] if self.labels else []
-        return list(scan(self.root, ENDINGS, _check, self.skipped, self.max_bad_share, ignore))
+        return list(scan(self.root, ENDINGS, check, self.skipped, self.max_bad_share, ignore))
 
     def texts(self) -> Iterator[str]:
         """The lines that are not empty, stripped."""
@@ -53,8 +53,12 @@ class TextFolder:
         return [labelled(str(self.labels.label), self.labels.items(), str, self.labels.note())]
 
 
-def _check(file: str) -> None:
-    """Read it all once: a file that is not UTF-8 in the middle would stop the run later."""
+def check(file: str) -> None:
+    """Read a text file once: one that is not UTF-8 in the middle would stop the run later.
+
+    Raises:
+        Unusable: if it is not UTF-8, binary or empty.
+    """
     blank = True
     try:
         with open(file, encoding="utf-8-sig") as lines:

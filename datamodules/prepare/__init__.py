@@ -1,0 +1,1 @@
+"""Raw files to shards: ``python -m datamodules.prepare audio|vision|text|index|verify input=DIR output=DIR …``."""

@@ -1,0 +1,164 @@
+"""The plan of which samples go to which shard, and its execution: parallel, each shard at once or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.rng import fold_in
+from datamodules.folder import Skipped, Unusable
+from datamodules.prepare.output import Output, Record, write_json
+from datamodules.prepare.settings import Build
+from datamodules.prepare.tar import Sample, write_tar
+from datamodules.prepare.work import advance, spread
+
+_SHUFFLE = 7  # what the randomness is for
+_SPARE = 1.02  # of the space estimated
+
+
+class Reasons(Skipped):
+    """What a scan skipped and why, for ``Output.finish``, by path relative to the input."""
+
+    def __init__(self, root: str) -> None:
+        super().__init__(None)
+        self.root, self.reasons = root, dict[str, str]()
+
+    def start(self, reasons: dict[str, str]) -> None:
+        """Keep what the scan found."""
+        self.reasons = {below(file, self.root): reason for file, reason in reasons.items()}
+
+
+def below(file: str, root: str) -> str:
+    """A path relative to the root, with slashes; the name alone if it is the root itself."""
+    return os.path.basename(file) if file == root else os.path.relpath(file, root).replace(os.sep, "/")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which samples go to which shard: a pure function of the input, the settings and the seed.
+
+    Args:
+        items: in order; what ``make`` is called with.
+        cuts: shard n holds items cuts[n] to cuts[n + 1].
+        make: (item, key of the sample) -> sample; raises ``Unusable``. It and the items can go to another process.
+        name: item -> its name, for the list of skipped files.
+        bytes: that the shards take, about.
+        source: of the input, for the manifest and to know it again.
+        facts: more for the manifest.
+        skipped: file -> reason, before any packing.
+        hour: length of an hour in the unit of ``Sample.length``, or None.
+    """
+
+    items: Sequence[Any]
+    cuts: list[int]
+    make: Callable[[Any, str], Sample]
+    name: Callable[[Any], str]
+    bytes: float
+    source: dict[str, Any]
+    facts: dict[str, Any] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+    hour: int | None = None
+
+
+def arranged(n: int, settings: Build) -> np.ndarray:
+    """(n,) the order of the samples over the shards."""
+    if settings.order == "sorted":
+        return np.arange(n)
+    return np.random.default_rng(fold_in(settings.seed, _SHUFFLE)).permutation(n)
+
+
+def cut(sizes: np.ndarray, settings: Build) -> list[int]:
+    """Where the shards begin and end: every ``shard_samples``, else where ``shard_mb`` would be exceeded.
+
+    Args:
+        sizes: (n,) bytes of each sample in a shard.
+    """
+    n = len(sizes)
+    if settings.shard_samples:
+        return [*range(0, n, settings.shard_samples), n]
+    before, cuts = np.concatenate([[0], np.cumsum(sizes)]), [0]
+    while cuts[-1] < n:
+        full = before[cuts[-1]] + settings.shard_mb * 1e6
+        cuts.append(max(cuts[-1] + 1, int(np.searchsorted(before, full, "right")) - 1))
+    return cuts
+
+
+def source_of(files: Sequence[tuple[str, int]]) -> dict[str, Any]:
+    """What is known of the input again: names and sizes in bytes (not the times: a copy is the same input)."""
+    rows = "".join(f"{name}\t{size}\n" for name, size in sorted(files))
+    total = sum(size for _, size in files)
+    return {"files": len(files), "bytes": total, "hash": hashlib.sha256(rows.encode()).hexdigest()}
+
+
+@dataclass(frozen=True)
+class _Shard:
+    folder: Path
+    record: Path
+    name: str
+    first: int
+    items: Sequence[Any]
+    plan_make: Callable[[Any, str], Sample]
+    plan_name: Callable[[Any], str]
+
+
+def pack(plan: Plan, output: Output) -> dict[str, Any]:
+    """Write every shard that is not finished, then the manifest, which is returned.
+
+    Raises:
+        ConfigError: too little space, or more than ``max_bad_share`` unusable.
+    """
+    settings = output.settings
+    output.begin(plan.source)
+    names = [f"shard-{n:06d}" for n in range(len(plan.cuts) - 1)]
+    records = [record for name in names if (record := output.finished(name))]
+    ready = {record.name for record in records}
+    tasks = [_Shard(output.folder, output.record_path(name), name, a, plan.items[a:b], plan.make, plan.name)
+             for name, a, b in zip(names, plan.cuts, plan.cuts[1:]) if name not in ready]  # fmt: skip
+    if ready:
+        print(f"{len(ready):,} of {len(names):,} shards are there already", file=sys.stderr)
+    found = sum(b - a for name, a, b in zip(names, plan.cuts, plan.cuts[1:]) if name in ready)
+    output.check_space(plan.bytes * _SPARE - sum(record.written.bytes for record in records))
+    for record in spread(_pack_one, tasks, settings.processes, len(plan.items), "packing", "samples", found):
+        records.append(record)
+        _check_share(records, plan, settings)
+    hours = round(sum(r.written.length for r in records) / plan.hour, 4) if plan.hour else None
+    return output.finish(records, plan.skipped, plan.source, {**plan.facts, "hours": hours})
+
+
+def _check_share(records: list[Record], plan: Plan, settings: Build) -> None:
+    bad, n = {file: reason for record in records for file, reason in record.skipped.items()}, len(plan.items)
+    if len(bad) > settings.max_bad_share * n:
+        named = "; ".join(f"{file} ({reason})" for file, reason in list(bad.items())[:5])
+        rule = f"has {len(bad)} of {n} unusable, more than max_bad_share={settings.max_bad_share:g} allows"
+        raise ConfigError("input", settings.input, f"{rule} ({named})", "mend or remove them, or raise max_bad_share")
+
+
+def _pack_one(task: _Shard) -> Record:
+    """One shard: tar, index and record, each under a temporary name until it is whole, the record last."""
+    skipped: dict[str, str] = {}
+
+    def samples() -> Iterator[Sample]:
+        for n, item in enumerate(task.items, task.first):
+            try:
+                yield task.plan_make(item, f"{n:09d}")
+            except Unusable as error:
+                skipped[task.plan_name(item)] = str(error)
+            advance()
+
+    half = task.record.with_name(f"{task.name}.tar.half")
+    written = write_tar(half, samples())
+    tar = task.folder / f"{task.name}.tar"
+    if written.samples:
+        os.replace(half, tar)
+        # index
+    record = Record(task.name, written, skipped)
+    write_json(task.record, asdict(record))
+    return record

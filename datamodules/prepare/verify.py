@@ -1,0 +1,159 @@
+"""Finished shards looked into again: checksums, indexes, and every member decoded; indexes written anew."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import tarfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+from PIL import Image
+
+from d2v_pretrain.errors import ConfigError
+from datamodules.audio_folder import ENDINGS as SOUNDS
+from datamodules.image_folder import ENDINGS as IMAGES
+from datamodules.prepare.settings import Index, Verify
+from datamodules.prepare.work import advance, spread
+
+_SHOWN = 50  # faults that are printed
+
+
+def verify(settings: Verify) -> int:
+    """Check a folder of shards (or one tar file); prints what is wrong and returns 1, or 0.
+
+    Raises:
+        ConfigError: if there is no tar file.
+    """
+    tars = _tars(settings.input)
+    manifest = _manifest(Path(settings.input))
+    faults = list(_against(manifest, tars)) if manifest else []
+    rows = {row["name"]: row for row in manifest["shards"]} if manifest else {}
+    largest = manifest["vocab_size"] if manifest and "vocab_size" in manifest else None
+    check = partial(check_shard, rows=rows, vocab_size=largest)
+    total = sum(os.path.getsize(tar) for tar in tars)
+    for found in spread(check, tars, settings.processes, total, "verifying", "bytes"):
+        faults += found
+    for fault in faults[:_SHOWN]:
+        print(fault)
+    print(f"{settings.input}: {len(tars):,} shards{'' if manifest else ' without a manifest'}, {len(faults):,} faults")
+    return 1 if faults else 0
+
+
+def index(settings: Index) -> int:
+    """Write the index beside each tar file."""
+    raise NotImplementedError
+
+
+def _tars(path: str) -> list[str]:
+    if os.path.isfile(path):
+        return [path]
+    found = sorted(str(tar) for tar in Path(path).glob("*.tar"))
+    if not found:
+        raise ConfigError("input", path, "has no .tar file in it", "give a folder of shards, or a tar file")
+    return found
+
+
+def _manifest(folder: Path) -> dict[str, Any] | None:
+    file = folder / "manifest.json"
+    if not file.is_file():
+        return None
+    try:
+        return json.loads(file.read_text("utf-8"))
+    except ValueError as error:
+        raise ConfigError("input", file, f"cannot be read ({error})", "remove it to verify without it") from None
+
+
+def _against(manifest: dict[str, Any], tars: list[str]) -> Iterator[str]:
+    """Shards that are on one side only, and sums that do not agree."""
+    named, there = {row["name"] for row in manifest["shards"]}, {os.path.basename(tar) for tar in tars}
+    yield from (f"{name}: missing" for name in sorted(named - there))
+    yield from (f"{name}: not in the manifest" for name in sorted(there - named))
+    for key in ("samples", "length", "bytes"):
+        if (total := sum(row[key] for row in manifest["shards"])) != manifest[key]:
+            yield f"manifest.json: {key} is {manifest[key]}, and the shards have {total}"
+
+
+def check_shard(tar: str, rows: dict[str, dict[str, Any]], vocab_size: int | None) -> list[str]:
+    """The faults of one shard, each with the names of shard and member.
+
+    Args:
+        tar: the file. rows: of the manifest, by name; a shard that is not among them has no checksum.
+        vocab_size: that every id of a ``npy`` member must be below, or None.
+    """
+    name, row = os.path.basename(tar), rows.get(os.path.basename(tar))
+    faults, samples = [], set()
+    try:
+        if row and row["sha256"] != _sha256(tar):
+            faults.append(f"{name}: its bytes are not those that were written (SHA-256)")
+        with tarfile.open(tar) as members:
+            for member in members:
+                data = members.extractfile(member)
+                key, _, extension = os.path.basename(member.name).partition(".")
+                samples.add(os.path.join(os.path.dirname(member.name), key))
+                if data is not None and (reason := fault(extension.lower(), data.read(), vocab_size)):
+                    faults.append(f"{name}: {member.name}: {reason}")
+    except (OSError, tarfile.TarError, EOFError) as error:
+        faults.append(f"{name}: cannot be read to its end ({error})")
+    if row and len(samples) != row["samples"]:
+        faults.append(f"{name}: {len(samples):,} samples, and the manifest has {row['samples']:,}")
+    advance(os.path.getsize(tar))
+    return faults
+
+
+def fault(extension: str, data: bytes, vocab_size: int | None) -> str | None:
+    """Why a member cannot be decoded, or None; a kind that is not known is never at fault."""
+    check = _CHECKS.get(extension.rpartition(".")[2])
+    try:
+        return check(data, vocab_size) if check else None
+    except Exception as error:  # whatever a decoder raises for wrong bytes
+        return f"cannot be decoded ({type(error).__name__}: {error})"
+
+
+def _sound(data: bytes, _: int | None) -> str | None:
+    with soundfile.SoundFile(io.BytesIO(data)) as file:
+        frames, sound = file.frames, file.read(dtype="float32")
+    if not len(sound) or len(sound) != frames:
+        return f"breaks off after {len(sound):,} of {frames:,} frames"
+    return None if np.isfinite(sound).all() else "has samples that are not finite"
+
+
+def _image(data: bytes, _: int | None) -> str | None:
+    with Image.open(io.BytesIO(data)) as image:
+        image.load()
+    return None
+
+
+def _ids(data: bytes, vocab_size: int | None) -> str | None:
+    ids = np.load(io.BytesIO(data), allow_pickle=False)
+    if ids.ndim != 1 or ids.dtype.kind not in "iu" or not len(ids):
+        return f"is no row of token ids: shape {ids.shape}, {ids.dtype}"
+    if vocab_size is not None and not 0 <= ids.min() <= ids.max() < vocab_size:
+        return f"has id {ids.max()}, and the tokenizer {vocab_size}"
+    return None
+
+
+def _json(data: bytes, _: int | None) -> None:
+    json.loads(data)
+
+
+def _number(data: bytes, _: int | None) -> None:
+    int(data)
+
+
+_CHECKS: dict[str, Callable[[bytes, int | None], str | None]] = {
+    **{ending[1:]: _sound for ending in SOUNDS},
+    **{ending[1:]: _image for ending in IMAGES},
+    "npy": _ids, "json": _json, "cls": _number,
+}  # fmt: skip
+
+
+def _sha256(file: str) -> str:
+    with open(file, "rb") as bytes_:
+        return hashlib.file_digest(bytes_, "sha256").hexdigest()
