@@ -160,8 +160,10 @@ class PreTrained(nn.Module):
         state = self.state_dict()
         tensors: dict[str, Tensor] = {}
         for ours, theirs in self.names().items():
-            parts = (theirs,) if isinstance(theirs, str) else theirs
-            tensors |= dict(zip(parts, state[ours].chunk(len(parts)), strict=True))
+            if isinstance(theirs, str):
+                tensors[theirs] = state[ours]  # perhaps a single number, which cannot be cut
+            else:
+                tensors |= dict(zip(theirs, state[ours].chunk(3), strict=True))
         return tensors
 
     @classmethod
@@ -223,13 +225,10 @@ class PreTrained(nn.Module):
         self._report(loading, source, ignore_mismatched_sizes)
         wrong = {key for key, *_ in loading.misshapen}
         fits = like | {k: t.to(like[k].dtype) for k, t in theirs.items() if k in like and k not in wrong}
-        parts = {ours: (name,) if isinstance(name, str) else name for ours, name in names.items()}
-        self.load_state_dict(
-            {
-                ours: torch.cat([fits[k] for k in keys]) if len(keys) > 1 else fits[keys[0]]
-                for ours, keys in parts.items()
-            }
-        )
+        own = self.state_dict()
+        for name, key in names.items():
+            tensor = fits[key] if isinstance(key, str) else torch.cat([fits[part] for part in key])
+            own[name].copy_(tensor.reshape(own[name].shape))
         return loading
 
     def _fitted(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
