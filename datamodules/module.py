@@ -84,7 +84,8 @@ class PretrainDataModule(LightningDataModule):
     """
 
     def __init__(self, source: Source, micro_batch: int, global_batch: int, seed: int, workers: int = 0,
-                 max_tokens: int | None = None, buckets: int = 12, window_shards: int | None = None) -> None:  # fmt: skip
+                 max_tokens: int | None = None, buckets: int = 12,
+                 window_shards: int | None = None) -> None:  # fmt: skip
         super().__init__()
         if micro_batch < 1 or global_batch % micro_batch:
             rule = f"must be a multiple of micro_batch={micro_batch}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -155,9 +154,9 @@ class Stream(Sampler[Slot]):
     """This rank's micro-batches, endlessly, from a cursor on.
 
     An optimizer step is ``slots`` micro-batches whatever the number of ranks, ``slots / lanes`` from every lane: rank r
-    trains the r-th part of them, so any world size that divides ``slots`` sees the same steps. A cursor is (window, next
-    micro-batch in it) for every lane. A rank's last slot of a step carries the cursor after the whole step, so that all
-    ranks agree on it without talking: each of them walks all lanes, which costs less than a microsecond a sample.
+    trains the r-th part of them, so any world size that divides ``slots`` sees the same steps. A cursor is (window,
+    next micro-batch in it) for every lane. A rank's last slot of a step carries the cursor after the whole step, so
+    that all ranks agree on it without talking: each of them walks all lanes, at a microsecond or two a sample.
 
     Args:
         plan: the order.
@@ -190,11 +189,14 @@ class Stream(Sampler[Slot]):
             Lane(self.plan, self.lanes, *self.cursor[2 * i : 2 * i + 2], self.ahead if i in mine else None)
             for i in range(self.lanes)
         ]
+        cursor = list(self.cursor)
         while True:
             step = []
             for slot in range(self.slots):
-                batch, epoch = lanes[slot // each].step()
-                step.append(Slot(batch, epoch, tuple(chain.from_iterable(lane.cursor() for lane in lanes))))
+                lane = slot // each
+                batch, epoch = lanes[lane].step()
+                cursor[2 * lane : 2 * lane + 2] = lanes[lane].cursor()
+                step.append(Slot(batch, epoch, tuple(cursor)))
             *first, last = [step[slot] for slot in self.ours]
             yield from first
             yield last._replace(cursor=step[-1].cursor, step_samples=sum(len(slot.ids) for slot in step))

@@ -1,0 +1,133 @@
+"""What exactness costs: the stream, the ranks' agreement and a save of the base model, against a step of the tiny one.
+
+    python -m benchmarks.overhead [folder for the checkpoint]
+
+One thread; times are wall clock, medians. Prints a table and writes ``benchmarks/results/overhead.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from torch import distributed, multiprocessing
+
+from d2v_pretrain.checkpoint import AtomicCheckpointIO
+from d2v_pretrain.config import load, register_resolvers
+from d2v_pretrain.distributed import Agreement
+from d2v_pretrain.run import build_data, build_module
+from d2v_pretrain.types import Batch
+from datamodules.module import PretrainDataModule
+from datamodules.stream import Plan, Stream, lanes_for
+
+RESULTS = Path(__file__).parent / "results" / "overhead.json"
+MODALITIES = ("audio", "vision", "text")
+
+
+def timed(work: Callable[[], Any]) -> float:
+    """Seconds that ``work`` takes."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def tiny_step(modality: str, repeats: int = 5) -> dict[str, float]:
+    """Seconds of the small recipe's optimizer step (forward, backward, Adam, teacher) and of its stream's part in it."""
+    cfg = load([f"modality={modality}", "trainer=cpu", "probe=null", "steps=100"])
+    data = build_data(cfg)
+    assert isinstance(data, PretrainDataModule)
+    module = build_module(cfg)
+    optimizer, loader = module.configure_optimizers(), iter(data.train_dataloader())
+
+    def step(batch: Batch) -> None:
+        output = module.objective(batch)
+        (output.loss / output.count).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        module.objective.teacher.update(module.objective.student, 1)
+
+    batches = [next(loader) for _ in range(repeats + 1)]
+    seconds = median([timed(lambda b=b: step(b)) for b in batches][1:]) * data.slots  # type: ignore[misc]
+    stream = Stream(data.plan, data.slots)
+    passes = 3 * len(data.plan.window(0))  # a pass is planned at once, so it takes several to tell the cost of a step
+    steps = max(1, passes // data.slots)
+    return {"step": seconds, "stream": timed(lambda: list(islice(stream, steps * data.slots))) / steps}
+
+
+def lanes(slots: int = 64, shards: int = 4096) -> dict[str, float]:
+    """Seconds of the stream per step of 64 micro-batches of 16, over 4 million samples in windows of 8 shards."""
+    draw = np.random.default_rng(0)
+    plan = Plan(np.full(shards, 1000), 0, 16, draw.integers(32_000, 320_000, shards * 1000), 3_800_000, window=8)
+    count, steps = lanes_for(plan, slots), 600
+    return {"lanes": count, "stream": timed(lambda: list(islice(Stream(plan, slots, lanes=count), steps * slots))) / steps}
+
+
+def agreement(world: int = 2, steps: int = 500) -> float:
+    """Seconds that a step waits for the ranks to agree, if a step takes 10 ms."""
+    with tempfile.TemporaryDirectory() as folder:
+        multiprocessing.spawn(_agree, (world, steps, folder), nprocs=world)  # type: ignore[no-untyped-call]
+        return max(float((Path(folder) / str(rank)).read_text()) for rank in range(world))
+
+
+def _agree(rank: int, world: int, steps: int, folder: str) -> None:
+    distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=world)
+    ranks, waits = Agreement(), []
+    for _ in range(steps):
+        time.sleep(0.01)  # the step
+        waits.append(timed(lambda: ranks.ask(False)))
+    ranks.settle()
+    (Path(folder) / str(rank)).write_text(str(median(waits)))
+    distributed.destroy_process_group()
+
+
+def save(folder: str) -> dict[str, float]:
+    """Seconds that training waits for a save of the base model with teacher and Adam's moments, both ways."""
+    cfg = load(["experiment=audio_data2vec2_base", "modality=audio", "data=sample", "trainer=cpu", "probe=null"])
+    module = build_module(cfg)
+    optimizer = module.configure_optimizers()
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            p.grad = torch.zeros_like(p)
+    optimizer.step()
+    content = {"global_step": 1, "state_dict": module.state_dict(), "optimizer_states": [optimizer.state_dict()]}
+    out = {}
+    with tempfile.TemporaryDirectory(dir=folder) as place:
+        path = Path(place) / "step=1.ckpt"
+        for name, io in (("waits", AtomicCheckpointIO()), ("asynchronous", AtomicCheckpointIO(asynchronous=True))):
+            for attempt in ("first", "next"):
+                out[f"{name}, {attempt}"] = timed(lambda io=io: io.save_checkpoint(content, path))  # type: ignore[misc]
+                out[f"{name}, {attempt}, on disk after"] = out[f"{name}, {attempt}"] + timed(io.wait)
+        out["gigabytes"] = path.stat().st_size / 1e9
+    return out
+
+
+def main() -> None:
+    """Measure, print, write."""
+    torch.set_num_threads(1)
+    register_resolvers()
+    steps = {modality: tiny_step(modality) for modality in MODALITIES}
+    agreed, many, saving = agreement(), lanes(), save(sys.argv[1] if len(sys.argv) > 1 else ".")
+    for modality, s in steps.items():
+        share = (s["stream"] + agreed) / s["step"]
+        print(f"{modality:7} step {1e3 * s['step']:7.1f} ms: stream {1e6 * s['stream']:6.1f} us, "
+              f"agreement {1e6 * agreed:.0f} us: {share:.2%}")  # fmt: skip
+    print(f"{many['lanes']} lanes, 64 micro-batches a step: stream {1e6 * many['stream']:.0f} us a step")
+    for name, value in saving.items():
+        print(f"save of the base model, {name}: {value:.2f}{'' if name == 'gigabytes' else ' s'}")
+    RESULTS.parent.mkdir(exist_ok=True)
+    result = {"steps": steps, "agreement": agreed, "lanes": many, "save": saving, "load": os.getloadavg()[0]}
+    RESULTS.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
