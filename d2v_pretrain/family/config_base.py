@@ -65,7 +65,7 @@ class Config:
     output_hidden_states: bool = False
     output_attentions: bool = False
     return_dict: bool = True
-    num_labels: int | None = None
+    num_labels: int = 2
     id2label: dict | None = None
     label2id: dict | None = None
     problem_type: str | None = None
@@ -74,13 +74,11 @@ class Config:
     extra: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if self.id2label is not None and self.num_labels not in (None, len(self.id2label)):
+        if self.id2label is not None and self.num_labels not in (2, len(self.id2label)):  # 2 is also "not given"
             self._refuse("num_labels", f"must be the {len(self.id2label)} names of id2label", "leave one of them out")
-        if self.id2label is None:
-            self.id2label = _label_names(2 if self.num_labels is None else self.num_labels)
-        vars(self)["num_labels"] = len(self.id2label)
-        self.id2label = {int(index): name for index, name in self.id2label.items()}
-        self.label2id = self.label2id or _reversed(self.id2label)
+        names = _label_names(self.num_labels) if self.id2label is None else self.id2label
+        names = {int(index): name for index, name in names.items()}  # JSON knows no whole numbers as keys
+        vars(self).update(num_labels=len(names), id2label=names, label2id=self.label2id or _reversed(names))
         self.validate()
 
     def __setattr__(self, name: str, value: Any) -> None:

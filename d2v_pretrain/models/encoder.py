@@ -210,10 +210,12 @@ class Encoder(nn.Module):
         self, block: nn.Module, x: Tensor, bias: Tensor | None, trace: Trace | None, context: Context | None
     ) -> tuple[Tensor, Tensor]:
         # A checkpointed block runs twice, and must not write twice.
-        once = context is not None or (trace is not None and trace.attentions is not None)
-        if once or not (self.checkpointing and torch.is_grad_enabled()):
+        writes = (trace is not None and trace.attentions is not None) or (
+            context is not None and context.past is not None
+        )
+        if writes or not (self.checkpointing and torch.is_grad_enabled()):
             return block(x, bias, trace, context)
-        return checkpoint(block, x, bias, use_reentrant=False)
+        return checkpoint(block, x, bias, None, context, use_reentrant=False)
 
 
 def gather_rows(x: Tensor, index: Tensor) -> Tensor:

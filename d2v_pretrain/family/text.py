@@ -1,0 +1,309 @@
+"""Data2VecTextModel and its language models."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.family.config_base import ACTIVATIONS
+from d2v_pretrain.family.config_text import Data2VecTextConfig
+from d2v_pretrain.family.losses import token_loss
+from d2v_pretrain.family.outputs import (
+    BaseModelOutputWithPoolingAndCrossAttentions,
+    CausalLMOutputWithCrossAttentions,
+    MaskedLMOutput,
+    Past,
+)
+from d2v_pretrain.family.pretrained import PreTrained
+from d2v_pretrain.interop import hf
+from d2v_pretrain.interop.keymap import Names
+from d2v_pretrain.models.attention import KeyValues
+from d2v_pretrain.models.block import Block, Context
+from d2v_pretrain.models.encoder import Encoder
+from d2v_pretrain.models.stems import TextStem
+from d2v_pretrain.types import Tokens
+
+
+class Data2VecTextPreTrainedModel(PreTrained):
+    """Base of the text models."""
+
+    config_class = Data2VecTextConfig
+    base_model_prefix = "data2vec_text"
+    # The published checkpoint was a language model and has no pooler.
+    optional = ("pooler.",)
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The token table (V, D)."""
+        stem = self.encoder_module.stem
+        assert isinstance(stem, TextStem)
+        return stem.token
+
+    def adapt(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Without the index buffers of old files."""
+        buffers = ("embeddings.position_ids", "embeddings.token_type_ids")
+        return {key: tensor for key, tensor in state.items() if not key.endswith(buffers)}
+
+
+class Data2VecTextModel(Data2VecTextPreTrainedModel):
+    """The text encoder of data2vec 1, or a decoder of the same shape (``config.is_decoder``).
+
+    Args:
+        config: its settings.
+        add_pooling_layer: with the pooler, ``tanh`` of a linear layer of the first token.
+    """
+
+    def __init__(self, config: Data2VecTextConfig, add_pooling_layer: bool = True) -> None:
+        super().__init__(config)
+        width, dropout, eps = config.hidden_size, config.hidden_dropout_prob, config.layer_norm_eps
+        usable = config.max_position_embeddings - config.pad_token_id - 1
+        stem = TextStem(width, config.vocab_size, usable, dropout, eps, config.pad_token_id, config.type_vocab_size)
+        block = partial(
+            Block,
+            width,
+            config.num_attention_heads,
+            config.mlp_ratio,
+            dropout=dropout,
+            attention_dropout=config.attention_probs_dropout_prob,
+            norm_eps=eps,
+            activation=ACTIVATIONS[config.hidden_act],
+            cross=config.add_cross_attention,
+        )
+        self.encoder = Encoder(stem, block, width, config.num_hidden_layers, input_norm=False)
+        self.pooler = nn.Linear(width, width) if add_pooling_layer else None
+        self.init_weights()
+
+    def names(self) -> Names:
+        """See ``PreTrained``."""
+        return hf.text(self.config.num_hidden_layers, self.config.add_cross_attention, self.pooler is not None)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        past_key_values: Past | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> BaseModelOutputWithPoolingAndCrossAttentions:
+        """Encode token ids, or vectors in their place.
+
+        Args:
+            input_ids: (B, T).
+            attention_mask: (B, P + T), 0 where nothing may be read, P tokens of the past included; or (B, T, P + T) or
+                (B, 1 or H, T, P + T). Without it padding *is* read, as in Hugging Face.
+            token_type_ids: (B, T) segments; 0 by default.
+            position_ids: (B, T) rows of the position table; by default real tokens are counted from
+                ``pad_token_id + 1`` on.
+            inputs_embeds: (B, T, D) instead of ``input_ids``.
+            encoder_hidden_states: (B, S, D) for cross attention.
+            encoder_attention_mask: (B, S) for it.
+            past_key_values: what an earlier call returned; ``input_ids`` are then the new tokens only.
+            use_cache: a decoder returns ``past_key_values``; ``config.use_cache`` by default.
+            output_attentions: see ``Config``.
+            output_hidden_states: see ``Config``.
+
+        Raises:
+            ConfigError: not exactly one of ids and vectors; a context without cross attention; too many tokens.
+        """
+        self._check(input_ids, inputs_embeds, encoder_hidden_states)
+        trace, states = self.trace(output_hidden_states, output_attentions)
+        past = 0 if past_key_values is None else past_key_values[0][0].shape[2]
+        x = self._embed(input_ids, token_type_ids, position_ids, inputs_embeds, past)
+        contexts = self._contexts(encoder_hidden_states, encoder_attention_mask, past_key_values, use_cache)
+        allowed = self._allowed(attention_mask, past, x)
+        encoded = self.encoder(Tokens(x, x.shape[1:2]), trace=trace, allowed=allowed, contexts=contexts)
+        return BaseModelOutputWithPoolingAndCrossAttentions(
+            last_hidden_state=encoded.x,
+            pooler_output=None if self.pooler is None else self.pooler(encoded.x[:, 0]).tanh(),
+            hidden_states=tuple(trace.hidden) if states else None,
+            past_key_values=_past(contexts),
+            attentions=tuple(trace.attentions) if trace.attentions else None,
+            cross_attentions=tuple(trace.cross_attentions) if trace.cross_attentions else None,
+        )
+
+    def _check(self, ids: Tensor | None, vectors: Tensor | None, states: Tensor | None) -> None:
+        if (ids is None) == (vectors is None):
+            given = "neither" if ids is None else "both"
+            raise ConfigError("input_ids, inputs_embeds", given, "must be exactly one", "give one of them")
+        if states is not None and not self.config.add_cross_attention:
+            rule = "cannot be read without cross attention"
+            raise ConfigError("encoder_hidden_states", tuple(states.shape), rule, "set config.add_cross_attention=True")
+
+    def _embed(
+        self, ids: Tensor | None, types: Tensor | None, places: Tensor | None, vectors: Tensor | None, past: int
+    ) -> Tensor:
+        stem = self.encoder.stem
+        assert isinstance(stem, TextStem) and stem.position is not None
+        if ids is not None:
+            vectors = stem.token(ids)
+        assert vectors is not None
+        if places is None:
+            real = torch.ones(vectors.shape[:2], dtype=torch.long, device=vectors.device)
+            real = real if ids is None else (ids != stem.pad).long()
+            places = (real.cumsum(1) + past) * real + stem.pad
+            if vectors.shape[1] + past > stem.position.num_embeddings - stem.pad - 1:
+                longest = int(places.max()) - stem.pad
+                usable = stem.position.num_embeddings - stem.pad - 1
+                if longest > usable:
+                    raise ConfigError("input_ids", f"{longest} tokens", f"must be at most {usable}", "truncate them")
+        return stem.combine(vectors, places, types)
+
+    def _allowed(self, mask: Tensor | None, past: int, x: Tensor) -> Tensor | None:
+        """(B or 1, 1 or H, T, P + T) bool: what may be read."""
+        allowed = None if mask is None else mask.bool()
+        if allowed is not None and allowed.ndim < 4:
+            allowed = allowed[:, None, None] if allowed.ndim == 2 else allowed[:, None]
+        if not self.config.is_decoder:
+            return allowed
+        size = x.shape[1]
+        back = torch.ones(size, past + size, dtype=torch.bool, device=x.device).tril(past)[None, None]
+        return back if allowed is None else back & allowed
+
+    def _contexts(
+        self, states: Tensor | None, mask: Tensor | None, past: Past | None, use_cache: bool | None
+    ) -> list[Context] | None:
+        """What each block of a decoder reads and remembers."""
+        cached = self.config.is_decoder and (self.config.use_cache if use_cache is None else use_cache)
+        if self.encoder.checkpointing and self.training:
+            cached = False  # a block that is computed twice cannot remember
+        if states is None and past is None and not cached:
+            return None
+        bias = None if mask is None else mask.bool()[:, None, None]
+        known = past or [()] * self.config.num_hidden_layers
+        keep = cached or past is not None
+        return [
+            Context(KeyValues(*k[:2]) if keep else None, states, bias, KeyValues(*k[2:4]) if keep else None)
+            for k in known
+        ]
+
+
+def _past(contexts: list[Context] | None) -> Past | None:
+    if contexts is None or contexts[0].past is None:
+        return None
+    kept = [(c.past, c.past_states) if c.states is not None else (c.past,) for c in contexts]
+    return tuple(tuple(t for part in parts for t in (part.keys, part.values)) for parts in kept)  # type: ignore[union-attr, misc]
+
+
+class LMHead(nn.Module):
+    """``decoder(LayerNorm(gelu(dense(x))))``; the decoder is the token table and ``bias`` unless untied.
+
+    Untied, it has a matrix and a bias of its own, and ``bias`` is dead, as in transformers 5.
+    """
+
+    def __init__(self, config: Data2VecTextConfig) -> None:
+        super().__init__()
+        self.dense = nn.Linear(config.hidden_size, config.hidden_size)
+        self.layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+        self.decoder = None if config.tie_word_embeddings else nn.Linear(config.hidden_size, config.vocab_size)
+
+    def forward(self, x: Tensor, table: Tensor) -> Tensor:
+        """(B, T, D) and the token table (V, D) -> (B, T, V)."""
+        x = self.layer_norm(F.gelu(self.dense(x)))
+        return F.linear(x, table, self.bias) if self.decoder is None else self.decoder(x)
+
+
+class _LanguageModel(Data2VecTextPreTrainedModel):
+    """The encoder without pooler, and a head over the vocabulary."""
+
+    def __init__(self, config: Data2VecTextConfig) -> None:
+        super().__init__(config)
+        self.data2vec_text = Data2VecTextModel(config, add_pooling_layer=False)
+        self.lm_head = LMHead(config)
+        self.init_weights()
+
+    def adapt(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Old files hold the decoder beside the table that it is, and one name or the other of the shared bias."""
+        state, (bias, weight) = super().adapt(state), ("lm_head.decoder.bias", "lm_head.decoder.weight")
+        for name, other in ((bias, "lm_head.bias"), ("lm_head.bias", bias)):
+            if name not in state and other in state:
+                state[name] = state[other]
+        tied = self.config.tie_word_embeddings
+        return {key: tensor for key, tensor in state.items() if not (tied and key in (bias, weight))}
+
+    def _logits(self, x: Tensor) -> Tensor:
+        return self.lm_head(x, self.get_input_embeddings().weight)
+
+
+class Data2VecTextForMaskedLM(_LanguageModel):
+    """Predicts the ids at ``<mask>``."""
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> MaskedLMOutput:
+        """See ``Data2VecTextModel.forward``; ``labels`` (B, T) are ids, -100 where there is nothing to predict."""
+        out = self.data2vec_text(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            inputs_embeds,
+            encoder_hidden_states,
+            encoder_attention_mask,
+            use_cache=False,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        logits = self._logits(out.last_hidden_state)
+        loss = None if labels is None else token_loss(logits, labels)
+        return MaskedLMOutput(loss, logits, out.hidden_states, out.attentions)
+
+
+class Data2VecTextForCausalLM(_LanguageModel):
+    """Predicts each next id; set ``config.is_decoder=True``, or every token sees the ones after it."""
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        past_key_values: Past | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> CausalLMOutputWithCrossAttentions:
+        """See ``Data2VecTextModel.forward``; ``labels`` (B, T) are the input's own ids, -100 to leave out."""
+        out = self.data2vec_text(
+            input_ids,
+            attention_mask,
+            token_type_ids,
+            position_ids,
+            inputs_embeds,
+            encoder_hidden_states,
+            encoder_attention_mask,
+            past_key_values,
+            use_cache if labels is None else False,
+            output_attentions,
+            output_hidden_states,
+            return_dict=True,
+        )
+        logits = self._logits(out.last_hidden_state)
+        loss = None if labels is None else token_loss(logits[:, :-1], labels[:, 1:])
+        rest: dict[str, Any] = {k: v for k, v in out.items() if k not in ("last_hidden_state", "pooler_output")}
+        return CausalLMOutputWithCrossAttentions(loss, logits, **rest)
