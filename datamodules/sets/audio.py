@@ -26,17 +26,17 @@ class AudioSet(AudioFolder):
         pretrain: regular expression that finds itself in the path below the root (with ``/``) of what is pretrained on.
         label: one with a group ``label``, the class, and perhaps ``split``; None for no probe.
         task: what the label is ("digit").
-        test_values: values of ``split`` that are tested; without that group it is one in five, by a hash of the path.
-        test_list: name of a file of the set that lists the test files, relative to itself, in place of ``split``; or None.
+        test_values: values of ``split`` that are tested; without that group one file in five is.
+        test_list: name of a file of the set that lists the test files in place of ``split``, or None.
         dataset, parts: see ``datamodules.sets.fetch.fetch``.
         download: whether to fetch what is not there.
         get: what to put where, for the error if nothing is there.
     """
 
     def __init__(self, root: str, min_seconds: float, max_seconds: float, max_bad_share: float,
-                 skipped_path: str | None, pretrain: str, label: str | None, task: str, test_values: Sequence[str | int],
-                 test_list: str | None, dataset: str | None, parts: Sequence[Mapping[str, Any]], download: bool,
-                 get: str) -> None:  # fmt: skip
+                 skipped_path: str | None, pretrain: str, label: str | None, task: str,
+                 test_values: Sequence[str | int], test_list: str | None, dataset: str | None,
+                 parts: Sequence[Mapping[str, Any]], download: bool, get: str) -> None:  # fmt: skip
         super().__init__(root, min_seconds, max_seconds, max_bad_share, skipped_path, None, None, None, ())
         if download:
             fetch(root, dataset, parts)
@@ -71,9 +71,9 @@ class AudioSet(AudioFolder):
     def pieces(self) -> list[Piece]:
         """The utterances to pretrain on."""
         held_out = {piece.file for piece, item in self._items if item.test}
-        kept = {f: piece for f, piece in self.files.items() if self.pretrain.search(self._below(f)) and f not in held_out}
-        demand(kept, self.root, f"file to pretrain on (looked for paths with {self.pretrain.pattern})", self.get)
-        return [part for piece in kept.values() for part in self._parts(piece)]
+        fitting = [piece for file, piece in self.files.items() if self.pretrain.search(self._below(file))]
+        demand(fitting, self.root, f"file to pretrain on (looked for paths with {self.pretrain.pattern})", self.get)
+        return [part for piece in fitting if piece.file not in held_out for part in self._parts(piece)]
 
     def labelled(self) -> list[Labelled[np.ndarray]]:
         """The class that the path tells; [] where the set has none."""
@@ -84,7 +84,8 @@ class AudioSet(AudioFolder):
     def _note(self) -> str:
         if self.test_list is not None:
             return f"tested on {self.test_list}"
-        return f"tested where the split is {', '.join(sorted(self.test_values))}" if self.test_values else "1 in 5 tested"
+        values = ", ".join(sorted(self.test_values))
+        return f"tested where the split is {values}" if values else "tested on 1 in 5"
 
 
 def transcripts(root: str) -> dict[str, str]:

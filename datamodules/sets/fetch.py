@@ -1,4 +1,4 @@
-"""Downloads through the classes of torchaudio and torchvision, whole or not at all; and what to say if files are missing."""
+"""Downloads through classes of torchaudio and torchvision, whole or not at all; what to say if files are missing."""
 
 from __future__ import annotations
 

@@ -44,7 +44,8 @@ class HubTexts:
             return datasets.load_dataset(self.root, self.config, split=split, download_config=asked)
         except (OSError, ValueError, KeyError) as error:  # what the library raises for names, columns and no network
             remedy = "check data.root, data.config and data.split; a name on the hub needs data.download=true once"
-            raise ConfigError("data.root", self.root, f"cannot be loaded ({error})".replace("\n", " "), remedy) from None
+            rule = f"cannot be loaded ({error})".replace("\n", " ")
+            raise ConfigError("data.root", self.root, rule, remedy) from None
 
     def _column(self, rows: Any, key: str, column: str) -> Any:
         if column not in rows.column_names:
