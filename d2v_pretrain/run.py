@@ -60,7 +60,9 @@ def pretrain(cfg: DictConfig) -> Trainer | None:
     module = build_module(cfg, last)
     module.config = OmegaConf.to_yaml(cfg, resolve=True)
     trainer = build_trainer(cfg, folder)
-    trainer.accumulate_grad_batches = datamodule.slots // trainer.world_size  # type: ignore[attr-defined]
+    slots, world = datamodule.slots, trainer.world_size  # type: ignore[attr-defined]
+    trainer.accumulate_grad_batches = slots // world
+    say(f"an update is {slots} micro-batches of up to {cfg.micro_batch} samples: {slots // world} on each of {world}")
     if trainer.is_global_zero:
         _write_down(cfg, folder)
     trainer.fit(module, datamodule, ckpt_path=last, weights_only=True)
