@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
 
 from d2v_pretrain.errors import ConfigError
-from d2v_pretrain.interop.construct import construct, model_class
+from d2v_pretrain.interop.construct import construct
 from d2v_pretrain.interop.source import Source
 from d2v_pretrain.models.encoder import Encoder
 
 MODEL_TYPE = "d2v_pretrain"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_HOME = "d2v_pretrain.models."  # what a config.json may name
 _PREFIX = "encoder."  # of every tensor: that of the module around the encoder in ``interop.remote_model``
 
 
@@ -88,3 +90,18 @@ def source(folder: Path) -> Source:
         rule = f"cannot be read ({error})"
         raise ConfigError("file", folder / WEIGHTS, rule, "copy it again, or export it again") from None
     return Source("d2v_pretrain bundle", tensors, {name.removeprefix(_PREFIX): name for name in tensors})
+
+
+def model_class(target: str) -> Callable[..., Any]:
+    """The class below ``d2v_pretrain.models`` of that name; a file must not name anything else to be called.
+
+    Raises:
+        ValueError: it is none.
+    """
+    module, _, name = target.rpartition(".")
+    if not target.startswith(_HOME):
+        raise ValueError(f"{target} is not below {_HOME}")
+    found = getattr(importlib.import_module(module), name)
+    if not (isinstance(found, type) and found.__module__ == module):
+        raise ValueError(f"{target} is not a class")
+    return found

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from functools import partial
 from typing import Any
-
-_HOME = "d2v_pretrain.models."
 
 
 def construct(node: Any, find: Callable[[str], Callable[..., Any]]) -> Any:
@@ -24,18 +21,3 @@ def construct(node: Any, find: Callable[[str], Callable[..., Any]]) -> Any:
     arguments = {key: construct(value, find) for key, value in node.items() if key not in ("_target_", "_partial_")}
     made = partial(find(node["_target_"]), **arguments)
     return made if node.get("_partial_") else made()
-
-
-def model_class(target: str) -> Callable[..., Any]:
-    """The class below ``d2v_pretrain.models`` of that name; a file must not name anything else to be called.
-
-    Raises:
-        ValueError: it is none.
-    """
-    module, _, name = target.rpartition(".")
-    if not target.startswith(_HOME):
-        raise ValueError(f"{target} is not below {_HOME}")
-    found = getattr(importlib.import_module(module), name)
-    if not (isinstance(found, type) and found.__module__ == module):
-        raise ValueError(f"{target} is not a class")
-    return found
