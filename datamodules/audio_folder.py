@@ -99,6 +99,11 @@ class AudioFolder:
         """(N,) samples of each utterance at 16 kHz."""
         return np.array([math.ceil(piece.frames * RATE / piece.rate) for piece in self.pieces])
 
+    def name(self, index: int) -> str:
+        """The file of an utterance, and from where in it."""
+        piece = self.pieces[index]
+        return f"{piece.start / piece.rate:.2f} s into {piece.file}" if piece.start else piece.file
+
     def read(self, index: int) -> np.ndarray | None:
         """(S,) float32 waveform at 16 kHz, or None if the file cannot be decoded (then it is listed)."""
         return self._decode(self.pieces[index])

@@ -60,6 +60,10 @@ class ImageFolder:
     def __len__(self) -> int:
         return len(self.kept)
 
+    def name(self, index: int) -> str:
+        """The file of an image."""
+        return self.kept[index]
+
     def read(self, index: int) -> np.ndarray | None:
         """(3, H, W) uint8, or None if the file cannot be decoded (then it is listed)."""
         return self._decode(self.kept[index])

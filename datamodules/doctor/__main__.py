@@ -1,0 +1,96 @@
+"""``python -m datamodules.doctor modality=audio data=folder data.root=DIR [any setting of train.py] [sample=N]``.
+
+Decodes all data (or N random items), looks for what is wrong with it, and simulates the order of the run.
+Writes runs/<name>/doctor/{doctor.json, lengths.png, skipped.jsonl}. Exit code 0: nothing above data.max_bad_share,
+1: some, or no plan, 2: wrong input.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import HydraException
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+
+from d2v_pretrain.cli import in_words
+from d2v_pretrain.config import check, load
+from d2v_pretrain.errors import ConfigError
+from datamodules.doctor import report
+from datamodules.doctor.simulate import Simulation, simulate
+from datamodules.doctor.survey import survey
+
+
+def main() -> int:
+    """Run it; returns the exit code."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+        return 0
+    sample = [word for word in sys.argv[1:] if word.startswith("sample=")]
+    sys.argv[1:] = [word for word in sys.argv[1:] if word not in sample]
+    try:
+        number = _number(sample[-1].partition("=")[2]) if sample else None
+        cfg = load(sys.argv[1:])
+        check(cfg)
+        return look(cfg, number)
+    except (ConfigError, HydraException, OmegaConfBaseException) as error:
+        print(f"error: {in_words(error)}", file=sys.stderr)
+        return 2
+
+
+def _number(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise ConfigError("sample", text, "must be a positive whole number", "leave it out to decode everything")
+    return int(text)
+
+
+def look(cfg: DictConfig, sample: int | None) -> int:
+    """Examine the data of a configuration, print and write what was found.
+
+    Args:
+        cfg: as a run would get it. sample: how many items to decode; None for all.
+
+    Returns:
+        0 if no defect is above ``data.max_bad_share`` (0 where the data have no such setting) and there is a plan.
+    """
+    folder, limit = Path(cfg.folder, "doctor"), 0.0
+    cfg.folder = str(folder)  # a run's own files stay as they are
+    if "max_bad_share" in cfg.data:
+        limit, cfg.data.max_bad_share = cfg.data.max_bad_share, 1.0  # all of it is to be told, not the first 5
+    (folder / "skipped.jsonl").unlink(missing_ok=True)
+    data = instantiate(cfg.datamodule, _convert_="all")
+    about = data.describe()
+    source = data.source
+    processes = len(os.sched_getaffinity(0))
+    found = survey(_corpus(source), getattr(source, "size", 0), sample, processes, folder / "skipped.jsonl")
+    plan = _simulated(data)
+    settings = f"global_batch={cfg.global_batch} micro_batch={cfg.micro_batch} max_tokens={cfg.max_tokens}"
+    console = Console()
+    report.show(console, about, found, limit, plan, settings)
+    bad = [kind for kind in found.findings if found.share(kind) > limit]
+    report.write(folder / "doctor.json", found, plan, data=about, max_bad_share=limit, settings=settings, above=bad)
+    drawn = report.draw(folder / "lengths.png", found)
+    console.print(f"Written: {folder / 'doctor.json'}" + (f", {folder / 'lengths.png'}" if drawn else ""))
+    return int(bool(bad) or isinstance(plan, str))
+
+
+def _corpus(source: Any) -> Any:
+    """What the source reads from, before crops, joins and tokens."""
+    corpus = source.corpus
+    return getattr(corpus, "clips", corpus)
+
+
+def _simulated(data: Any) -> Simulation | str:
+    try:
+        return simulate(data)
+    except ConfigError as error:
+        return str(error)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,73 @@
+"""The order of a run without its data: micro-batches and steps of a pass, padding, and how evenly ranks are loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+
+from datamodules.module import PretrainDataModule
+from datamodules.stream import Stream, lanes_for
+
+WORLDS = (1, 2, 4, 8)
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """One pass over the data.
+
+    Args:
+        micro_batches: of a pass.
+        steps: optimizer steps of a pass; a step may run over its end.
+        rows: smallest, mean and largest number of samples in a micro-batch.
+        padding: share of what is computed that is padding.
+        cropped: share of the samples' length that is cropped away to the shortest of a micro-batch.
+        idle: processes -> share of the time that they wait for the slowest of each step, if time goes by length; None
+            where the micro-batches of a step do not divide among them.
+    """
+
+    micro_batches: int
+    steps: float
+    rows: tuple[int, float, int]
+    padding: float
+    cropped: float
+    idle: dict[int, float | None]
+
+
+def simulate(data: PretrainDataModule) -> Simulation:
+    """Walk the first pass as the run would.
+
+    Raises:
+        ConfigError: if there is no such plan.
+    """
+    plan = data.plan
+    batches = [batch for window in range(plan.windows) for batch in plan.window(window)]
+    rows = np.array([len(batch) for batch in batches])
+    longest, shortest, whole = _extents(plan.lengths, batches, rows)
+    cut = getattr(data.source, "crops_to_shortest", False)
+    computed = (shortest if cut else longest) * rows
+    kept = (shortest * rows).sum() if cut else whole
+    steps = max(1, len(batches) // data.slots)
+    stream = Stream(plan, data.slots, lanes=lanes_for(plan, data.slots))
+    slots = [slot.ids for slot in islice(stream, steps * data.slots)]
+    tall, short, _ = _extents(plan.lengths, slots, np.ones(len(slots)))
+    load = (short if cut else tall) * np.array([len(ids) for ids in slots])
+    idle = {world: None if data.slots % world else _idle(load.reshape(steps, world, -1)) for world in WORLDS}
+    return Simulation(len(batches), len(batches) / data.slots, (int(rows.min()), float(rows.mean()), int(rows.max())),
+                      float(1 - kept / computed.sum()), float(1 - kept / whole), idle)  # fmt: skip
+
+
+def _extents(lengths: np.ndarray | None, batches: list[np.ndarray],
+             rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:  # fmt: skip
+    """Longest and shortest sample of each micro-batch, and the length of all samples."""
+    if lengths is None:
+        return np.ones(len(batches)), np.ones(len(batches)), float(rows.sum())
+    ends = np.array([(lengths[batch].max(), lengths[batch].min()) for batch in batches], np.float64)
+    return ends[:, 0], ends[:, 1], float(sum(lengths[batch].sum() for batch in batches))
+
+
+def _idle(load: np.ndarray) -> float:
+    """(steps, world, micro-batches of a rank) -> share of waiting."""
+    ranks = load.sum(2)
+    return float(1 - ranks.mean() / ranks.max(1).mean())

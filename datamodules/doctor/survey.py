@@ -1,0 +1,112 @@
+"""Every item of a corpus examined, in several processes, and what was found put together."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from torch.utils.data import DataLoader, Dataset
+
+from datamodules.doctor.examine import Seen, examine
+
+_PART = 32  # items that a process examines at a time
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What was found.
+
+    Args:
+        size: items of the corpus. examined: how many of them were decoded.
+        unit: of ``lengths``. lengths: of the items that could be decoded.
+        findings: kind of defect -> what has it, by name and perhaps reason.
+    """
+
+    size: int
+    examined: int
+    unit: str
+    lengths: np.ndarray
+    findings: dict[str, list[str]]
+
+    def share(self, kind: str) -> float:
+        """Of the items examined (for ``unusable``: of all files)."""
+        count = len(self.findings[kind])
+        return count / ((self.size + count) if kind == "unusable" else max(self.examined, 1))
+
+
+class _Parts(Dataset[list[Seen | None]]):
+    def __init__(self, read: Callable[[int], Any], side: int, ids: np.ndarray) -> None:
+        self.read, self.side = read, side
+        self.parts = np.array_split(ids, max(1, -(-len(ids) // _PART)))
+
+    def __len__(self) -> int:
+        return len(self.parts)
+
+    def __getitem__(self, part: int) -> list[Seen | None]:
+        return [examine(self.read(int(i)), self.side) for i in self.parts[part]]
+
+
+def survey(corpus: Any, side: int, sample: int | None, processes: int, skipped: Path) -> Survey:
+    """Decode the corpus, or a random sample of it that is always the same.
+
+    Args:
+        corpus: with ``read(i)`` and a length, or with ``texts()``; ``name(i)`` names an item where there is one.
+        side: see ``examine``.
+        sample: how many items; None for all.
+        processes: that decode.
+        skipped: the list of skipped files that the corpus writes (see ``datamodules.folder.Skipped``).
+    """
+    read, name, size, unit = _access(corpus)
+    every = sample is None or sample >= size
+    ids = np.arange(size) if every else np.sort(np.random.default_rng(0).choice(size, sample, replace=False))
+    parts = DataLoader(_Parts(read, side, ids), None, num_workers=processes, worker_init_fn=_silence)
+    bar = track(parts, "decoding", total=len(parts.dataset), console=Console(stderr=True))  # type: ignore[arg-type]
+    found = dict(zip(ids.tolist(), (seen for part in bar for seen in part), strict=True))
+    lengths = np.array([seen.length for seen in found.values() if seen is not None])
+    return Survey(size, len(ids), unit, lengths, _findings(found, name, skipped))
+
+
+def _silence(worker: int) -> None:
+    """What is skipped is in the table at the end; here it would tear the progress bar."""
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+
+
+def _access(corpus: Any) -> tuple[Callable[[int], Any], Callable[[int], str], int, str]:
+    """How to read an item and to name it, the number of items, and the unit of their lengths."""
+    if not hasattr(corpus, "read"):
+        texts = list(corpus.texts())
+        return texts.__getitem__, lambda i: f"text {i + 1}: {texts[i][:50]!r}", len(texts), "characters"
+    unit = "seconds" if hasattr(corpus, "frames") else "pixels of the shorter side"
+    return corpus.read, getattr(corpus, "name", lambda i: f"item {i + 1}"), len(corpus), unit
+
+
+def _findings(found: dict[int, Seen | None], name: Callable[[int], str], skipped: Path) -> dict[str, list[str]]:
+    findings: dict[str, list[str]] = defaultdict(list)
+    lines = [json.loads(line) for line in skipped.read_text("utf-8").splitlines()] if skipped.exists() else []
+    for line in lines:
+        if line["at"] == "start" and not line["reason"].startswith("not looked at"):
+            findings["unusable"].append(f"{line['file']}: {line['reason']}")
+    why = {line["file"]: line["reason"] for line in lines}
+    for i, seen in found.items():
+        if seen is None:
+            findings["unreadable"].append(": ".join(filter(None, (name(i), why.get(name(i))))))
+        for defect in seen.defects if seen else ():
+            findings[defect].append(name(i))
+    findings["same content"] = _alike({i: seen.digest for i, seen in found.items() if seen}, name)
+    findings["same name"] = _alike({i: os.path.splitext(name(i))[0] for i in found}, name)
+    return {kind: sorted(names) for kind, names in findings.items() if names}
+
+
+def _alike(keys: Mapping[int, Hashable], name: Callable[[int], str]) -> list[str]:
+    """Every item whose key an earlier one has, with the name of that."""
+    first: dict[Hashable, int] = {}
+    return [f"{name(i)} = {name(first[key])}" for i, key in keys.items() if first.setdefault(key, i) != i]
