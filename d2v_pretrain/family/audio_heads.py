@@ -170,7 +170,8 @@ class _Margin(nn.Module):
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
         cosine = F.normalize(x, dim=1) @ F.normalize(self.weight, dim=0)
-        return F.cross_entropy(SCALE * (cosine - MARGIN * F.one_hot(labels, cosine.shape[1])), labels)
+        own = F.one_hot(labels, cosine.shape[1]).bool()
+        return F.cross_entropy(SCALE * torch.where(own, cosine - MARGIN, cosine), labels)
 
 
 class Data2VecAudioForXVector(_Classifier):
