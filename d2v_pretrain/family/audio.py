@@ -48,9 +48,15 @@ class Data2VecAudioPreTrainedModel(PreTrained):
 
     def freeze_feature_encoder(self) -> None:
         """Train the convolutions no more; the LayerNorm and the projection behind them go on."""
-        stem = self.base_model.encoder.stem
-        for module in (*stem.convs, *stem.norms):
+        for module in (*self.stem.convs, *self.stem.norms):
             module.requires_grad_(False)
+
+    @property
+    def stem(self) -> AudioStem:
+        """Waveform -> frames, of the same class that is pretrained."""
+        stem = self.encoder_module.stem
+        assert isinstance(stem, AudioStem)
+        return stem
 
 
 def _uniform(parameter: Tensor | None, fan_in: int) -> None:
@@ -112,9 +118,14 @@ class Data2VecAudioModel(Data2VecAudioPreTrainedModel):
         Raises:
             ConfigError: shapes that do not fit; frames to mask without a mask vector.
         """
-        features = self.encoder.stem.features(input_values)
+        if input_values.ndim != 2:
+            rule = "must be clips by samples"
+            raise ConfigError(
+                "input_values", f"of shape {tuple(input_values.shape)}", rule, "write x[None] for one clip"
+            )
+        features = self.stem.features(input_values)
         lengths = None if attention_mask is None else self._stem_lengths(input_values, attention_mask)
-        x = F.dropout(self.encoder.stem.projection(features), self.config.feat_proj_dropout, self.training)
+        x = F.dropout(self.stem.projection(features), self.config.feat_proj_dropout, self.training)
         x = self._masked(x, lengths, mask_time_indices)
         valid = None if lengths is None else within(lengths, x.shape[1])
         trace, states = self.trace(output_hidden_states, output_attentions)
@@ -135,26 +146,26 @@ class Data2VecAudioModel(Data2VecAudioPreTrainedModel):
         if attention_mask.shape != input_values.shape:
             rule = f"must have the shape of input_values, {tuple(input_values.shape)}"
             raise ConfigError("attention_mask", f"of shape {tuple(attention_mask.shape)}", rule)
-        lengths = self.encoder.stem.token_lengths(attention_mask.long().sum(-1))
+        lengths = self.stem.token_lengths(attention_mask.long().sum(-1))
         assert lengths is not None
         return lengths
 
     def _masked(self, x: Tensor, lengths: Tensor | None, chosen: Tensor | None) -> Tensor:
         """(B, T, D) with frames replaced and channels zeroed (SpecAugment)."""
-        c, vector = self.config, self.encoder.stem.mask_vector
+        c, vector, (rows, frames, channels) = self.config, self.stem.mask_vector, x.shape
         if not c.apply_spec_augment:
             return x
         if chosen is None and self.training and c.mask_time_prob > 0:
             spans = c.mask_time_prob, c.mask_time_length, c.mask_time_min_masks
-            chosen = span_mask(*x.shape[:2], *spans, lengths, x.device)
+            chosen = span_mask(rows, frames, *spans, lengths, x.device)
         if chosen is not None and vector is None:
             rule = "has no vector to stand for masked frames: the configuration masks nothing"
             raise ConfigError("mask_time_indices", "given", rule, "set mask_time_prob above 0")
         if chosen is not None and vector is not None:
-            x = torch.where(chosen[..., None], vector.to(x.dtype), x)
+            x = torch.where(chosen.bool()[..., None], vector.to(x.dtype), x)
         if self.training and c.mask_feature_prob > 0:
             spans = c.mask_feature_prob, c.mask_feature_length, c.mask_feature_min_masks
-            x = x.masked_fill(span_mask(len(x), x.shape[2], *spans, None, x.device)[:, None], 0.0)
+            x = x.masked_fill(span_mask(rows, channels, *spans, None, x.device)[:, None], 0.0)
         return x
 
 
@@ -217,7 +228,7 @@ class Data2VecAudioForCTC(Data2VecAudioPreTrainedModel):
     def __init__(self, config: Data2VecAudioConfig) -> None:
         super().__init__(config)
         self.data2vec_audio = Data2VecAudioModel(config)
-        width = config.output_hidden_size if config.add_adapter else config.hidden_size
+        width = (config.add_adapter and config.output_hidden_size) or config.hidden_size
         self.lm_head = nn.Linear(width, config.vocab_size)
         self.init_weights()
 

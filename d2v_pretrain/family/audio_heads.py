@@ -221,7 +221,7 @@ class Data2VecAudioForXVector(_Classifier):
         """
         x, lengths, outputs = self._encode(input_values, attention_mask, output_attentions, output_hidden_states)
         x = self.projector(x)
-        seen = 1 + sum(self._losses(dilated=True))
+        seen = 1 + self._cut(dilated=True)
         if x.shape[1] < seen:
             raise ConfigError("input_values", f"{x.shape[1]} frames", f"must have at least {seen}", "pad the batch")
         for layer in self.tdnn:
@@ -231,11 +231,10 @@ class Data2VecAudioForXVector(_Classifier):
         loss = None if labels is None else self.objective(logits, labels.flatten())
         return XVectorOutput(loss, logits, embeddings, outputs.hidden_states, outputs.attentions)
 
-    def _losses(self, dilated: bool) -> list[int]:
-        """Frames that each layer takes away."""
-        c = self.config
-        dilations = c.tdnn_dilation if dilated else [1] * len(c.tdnn_dilation)
-        return [(kernel - 1) * dilation for kernel, dilation in zip(c.tdnn_kernel, dilations, strict=True)]
+    def _cut(self, dilated: bool) -> int:
+        """Frames that the convolutions take away, or would if nothing were dilated."""
+        sizes = zip(self.config.tdnn_kernel, self.config.tdnn_dilation, strict=True)
+        return sum((kernel - 1) * (dilation if dilated else 1) for kernel, dilation in sizes)
 
     def _pooled(self, x: Tensor, lengths: Tensor | None) -> Tensor:
         """(B, T, C) -> (B, 2 C), mean and unbiased deviation over real frames.
@@ -247,8 +246,7 @@ class Data2VecAudioForXVector(_Classifier):
         if lengths is None:
             counts = [x.shape[1]] * len(x)
         else:
-            lost = sum(self._losses(self.config.padding_invariant))
-            counts = (lengths - lost).clamp(min=1).tolist()
+            counts = (lengths - self._cut(self.config.padding_invariant)).clamp(min=1).tolist()
         rows = [row[:count] for row, count in zip(x, counts, strict=True)]
         deviations = [row.std(0, correction=min(1, len(row) - 1)) for row in rows]
         return torch.cat([torch.stack([row.mean(0) for row in rows]), torch.stack(deviations)], 1)

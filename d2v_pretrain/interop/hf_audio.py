@@ -15,9 +15,9 @@ def audio_block(ours: str, theirs: str) -> Names:
         )
         for p in ("weight", "bias")
     }
-    pairs = (("attention.out", "attention.out_proj"), ("norm1", "layer_norm"), ("norm2", "final_layer_norm"))
-    pairs += (("fc1", "feed_forward.intermediate_dense"), ("fc2", "feed_forward.output_dense"))
-    return qkv | {k: v for a, b in pairs for k, v in affine(f"{ours}.{a}", f"{theirs}.{b}").items()}
+    pairs = {"attention.out": "attention.out_proj", "norm1": "layer_norm", "norm2": "final_layer_norm"}
+    pairs |= {"fc1": "feed_forward.intermediate_dense", "fc2": "feed_forward.output_dense"}
+    return qkv | {k: v for a, b in pairs.items() for k, v in affine(f"{ours}.{a}", f"{theirs}.{b}").items()}
 
 
 def audio_stem(layers: int, bias: bool, masked: bool) -> Names:

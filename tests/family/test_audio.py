@@ -55,6 +55,18 @@ def test_model(variant: str, dtype: torch.dtype, tolerance: float, tmp_path: Pat
             agree(mine(wave, **inputs), their(wave, **inputs), tolerance)  # through the fused kernel
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_low_precision_is_as_good_as_theirs(dtype: torch.dtype, tmp_path: Path) -> None:
+    mine, their = both("Model", tmp_path, torch.float64)
+    wave, mask = waves(dtype=torch.float64)
+    with torch.no_grad():
+        exact = their(wave, mask).last_hidden_state
+        outs = [model.to(dtype)(wave.to(dtype), mask).last_hidden_state for model in (mine, their)]
+    assert {out.dtype for out in outs} == {dtype}
+    error, allowed = ((out.double() - exact).square().mean().sqrt() for out in outs)
+    assert error < 1.5 * allowed
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5)], ids=["fp64", "fp32"])
 @pytest.mark.parametrize("weighted", [False, True], ids=["last", "weighted"])
 @pytest.mark.parametrize("head", HEADS)
@@ -232,6 +244,8 @@ def test_inputs_that_do_not_fit(tmp_path: Path) -> None:
     config = family.Data2VecAudioConfig(**SIZES)
     with pytest.raises(ConfigError, match=r"attention_mask=of shape \(3, 7\) must have the shape of input_values"):
         family.Data2VecAudioModel(config)(wave, mask[:, :7])
+    with pytest.raises(ConfigError, match=r"input_values=of shape \(1200,\) must be clips by samples"):
+        family.Data2VecAudioModel(config)(wave[0])
     with pytest.raises(ConfigError, match="labels=20 must be below vocab_size, 20"):
         family.Data2VecAudioForCTC(config)(wave, labels=torch.full((3, 2), 20))
     with pytest.raises(ConfigError, match="input_values=1 frames must have at least 9"):
