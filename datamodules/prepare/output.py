@@ -21,7 +21,7 @@ from datamodules.prepare.tar import Written
 
 _WORKING = ".prepare"  # in the output folder while the work is not finished; then it is gone
 _PACKAGES = ("numpy", "soundfile", "torchaudio", "pillow", "tokenizers")
-_ELSEWHERE = {"input", "output", "processes"}  # settings that say where and how fast, not what
+_ELSEWHERE = {"input", "output", "processes", "tokenizer"}  # where and how fast, not what (its hash is in the source)
 _LICENCE_FILES = re.compile(r"(licen[cs]e|copying|readme)(\.\w+)?", re.IGNORECASE)
 _LICENCE_CHARACTERS = 10_000
 

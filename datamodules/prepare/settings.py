@@ -34,7 +34,7 @@ class Build(Work):
     output: str = key("folder of the shards, new or of the same command")
     order: Literal["shuffle", "sorted"] = key("of the samples over the shards: shuffle or sorted (by name)", "shuffle")
     seed: int = key("of the shuffle", 0)
-    shard_mb: float = key("size of a shard, about, in MB", 256.0, 0.001)
+    shard_mb: float = key("size of a shard, about, in MB", 256.0, 1e-6)
     shard_samples: int | None = key("samples of a shard, instead of shard_mb", None, 1)
     max_bad_share: float = key("stop if more of the input than this cannot be used", 0.1, 0)
     licence: str | None = key("of the data, for the manifest; null takes it from a LICENSE or README in input", None)
@@ -66,13 +66,13 @@ class Text(Build):
 
     tokenizer: str | None = key("tokenizer.json, or folder with it or vocabulary and merges; null trains one", None)
     vocab_size: int = key("ids of the tokenizer that is trained", 50_265, 261)
-    train_mb: float = key("MB of text, taken evenly, that it is trained on", 1000.0, 0.001)
+    train_mb: float = key("MB of text, taken evenly, that it is trained on", 1000.0, 1e-6)
     block: int = key("tokens of a sample, with its <s>", 512, 2)
     break_mode: Literal["none", "complete", "complete_doc"] = key(
         "none: cut anywhere (data2vec 2, all blocks full); complete: whole lines; complete_doc: and one document "
         "(data2vec 1), which ends at a blank line or with its file", "none")  # fmt: skip
     blank_lines: Literal["keep", "drop"] = key("keep: a lone </s>, as in RoBERTa's data; drop", "keep")
-    part_mb: float = key("MB of text tokenised at a time", 16.0, 0.001)
+    part_mb: float = key("MB of text tokenised at a time", 16.0, 1e-6)
 
 
 @dataclass(frozen=True, kw_only=True)
