@@ -192,13 +192,8 @@ class PreTrained(nn.Module):
         if config is None:
             config = cls.config_class.from_pretrained(directory, **config_overrides)
         state = read_weights(directory)
-        model = cls(config).eval()
+        model = cls(config).to(_dtype(dtype, state)).eval()
         loading = model.load_file(state, str(directory), ignore_mismatched_sizes)
-        if dtype == "auto":
-            dtype = next(t.dtype for t in state.values() if t.is_floating_point())
-        elif isinstance(dtype, str):
-            dtype = getattr(torch, dtype)
-        model.to(torch.get_default_dtype() if dtype is None else dtype)
         if not output_loading_info:
             return model
         keys = {"missing_keys": loading.missing, "unexpected_keys": loading.unexpected}
@@ -218,9 +213,9 @@ class PreTrained(nn.Module):
         names, like = self.names(), self.to_file()
         theirs = self.adapt(self._fitted(state))
         loading = Loading(
-            [key for key in like if key not in theirs],
-            [key for key in theirs if key not in like],
-            [(k, t.shape, like[k].shape) for k, t in theirs.items() if k in like and t.shape != like[k].shape],
+            sorted(like.keys() - theirs.keys()),
+            sorted(theirs.keys() - like.keys()),
+            sorted((k, t.shape, like[k].shape) for k, t in theirs.items() if k in like and t.shape != like[k].shape),
         )
         self._report(loading, source, ignore_mismatched_sizes)
         wrong = {key for key, *_ in loading.misshapen}
@@ -268,3 +263,14 @@ class PreTrained(nn.Module):
         if loading.misshapen:
             keys = ", ".join(key for key, *_ in loading.misshapen)
             logger.warning("%s starts with fresh %s, whose shapes differ in %s.", kind, keys, source)
+
+
+def _dtype(asked: torch.dtype | str | None, state: Mapping[str, Tensor]) -> torch.dtype:
+    if asked is None:
+        return torch.get_default_dtype()
+    if asked == "auto":
+        return next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())
+    found = asked if isinstance(asked, torch.dtype) else getattr(torch, asked, None)
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise ConfigError("dtype", asked, "must be auto or a kind of float", "float32, bfloat16 or float16")
+    return found

@@ -99,8 +99,8 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
 
         Args:
             input_ids: (B, T).
-            attention_mask: (B, P + T), 0 where nothing may be read, P tokens of the past included; or (B, T, P + T) or
-                (B, 1 or H, T, P + T). Without it padding *is* read, as in Hugging Face.
+            attention_mask: (B, P + T), 0 where nothing may be read, P tokens of the past included; or (B, T, P + T); or
+                bool (B, 1 or H, T, P + T). Without it padding *is* read, as in Hugging Face.
             token_type_ids: (B, T) segments; 0 by default.
             position_ids: (B, T) rows of the position table; by default real tokens are counted from
                 ``pad_token_id + 1`` on.
@@ -151,21 +151,17 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
             real = torch.ones(vectors.shape[:2], dtype=torch.long, device=vectors.device)
             real = real if ids is None else (ids != stem.pad).long()
             places = (real.cumsum(1) + past) * real + stem.pad
-            if vectors.shape[1] + past > stem.position.num_embeddings - stem.pad - 1:
-                longest = int(places.max()) - stem.pad
-                usable = stem.position.num_embeddings - stem.pad - 1
-                if longest > usable:
-                    raise ConfigError("input_ids", f"{longest} tokens", f"must be at most {usable}", "truncate them")
+            usable = stem.position.num_embeddings - stem.pad - 1
+            if vectors.shape[1] + past > usable and (longest := int(places.max()) - stem.pad) > usable:
+                raise ConfigError("input_ids", f"{longest} tokens", f"must be at most {usable}", "truncate them")
         return stem.combine(vectors, places, types)
 
     def _allowed(self, mask: Tensor | None, past: int, x: Tensor) -> Tensor | None:
         """(B or 1, 1 or H, T, P + T) bool: what may be read."""
-        allowed = None if mask is None else mask.bool()
-        if allowed is not None and allowed.ndim < 4:
-            allowed = allowed[:, None, None] if allowed.ndim == 2 else allowed[:, None]
+        size = x.shape[1]
+        allowed = None if mask is None else _readable(mask, past + size)
         if not self.config.is_decoder:
             return allowed
-        size = x.shape[1]
         back = torch.ones(size, past + size, dtype=torch.bool, device=x.device).tril(past)[None, None]
         return back if allowed is None else back & allowed
 
@@ -178,13 +174,22 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
             cached = False  # a block that is computed twice cannot remember
         if states is None and past is None and not cached:
             return None
-        bias = None if mask is None else mask.bool()[:, None, None]
+        bias = None if mask is None or states is None else _readable(mask, states.shape[1])
         known = past or [()] * self.config.num_hidden_layers
         keep = cached or past is not None
         return [
             Context(KeyValues(*k[:2]) if keep else None, states, bias, KeyValues(*k[2:4]) if keep else None)
             for k in known
         ]
+
+
+def _readable(mask: Tensor, size: int) -> Tensor:
+    """(B, 1 or H, 1 or T, S) bool of a mask of two to four dimensions."""
+    if mask.shape[-1] != size or mask.ndim not in (2, 3, 4):
+        raise ConfigError("attention_mask", tuple(mask.shape), f"must end in all {size} tokens, the past's included")
+    if mask.ndim == 4 and mask.dtype != torch.bool:  # transformers 5 adds such a mask, where 0 is to read
+        raise ConfigError("attention_mask", mask.dtype, "of four dimensions must be bool", "give mask == 0 instead")
+    return mask.bool() if mask.ndim == 4 else mask.bool()[:, None] if mask.ndim == 3 else mask.bool()[:, None, None]
 
 
 def _past(contexts: list[Context] | None) -> Past | None:
