@@ -81,10 +81,8 @@ class Data2VecVisionImageProcessor:
         x = _pixels(image)
         if self.do_resize and tuple(x.shape[1:]) != self.size:
             x = F.interpolate(x[None], self.size, mode=RESAMPLING[self.resample], antialias=True)[0]
-            x = x.round().clamp(0, 255)  # grey levels again, as in PIL and torchvision
-        x = self._cropped(x)
-        if self.do_rescale:
-            x = x * self.rescale_factor
+        x = self._cropped(x).float()
+        x = x * self.rescale_factor if self.do_rescale else x
         if not self.do_normalize:
             return x
         mean, std = (torch.tensor(v)[:, None, None] for v in (self.image_mean, self.image_std))
@@ -95,7 +93,8 @@ class Data2VecVisionImageProcessor:
         if self.do_reduce_labels:
             classes = torch.where((classes == 0) | (classes == IGNORED), IGNORED, classes - 1)
         if self.do_resize:
-            classes = F.interpolate(classes[None, None].double(), self.size, mode="nearest-exact")[0, 0].long()
+            rows, columns = (_nearest(n, to) for n, to in zip(classes.shape, self.size, strict=True))
+            classes = classes[rows][:, columns]
         return self._cropped(classes)
 
     def _cropped(self, x: Tensor) -> Tensor:
@@ -163,14 +162,19 @@ def _listed(images: Any, dimensions: int) -> Sequence[Any]:
     return [images] if one else images
 
 
+def _nearest(size: int, to: int) -> Tensor:
+    """(to,) places of ``size`` whose middles are nearest; in whole numbers, because a float falls on either side."""
+    return (2 * torch.arange(to) + 1) * size // (2 * to)
+
+
 def _pixels(image: Any) -> Tensor:
-    """(3, H, W) float32."""
+    """(3, H, W) in the image's own type: grey levels are resized in whole numbers, as torchvision and PIL do."""
     if hasattr(image, "convert"):  # PIL, which need not be there
         image = np.array(image.convert("RGB"))
     x = image if torch.is_tensor(image) else torch.as_tensor(np.array(image)).movedim(-1, 0)
     if x.ndim != 3 or x.shape[0] != 3:
         raise ConfigError("images", f"of shape {tuple(image.shape)}", "must have three channels", "convert them to RGB")
-    return x.float()
+    return x
 
 
 def _stacked(images: list[Tensor]) -> Tensor:

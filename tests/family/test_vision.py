@@ -278,7 +278,7 @@ def test_inputs_that_do_not_fit() -> None:
     for x in (images(channels=1), images(7, 32), images()[0]):
         with pytest.raises(ConfigError, match=r"pixel_values=of shape .* must be \(batch, 3, height, width\)"):
             model(x)
-    with pytest.raises(ConfigError, match="bool_masked_pos=given needs a vector .* set use_mask_token=True"):
+    with pytest.raises(ConfigError, match=r"bool_masked_pos=given needs a vector .* set use_mask_token=True"):
         model(images(), chosen())
     masked = family.Data2VecVisionModel(family.Data2VecVisionConfig(**SIZES, use_mask_token=True))
     with pytest.raises(ConfigError, match=r"bool_masked_pos=of shape \(2, 9\) must be \(2, 16\)"):

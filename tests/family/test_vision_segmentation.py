@@ -1,4 +1,4 @@
-"""Segmentation against transformers: variants of the heads, both dialects of their names, images that are not square."""
+"""Segmentation against transformers: variants of the heads, both dialects of names, images that are not square."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ PRECISIONS = pytest.mark.parametrize(
 
 
 def randomised(model: nn.Module, seed: int = 0) -> Any:
-    """The model in eval mode, every parameter and BatchNorm statistic anew; factors and variances around 1, convolutions
-    such that signals neither vanish nor explode.
+    """The model in eval mode, every parameter and BatchNorm statistic anew: factors and variances around 1,
+    convolutions such that signals neither vanish nor explode.
     """
     generator = torch.Generator().manual_seed(seed)
     for name, tensor in model.state_dict().items():

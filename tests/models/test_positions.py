@@ -7,7 +7,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from d2v_pretrain.models.positions import Alibi, ConvPositions, RelativeBias, SinCosPositions, alibi_slopes
+from d2v_pretrain.models.positions import (
+    Alibi,
+    ConvPositions,
+    LearnedPositions,
+    RelativeBias,
+    SinCosPositions,
+    alibi_slopes,
+)
 from d2v_pretrain.types import Tokens
 
 
@@ -87,6 +94,45 @@ def test_relative_bias_has_732_rows_and_starts_at_zero() -> None:
     assert bias.table.shape == (732, 12) and not bias.table.any()
     with pytest.raises(AssertionError, match="grid"):
         bias((7, 7), None, 1)
+
+
+def between(image: Tensor, row: float, column: float) -> Tensor:
+    """Bilinear between the four cells around a place, of (rows, columns, H); beyond the edge counts the edge."""
+    rows, columns = image.shape[:2]
+    row, column = min(max(row, 0), rows - 1), min(max(column, 0), columns - 1)
+    top, left = int(row), int(column)
+    down, right = min(top + 1, rows - 1), min(left + 1, columns - 1)
+    a, b = row - top, column - left
+    upper, lower = ((1 - b) * image[r, left] + b * image[r, right] for r in (top, down))
+    return (1 - a) * upper + a * lower
+
+
+@pytest.mark.parametrize("grid", [(3, 4), (5, 2), (1, 1)], ids=str)
+def test_a_resized_table_is_read_between_its_rows(grid: tuple[int, int]) -> None:
+    bias = RelativeBias(2, (2, 4), resize=True).double()
+    nn.init.normal_(bias.table)
+    image, (rows, columns) = bias.table[:-3].view(3, 7, 2), grid
+    scale = 3 / (2 * rows - 1), 7 / (2 * columns - 1)
+    cells = [(r, c) for r in range(rows) for c in range(columns)]
+    found = bias(grid, None, 1)[0]
+    for i, (r, c) in enumerate(cells, start=1):
+        for j, (y, x) in enumerate(cells, start=1):
+            places = (r - y + rows - 1 + 0.5) * scale[0] - 0.5, (c - x + columns - 1 + 0.5) * scale[1] - 0.5
+            torch.testing.assert_close(found[:, i, j], between(image, *places), atol=1e-12, rtol=0)
+    assert torch.equal(found[:, 0, 0], bias.table[-1]) and torch.equal(found[:, 0, -1], bias.table[-3])
+    assert torch.equal(found[:, -1, 0], bias.table[-2])
+
+
+def test_learned_positions_know_rows_from_columns() -> None:
+    """Resizing a table and turning it commute; a table of another grid is read as it is for its own."""
+    upright, turned = LearnedPositions(8, (2, 5)), LearnedPositions(8, (5, 2))
+    with torch.no_grad():
+        upright.table.normal_()
+        turned.table[:, 1:] = upright.table[:, 1:].unflatten(1, (2, 5)).transpose(1, 2).flatten(1, 2)
+        assert torch.equal(upright(Tokens(torch.zeros(1, 10, 8), (2, 5))), upright.table[:, 1:])
+        a = upright(Tokens(torch.zeros(1, 12, 8), (3, 4))).unflatten(1, (3, 4))
+        b = turned(Tokens(torch.zeros(1, 12, 8), (4, 3))).unflatten(1, (4, 3))
+    torch.testing.assert_close(a, b.transpose(1, 2))
 
 
 def mae_sincos(width: int, rows: int, columns: int) -> np.ndarray:
