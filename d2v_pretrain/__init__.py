@@ -8,7 +8,11 @@ __version__ = "0.1.0"
 
 
 def __getattr__(name: str) -> Any:
-    """``from d2v_pretrain import Data2VecAudioModel``, without torch until then."""
+    """``from d2v_pretrain import Data2VecAudioModel, load``, without torch until then."""
+    if name == "load":
+        from d2v_pretrain.interop.bundle import load
+
+        return load
     if name.startswith("Data2Vec"):
         from d2v_pretrain import family
 

@@ -23,10 +23,11 @@ from d2v_pretrain.callbacks.saving import Saving
 from d2v_pretrain.config import check
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.interop.load import source
-from d2v_pretrain.interop.source import Source, seed
+from d2v_pretrain.interop.source import seed
 from d2v_pretrain.models.encoder import Encoder
 from d2v_pretrain.pretrain import Pretrain
 from d2v_pretrain.rng import seed_default
+from d2v_pretrain.trained import weights
 
 CPU = torch.device("cpu")
 
@@ -110,16 +111,7 @@ def load_student(module: Pretrain, path: Path) -> None:
         ConfigError: it cannot be read, or is of another architecture.
     """
     encoders = (module.objective.student, module.objective.teacher.encoder)
-    say(seed(encoders, student_of(path) if checkpoint.step_of(path) >= 0 else source(path), path))
-
-
-def student_of(path: Path) -> Source:
-    """The student of one of our checkpoints, as ``init_from`` and the exporter take it."""
-    prefix = "objective.student."
-    state = checkpoint.read(path)["state_dict"]
-    tensors = {name: value for name, value in state.items() if name.startswith(prefix)}
-    what = f"the student of our checkpoint at step {checkpoint.step_of(path):,}"
-    return Source(what, tensors, {name.removeprefix(prefix): name for name in tensors})
+    say(seed(encoders, weights(path, "student") if checkpoint.step_of(path) >= 0 else source(path), path))
 
 
 def build_trainer(cfg: DictConfig, folder: Path) -> Trainer:

@@ -39,6 +39,10 @@ ALLOWED = {
     "evaluate": BASE | {"models", "objective", "probe"},
     "callbacks": BASE
     | {"masking", "models", "objective", "pretrain", "evaluate", "probe", "checkpoint", "stopping", "distributed"},
+    "commands": {"errors"},
+    "trained": BASE | {"models", "interop", "checkpoint"},
+    "inputs": BASE | {"models", "family", "interop", "trained"},
+    "export": BASE | {"models", "interop", "commands", "inputs", "trained"},
     "rules": {"errors"},
     "config": {"errors", "rules"},
     "provenance": {"errors"},
@@ -51,7 +55,13 @@ LIGHTNING = {
     "d2v_pretrain/run",
     "d2v_pretrain/checkpoint",
 }
-OMEGACONF = {"d2v_pretrain/config", "d2v_pretrain/run", "d2v_pretrain/cli"}
+OMEGACONF = {
+    "d2v_pretrain/config",
+    "d2v_pretrain/run",
+    "d2v_pretrain/cli",
+    "d2v_pretrain/trained",
+    "d2v_pretrain/inputs",
+}
 
 
 def imports(path: Path) -> Iterator[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from d2v_pretrain.errors import ConfigError
-from d2v_pretrain.interop import bundle, fairseq
+from d2v_pretrain.interop import bundle, exchange, fairseq
 from d2v_pretrain.interop.source import Source
 
 
@@ -17,8 +17,8 @@ def source(path: Path) -> Source:
     """
     if path.is_file():
         return fairseq.read(path)
-    if bundle.is_bundle(path):
-        return bundle.source(path)
+    if (path / bundle.CONFIG).is_file():
+        return bundle.source(path) if bundle.is_bundle(path) else exchange.source(path)
     raise ConfigError(
         "init_from",
         path,
