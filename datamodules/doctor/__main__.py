@@ -25,6 +25,8 @@ from datamodules.doctor import report
 from datamodules.doctor.simulate import Simulation, simulate
 from datamodules.doctor.survey import survey
 
+_LIMIT = 0.1  # where the data have no ``max_bad_share``
+
 
 def main() -> int:
     """Run it; returns the exit code."""
@@ -56,9 +58,9 @@ def look(cfg: DictConfig, sample: int | None) -> int:
         cfg: as a run would get it. sample: how many items to decode; None for all.
 
     Returns:
-        0 if no defect is above ``data.max_bad_share`` (0 where the data have no such setting) and there is a plan.
+        0 if no kind of defect is above ``data.max_bad_share``, and there is a plan; else 1.
     """
-    folder, limit = Path(cfg.folder, "doctor"), 0.0
+    folder, limit = Path(cfg.folder, "doctor"), _LIMIT
     cfg.folder = str(folder)  # a run's own files stay as they are
     if "max_bad_share" in cfg.data:
         limit, cfg.data.max_bad_share = cfg.data.max_bad_share, 1.0  # all of it is to be told, not the first 5
@@ -75,7 +77,7 @@ def look(cfg: DictConfig, sample: int | None) -> int:
     bad = [kind for kind in found.findings if found.share(kind) > limit]
     report.write(folder / "doctor.json", found, plan, data=about, max_bad_share=limit, settings=settings, above=bad)
     drawn = report.draw(folder / "lengths.png", found)
-    console.print(f"Written: {folder / 'doctor.json'}" + (f", {folder / 'lengths.png'}" if drawn else ""))
+    console.print(f"Written to {folder}: doctor.json" + ", lengths.png" * drawn, soft_wrap=True, highlight=False)
     return int(bool(bad) or isinstance(plan, str))
 
 

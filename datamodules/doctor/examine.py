@@ -60,7 +60,7 @@ def _digest(*parts: bytes | memoryview) -> bytes:
 
 
 def _sound(wave: np.ndarray) -> tuple[str, ...]:
-    """A constant offset is silence too; a sound scaled to full scale touches it in a few samples, a clipped one stays."""
+    """A constant offset is silence too. A sound scaled up to full scale touches it a few times, a clipped one stays."""
     if wave.std() < _SILENT:
         return ("silent",)
     return ("clipped",) if (np.abs(wave) >= _FULL).mean() > _CLIPPED else ()

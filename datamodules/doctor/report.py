@@ -33,6 +33,7 @@ def show(console: Console, about: str, found: Survey, limit: float, plan: Simula
     for line in histogram(found.lengths):
         console.print(line, highlight=False)
     console.print(_defects(found, limit) if found.findings else "Nothing wrong was found.")
+    _examples(console, found.findings)
     console.print(_pass(plan, settings) if isinstance(plan, Simulation) else f"[red]No such plan: {escape(plan)}[/]")
 
 
@@ -49,13 +50,18 @@ def histogram(lengths: np.ndarray) -> list[str]:
 
 
 def _defects(found: Survey, limit: float) -> Table:
-    table = Table("what", "how many", "share", "rule", "for example", title=f"Findings (red: more than {limit:.0%})")
-    for kind in RULES:
-        if names := found.findings.get(kind):
-            colour = "red" if found.share(kind) > limit else "none"
-            some = "\n".join(map(escape, names[:_SHOWN])) + ("\n…" if len(names) > _SHOWN else "")
-            table.add_row(f"[{colour}]{kind}[/]", f"{len(names):,}", f"{found.share(kind):.2%}", RULES[kind], some)
+    table = Table("what", "how many", "share", "rule", title=f"Findings (red: more than {limit:.0%})")
+    for kind in filter(found.findings.__contains__, RULES):
+        colour, share = "red" if found.share(kind) > limit else "none", found.share(kind)
+        table.add_row(f"[{colour}]{kind}[/]", f"{len(found.findings[kind]):,}", f"{share:.2%}", RULES[kind])
     return table
+
+
+def _examples(console: Console, findings: dict[str, list[str]]) -> None:
+    for kind, names in findings.items():
+        more = f"\n  and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
+        some = "\n  ".join(names[:_SHOWN])
+        console.print(f"{kind}:\n  {some}{more}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _pass(plan: Simulation, settings: str) -> Table:

@@ -103,7 +103,7 @@ def _findings(found: dict[int, Seen | None], name: Callable[[int], str], skipped
             findings[defect].append(name(i))
     findings["same content"] = _alike({i: seen.digest for i, seen in found.items() if seen}, name)
     findings["same name"] = _alike({i: os.path.splitext(name(i))[0] for i in found}, name)
-    return {kind: sorted(names) for kind, names in findings.items() if names}
+    return {kind: names for kind, names in findings.items() if names}
 
 
 def _alike(keys: Mapping[int, Hashable], name: Callable[[int], str]) -> list[str]:

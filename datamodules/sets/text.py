@@ -88,12 +88,14 @@ def ag_news(root: str, get: str) -> Iterator[Item]:
 
 
 def sst2(root: str, get: str) -> Iterator[Item]:
-    """``train.tsv`` and ``dev.tsv`` with columns ``sentence`` and ``label`` (GLUE's test file has no labels)."""
+    """``train.tsv`` and ``dev.tsv``, columns ``sentence`` (or ``content``) and ``label``; GLUE's test has no labels."""
     for name in ("train.tsv", "dev.tsv"):
         file = _find(root, (name,), get)
         rows = csv.DictReader(_lines(file), delimiter="\t", quoting=csv.QUOTE_NONE)
-        demand({"sentence", "label"} <= set(rows.fieldnames or ()), str(file), "columns sentence and label", get)
-        yield from (Item(row["sentence"].strip(), row["label"], name == "dev.tsv") for row in rows)
+        columns = set(rows.fieldnames or ())
+        demand("label" in columns and columns & {"sentence", "content"}, str(file), "columns sentence and label", get)
+        text = "sentence" if "sentence" in columns else "content"
+        yield from (Item(row[text].strip(), row["label"], name == "dev.tsv") for row in rows)
 
 
 def trec(root: str, get: str) -> Iterator[Item]:

@@ -222,10 +222,11 @@ def test_ag_news(tmp_path: Path) -> None:
     assert 0 < len(task.test) < 20 and len(seen) == len(task.train) == 40 - len(task.test)
 
 
-@pytest.mark.parametrize("columns", ["label\tsentence", "sentence\tlabel"])
-def test_sst2_in_both_orders_of_columns(tmp_path: Path, columns: str) -> None:
+@pytest.mark.parametrize("columns", ["label\tsentence", "sentence\tlabel", "label\tcontent"])
+def test_sst2_whatever_its_columns_are(tmp_path: Path, columns: str) -> None:
     def row(sentence: str, label: int) -> str:
-        return columns.replace("sentence", sentence).replace("label", str(label))
+        words = {"sentence": sentence, "content": sentence, "label": str(label)}
+        return "\t".join(words[column] for column in columns.split("\t"))
 
     for part, count in (("train", 12), ("dev", 4), ("test", 3)):
         lines = [row(f'{part} "phrase {i} ', i % 2) for i in range(count)]
