@@ -55,7 +55,8 @@ def _read(file: Path) -> dict[str, Tensor]:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError) as error:
         remedy = "copy it again; a pickle that holds more than tensors is never opened"
-        raise ConfigError(str(file), str(error).splitlines()[0], "cannot be read as weights", remedy) from None
+        said = (str(error) or type(error).__name__).splitlines()[0]
+        raise ConfigError(str(file), said, "cannot be read as weights", remedy) from None
     if not isinstance(state, Mapping) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
         raise ConfigError(str(file), type(state).__name__, "must be a mapping of tensors by name")
     return dict(state)
