@@ -195,12 +195,22 @@ def test_published_parameter_counts(shape: tuple[int, int, int, int], count: int
 
 @pytest.mark.slow
 def test_base_size(tmp_path: Path) -> None:
-    config = transformers.Data2VecAudioConfig()
-    their = transformers.Data2VecAudioModel(config).eval()
+    """Equal in fp64. In fp32 states of up to 8 differ by 1.3e-5 (grouped convolutions add in another order), the last
+    one by 7e-6, and ours are as near to the exact ones as theirs.
+    """
+    their = transformers.Data2VecAudioModel(transformers.Data2VecAudioConfig()).eval()
     mine = ours("Model", their, tmp_path)
     wave, mask = waves((32000, 16001))
+    outs = {}
     with torch.no_grad():
-        agree(mine(wave, mask, output_hidden_states=True), their(wave, mask, output_hidden_states=True), 1e-5)
+        for dtype in (torch.float32, torch.float64):
+            outs[dtype] = [m.to(dtype)(wave.to(dtype), mask, output_hidden_states=True) for m in (mine, their)]
+    agree(*outs[torch.float64], 1e-12)
+    agree(*outs[torch.float32], 2e-5)
+    torch.testing.assert_close(*(out.last_hidden_state for out in outs[torch.float32]), atol=1e-5, rtol=1e-5)
+    exact = outs[torch.float64][1].last_hidden_state
+    error, allowed = ((out.last_hidden_state - exact).square().mean() for out in outs[torch.float32])
+    assert error < 1.5**2 * allowed
 
 
 def test_fresh_weights_have_their_statistics() -> None:
