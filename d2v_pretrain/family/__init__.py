@@ -25,8 +25,9 @@ _MODULES = {
         "Data2VecTextForTokenClassification",
         "Data2VecTextForQuestionAnswering",
     ),
-    "vision": ("Data2VecVisionModel", "Data2VecVisionForImageClassification"),
+    "vision": ("Data2VecVisionPreTrainedModel", "Data2VecVisionModel", "Data2VecVisionForImageClassification"),
     "vision_segmentation": ("Data2VecVisionForSemanticSegmentation",),
+    "preprocess_vision": ("Data2VecVisionImageProcessor",),
 }
 # Class -> the module that it is imported from when it is asked for.
 PLACES = {name: module for module, names in _MODULES.items() for name in names}

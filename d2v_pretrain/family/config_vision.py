@@ -29,7 +29,7 @@ class Data2VecVisionConfig(Config):
         layer_scale_init_value: start of the factors of both branches; 0 or less for none.
         drop_path_rate: of the last block; linear from 0 in the first.
         use_mean_pooling: pool over patches, norm after pooling; False: the CLS token, norm before.
-        out_indices: four hidden states that segmentation reads, by index (0 is the first block's *input*).
+        out_indices: what segmentation reads: index i is the *input* of block i, the first being block 1.
         pool_scales: of the segmentation head's pyramid.
         use_auxiliary_head, auxiliary_loss_weight, auxiliary_channels, auxiliary_num_convs, auxiliary_concat_input: of
             segmentation's second head.

@@ -60,7 +60,7 @@ class Data2VecVisionImageProcessor:
         if self.do_resize and self.do_center_crop and any(c > s for c, s in zip(self.crop_size, self.size)):
             raise ConfigError("crop_size", self.crop_size, f"must fit into size, {self.size}")
 
-    def __call__(self, images: Any, segmentation_maps: Any = None) -> dict[str, Tensor]:
+    def __call__(self, images: Any, segmentation_maps: Any = None, return_tensors: str = "pt") -> dict[str, Tensor]:
         """``pixel_values`` (B, 3, height, width) float32, and ``labels`` (B, height, width) int64 if there are maps.
 
         Args:
@@ -68,10 +68,14 @@ class Data2VecVisionImageProcessor:
                 bits; of one size, or with ``do_resize``.
             segmentation_maps: one class id per pixel (H, W), likewise. They are resized without mixing classes, where
                 transformers interpolates ids.
+            return_tensors: ``pt``, torch's.
 
         Raises:
-            ConfigError: not three channels, images that remain of different sizes or are smaller than the crop.
+            ConfigError: other tensors than torch's, not three channels, images that remain of different sizes or are
+                smaller than the crop.
         """
+        if return_tensors != "pt":
+            raise ConfigError("return_tensors", return_tensors, "must be pt, torch's")
         batch = {"pixel_values": _stacked([self._image(image) for image in _listed(images, 3)])}
         if segmentation_maps is None:
             return batch

@@ -121,7 +121,8 @@ class Data2VecVisionModel(Data2VecVisionPreTrainedModel):
             ConfigError: shapes that do not fit; patches to mask without a mask token.
         """
         trace, states = self.trace(output_hidden_states, output_attentions)
-        x = self.encoder(self._tokens(pixel_values, bool_masked_pos), trace=trace).x
+        asked = states or trace.attentions is not None  # else every state would be kept for nothing
+        x = self.encoder(self._tokens(pixel_values, bool_masked_pos), trace=trace if asked else None).x
         pooled = None if self.pooler is None else self.pooler(x)
         attentions = None if trace.attentions is None else tuple(trace.attentions)
         return BaseModelOutputWithPooling(x, pooled, tuple(trace.hidden) if states else None, attentions)

@@ -44,6 +44,17 @@ def test_model(variant: str, dtype: torch.dtype, tolerance: float, tmp_path: Pat
             agree(mine(x, mask), their(x, mask), tolerance)  # through the fused kernel
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_low_precision_is_as_good_as_theirs(dtype: torch.dtype, tmp_path: Path) -> None:
+    mine, their = both("Model", tmp_path, **BIASES)
+    with torch.no_grad():
+        exact = their(images()).last_hidden_state
+        outs = [model.to(dtype)(images(dtype=dtype)).last_hidden_state for model in (mine, their)]
+    assert {out.dtype for out in outs} == {dtype}
+    error, allowed = ((out.double() - exact).square().mean().sqrt() for out in outs)
+    assert error < 1.5 * allowed
+
+
 @pytest.mark.parametrize("size", [(48, 48), (32, 64), (16, 40), (8, 8), (37, 45)], ids=str)
 def test_images_of_other_sizes(size: tuple[int, int], tmp_path: Path) -> None:
     mine, their = both("Model", tmp_path, use_absolute_position_embeddings=True, use_mask_token=True, **BIASES)

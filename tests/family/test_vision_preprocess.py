@@ -12,9 +12,16 @@ import pytest
 import torch
 from PIL import Image
 
+from d2v_pretrain import (
+    Data2VecVisionConfig,
+    Data2VecVisionForImageClassification,
+    Data2VecVisionForSemanticSegmentation,
+    Data2VecVisionModel,
+)
+from d2v_pretrain import Data2VecVisionImageProcessor as Processor
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.family.outputs import SemanticSegmenterOutput
-from d2v_pretrain.family.preprocess_vision import Data2VecVisionImageProcessor as Processor
+from tests.family.vision_cases import BIASES, SIZES, randomised
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore")  # theirs
@@ -122,8 +129,74 @@ def test_what_cannot_be(tmp_path: Path) -> None:
         Processor(do_resize=False)([*pictures(), *pictures(20, 20)])
     with pytest.raises(ConfigError, match=r"images=of shape .* must have three channels"):
         Processor()(np.zeros((2, 8, 8, 1), np.uint8))
+    with pytest.raises(ConfigError, match="return_tensors=np must be pt"):
+        Processor()(pictures(), return_tensors="np")
     with pytest.raises(ConfigError, match=r"has no preprocessor_config\.json"):
         Processor.from_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": {"shortest_edge": 256}}))
     with pytest.raises(ConfigError, match="must be a height and a width"):
         Processor.from_pretrained(tmp_path)
+
+
+def saved(kind: Any, directory: Path) -> Any:
+    """A random model with an image processor beside it."""
+    model = randomised(kind(Data2VecVisionConfig(**SIZES, **BIASES)))
+    model.save_pretrained(directory)
+    Processor(size=(32, 32)).save_pretrained(directory)
+    return model
+
+
+def test_examples_of_the_documentation(tmp_path: Path) -> None:
+    """Those of the four vision classes, with a local directory for the hub and the import changed."""
+    configuration = Data2VecVisionConfig()
+    with torch.device("meta"):
+        model = Data2VecVisionModel(configuration)
+    assert model.config is configuration
+
+    image = pictures()[0]
+    for kind in (Data2VecVisionModel, Data2VecVisionForImageClassification, Data2VecVisionForSemanticSegmentation):
+        saved(kind, tmp_path)
+    for image_processor in (
+        Processor.from_pretrained(tmp_path),
+        transformers.AutoImageProcessor.from_pretrained(tmp_path),
+    ):
+        inputs = image_processor(images=image, return_tensors="pt")
+        model = Data2VecVisionModel.from_pretrained(tmp_path)
+        with torch.no_grad():
+            outputs = model(**inputs)
+        assert list(outputs.last_hidden_state.shape) == [1, 17, 32]
+
+        model = Data2VecVisionForImageClassification.from_pretrained(tmp_path)
+        with torch.no_grad():
+            logits = model(**inputs).logits
+        predicted_label = logits.argmax(-1).item()
+        assert model.config.id2label[predicted_label] == f"LABEL_{predicted_label}"
+
+        model = Data2VecVisionForSemanticSegmentation.from_pretrained(tmp_path)
+        outputs = model(**inputs)
+        assert outputs.logits.shape == (1, 5, 16, 16)
+
+
+def test_pipelines_run_on_what_we_save(tmp_path: Path) -> None:
+    image, processor = pictures()[0], Processor(size=(32, 32))
+    inputs = processor(image)
+    base = saved(Data2VecVisionModel, tmp_path / "base")
+    features = transformers.pipeline("image-feature-extraction", model=str(tmp_path / "base"))(image)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.tensor(features), base(**inputs).last_hidden_state, atol=1e-5, rtol=1e-5)
+
+    classifier = saved(Data2VecVisionForImageClassification, tmp_path / "classifier")
+    found = transformers.pipeline("image-classification", model=str(tmp_path / "classifier"))(image)
+    with torch.no_grad():
+        scores = classifier(**inputs).logits.softmax(-1)[0]
+    assert {f["label"]: f["score"] for f in found} == pytest.approx(
+        {f"LABEL_{i}": float(p) for i, p in enumerate(scores)}
+    )
+
+    segmenter = saved(Data2VecVisionForSemanticSegmentation, tmp_path / "segmenter")
+    found = transformers.pipeline("image-segmentation", model=str(tmp_path / "segmenter"))(image)
+    with torch.no_grad():
+        classes = processor.post_process_semantic_segmentation(segmenter(**inputs), [(37, 50)])[0]
+    assert {f["label"] for f in found} == {f"LABEL_{i}" for i in classes.unique().tolist()}
+    for f in found:
+        assert np.array_equal(np.array(f["mask"]) > 0, (classes == int(f["label"][-1])).numpy())
