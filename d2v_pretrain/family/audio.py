@@ -164,6 +164,8 @@ class Data2VecAudioModel(Data2VecAudioPreTrainedModel):
         if chosen is not None and vector is not None:
             x = torch.where(chosen.bool()[..., None], vector.to(x.dtype), x)
         if self.training and c.mask_feature_prob > 0:
+            if c.mask_feature_length > channels:
+                raise ConfigError("mask_feature_length", c.mask_feature_length, f"must fit in hidden_size, {channels}")
             spans = c.mask_feature_prob, c.mask_feature_length, c.mask_feature_min_masks
             x = x.masked_fill(span_mask(rows, channels, *spans, None, x.device)[:, None], 0.0)
         return x
@@ -174,10 +176,6 @@ def _has_mask_vector(c: Data2VecAudioConfig) -> bool:
 
 
 def _encoder(c: Data2VecAudioConfig) -> Encoder:
-    if c.conv_pos_kernel_size < 3:
-        raise ConfigError("conv_pos_kernel_size", c.conv_pos_kernel_size, "must be at least 3")
-    if c.mask_feature_prob > 0 and c.mask_feature_length > c.hidden_size:
-        raise ConfigError("mask_feature_length", c.mask_feature_length, f"must fit in hidden_size, {c.hidden_size}")
     activation, width = ACTIVATIONS[c.feat_extract_activation], c.hidden_size
     layers = list(zip(c.conv_dim, c.conv_kernel, c.conv_stride, strict=True))
     block = partial(

@@ -20,7 +20,7 @@ class Data2VecAudioConfig(Config):
         attention_dropout: on attention probabilities.
         feat_proj_dropout: after the projection of the convolutional features.
         final_dropout: before the CTC head only.
-        layerdrop: probability of skipping a block (or an adapter layer) in training.
+        layerdrop: probability of skipping a block in training.
         layer_norm_eps: of the norms of projection, encoder and blocks; convolutions and positions always have 1e-5.
         feat_extract_activation: of the convolutional stem and of the position convolutions.
         conv_dim, conv_stride, conv_kernel: of the stem's convolutions; equally long.
@@ -45,7 +45,7 @@ class Data2VecAudioConfig(Config):
         adapter_kernel_size, adapter_stride, num_adapter_layers: of it.
         output_hidden_size: its width; ``hidden_size`` if None, taken once, at construction.
         padding_invariant: ours. False is faithful: the position convolutions read across the end of a clip into its
-            padding, so that the last ``num_conv_pos_embeddings * (conv_pos_kernel_size // 2)`` frames depend on the
+            padding, so that the last ``(num_conv_pos_embeddings - 1) * (conv_pos_kernel_size // 2)`` depend on the
             batch that the clip is in, as in the checkpoints' own training. True masks before every convolution.
     """
 
@@ -113,7 +113,7 @@ class Data2VecAudioConfig(Config):
         self._probability("hidden_dropout", "activation_dropout", "attention_dropout", "feat_proj_dropout")
         self._probability("final_dropout", "layerdrop", "mask_time_prob", "mask_feature_prob")
         self._positive("conv_dim", "conv_stride", "conv_kernel", "tdnn_dim", "tdnn_kernel", "tdnn_dilation")
-        self._positive("conv_pos_kernel_size", "num_conv_pos_embeddings", "num_conv_pos_embedding_groups")
+        self._positive("num_conv_pos_embeddings", "num_conv_pos_embedding_groups")
         self._positive("mask_time_length", "mask_feature_length", "adapter_stride", "adapter_kernel_size")
         for first, *others in (
             ("conv_dim", "conv_stride", "conv_kernel"),
@@ -124,5 +124,7 @@ class Data2VecAudioConfig(Config):
                     self._refuse(other, f"must have as many entries as {first}, {len(getattr(self, first))}")
         if self.hidden_size % self.num_conv_pos_embedding_groups:
             self._refuse("num_conv_pos_embedding_groups", f"must divide hidden_size, {self.hidden_size}")
+        if self.conv_pos_kernel_size < 3:
+            self._refuse("conv_pos_kernel_size", "must be at least 3")
         if self.ctc_loss_reduction not in ("sum", "mean"):
             self._refuse("ctc_loss_reduction", "must be sum or mean")
