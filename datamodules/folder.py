@@ -59,7 +59,8 @@ class Skipped:
 
 
 def scan(root: str, endings: tuple[str, ...], check: Callable[[str], Info], skipped: Skipped,
-         max_bad_share: float, ignore: Iterable[str] = (), files: list[str] | None = None) -> dict[str, Info]:  # fmt: skip
+         max_bad_share: float, ignore: Iterable[str] = (),
+         files: list[str] | None = None) -> dict[str, Info]:  # fmt: skip
     """Look into every file below a folder (or at one file) and return what ``check`` says of the usable ones, sorted.
 
     Args:
@@ -114,6 +115,8 @@ def _check_all(files: list[str], check: Callable[[str], Info]) -> tuple[dict[str
             return error
         except OSError as error:
             return Unusable(f"cannot be read ({error.strerror or error})")
+        except UnicodeEncodeError:  # soundfile
+            return Unusable("its name is not UTF-8")
 
     parts = [files[i : i + _PART] for i in range(0, len(files), _PART)]
     said: dict[str, Info | Unusable] = {}

@@ -74,7 +74,7 @@ def _translated(message: str) -> str:
 
 
 def _fail(message: str, code: int) -> int:
-    print(message, file=sys.stderr)
+    print(verify.shown(message), file=sys.stderr)
     return code
 
 

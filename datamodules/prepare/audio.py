@@ -16,7 +16,7 @@ from d2v_pretrain.errors import ConfigError
 from datamodules.audio_folder import ENDINGS, RATE, AudioFolder, Piece, decode
 from datamodules.folder import Unusable, scan
 from datamodules.prepare.output import Output
-from datamodules.prepare.packing import Plan, Reasons, arranged, below, cut, source_of
+from datamodules.prepare.packing import Plan, Reasons, arranged, below, bytes_of, cut, source_of
 from datamodules.prepare.settings import Audio
 from datamodules.prepare.tar import Sample, tar_bytes
 
@@ -94,13 +94,12 @@ def sample(sound: Sound, key: str, encode: str, check: str) -> Sample:
         wave = decode(piece)
         extension, data, frames, rate = "flac", flac(wave), len(wave), RATE
     else:
-        if check == "decode":
-            _check(piece)
-        extension, data = os.path.splitext(piece.file)[1][1:].lower(), _bytes_of(piece.file)
+        extension, data = os.path.splitext(piece.file)[1][1:].lower(), bytes_of(piece.file)
+        _check(data, piece.frames, check)
         frames, rate = piece.frames, piece.rate
     about = {"file": sound.name, "start": piece.start, "frames": frames, "rate": rate}
     length = -(-frames * RATE // rate)
-    return Sample(key, {extension: data, "json": json.dumps(about, ensure_ascii=False).encode()}, length)
+    return Sample(key, {extension: data, "json": json.dumps(about).encode()}, length)
 
 
 def flac(wave: np.ndarray) -> bytes:
@@ -110,20 +109,14 @@ def flac(wave: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def _check(piece: Piece) -> None:
-    """Decode a file whose bytes are kept: one that breaks off in the middle would be found in training."""
+def _check(data: bytes, frames: int, check: str) -> None:
+    """Decode what is kept, or its header, as a reader of the shard will: without the file's name."""
     try:
-        sound, _ = soundfile.read(piece.file, dtype="float32")
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            there, sound = file.frames, file.read(dtype="float32") if check == "decode" else None
     except (soundfile.SoundFileError, RuntimeError, OSError) as error:
         raise Unusable(f"cannot be decoded ({error})") from None
-    if len(sound) != piece.frames:
-        raise Unusable(f"breaks off after {len(sound):,} of {piece.frames:,} frames")
-    if not np.isfinite(sound).all():
+    if (there := there if sound is None else len(sound)) != frames:
+        raise Unusable(f"breaks off after {there:,} of {frames:,} frames")
+    if sound is not None and not np.isfinite(sound).all():
         raise Unusable("has samples that are not finite")
-
-
-def _bytes_of(file: str) -> bytes:
-    try:
-        return Path(file).read_bytes()
-    except OSError as error:
-        raise Unusable(f"cannot be read ({error.strerror or error})") from None

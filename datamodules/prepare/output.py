@@ -55,8 +55,10 @@ class Output:
         Raises:
             ConfigError: if it holds something else, is at work in another process, or was begun with other settings.
         """
-        if self.folder.resolve() == Path(self.settings.input).resolve():
-            raise ConfigError("output", self.folder, "is the input itself", "give another folder")
+        if self.folder.resolve().is_relative_to(Path(self.settings.input).resolve()):
+            raise ConfigError(
+                "output", self.folder, "is in the input, where a later start would read it", "move it out"
+            )
         if self.manifest.exists():
             self._check(_read(self.manifest).get("recipe", {}), "was made")
             shutil.rmtree(self.working, ignore_errors=True)  # killed between the manifest and this
@@ -160,7 +162,7 @@ def replace(path: Path, content: bytes) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """``replace`` with JSON, one key a line."""
-    replace(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+    replace(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def _read(path: Path) -> Any:

@@ -6,6 +6,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from datamodules.prepare.output import Output, Record, write_json
 from datamodules.prepare.settings import Build
 from datamodules.prepare.tar import Sample, write_tar
 from datamodules.prepare.work import advance, spread
+from datamodules.shards.index import build_index
 
 _SHUFFLE = 7  # what the randomness is for
 _SPARE = 1.02  # of the space estimated
@@ -95,7 +97,19 @@ def source_of(files: Sequence[tuple[str, int]]) -> dict[str, Any]:
     """What is known of the input again: names and sizes in bytes (not the times: a copy is the same input)."""
     rows = "".join(f"{name}\t{size}\n" for name, size in sorted(files))
     total = sum(size for _, size in files)
-    return {"files": len(files), "bytes": total, "hash": hashlib.sha256(rows.encode()).hexdigest()}
+    return {
+        "files": len(files),
+        "bytes": total,
+        "hash": hashlib.sha256(rows.encode(errors="surrogateescape")).hexdigest(),
+    }
+
+
+def bytes_of(file: str) -> bytes:
+    """The content of a file; raises ``Unusable`` if it cannot be read."""
+    try:
+        return Path(file).read_bytes()
+    except OSError as error:
+        raise Unusable(f"cannot be read ({error.strerror or error})") from None
 
 
 @dataclass(frozen=True)
@@ -126,9 +140,11 @@ def pack(plan: Plan, output: Output) -> dict[str, Any]:
         print(f"{len(ready):,} of {len(names):,} shards are there already", file=sys.stderr)
     found = sum(b - a for name, a, b in zip(names, plan.cuts, plan.cuts[1:]) if name in ready)
     output.check_space(plan.bytes * _SPARE - sum(record.written.bytes for record in records))
-    for record in spread(_pack_one, tasks, settings.processes, len(plan.items), "packing", "samples", found):
-        records.append(record)
-        _check_share(records, plan, settings)
+    total = len(plan.items)
+    with closing(spread(_pack_one, tasks, settings.processes, total, "packing", "samples", 1, found)) as done:
+        for record in done:
+            records.append(record)
+            _check_share(records, plan, settings)
     hours = round(sum(r.written.length for r in records) / plan.hour, 4) if plan.hour else None
     return output.finish(records, plan.skipped, plan.source, {**plan.facts, "hours": hours})
 
@@ -142,7 +158,7 @@ def _check_share(records: list[Record], plan: Plan, settings: Build) -> None:
 
 
 def _pack_one(task: _Shard) -> Record:
-    """One shard: tar, index and record, each under a temporary name until it is whole, the record last."""
+    """One shard: index, tar and record, each under a temporary name until it is whole, the record last."""
     skipped: dict[str, str] = {}
 
     def samples() -> Iterator[Sample]:
@@ -155,10 +171,10 @@ def _pack_one(task: _Shard) -> Record:
 
     half = task.record.with_name(f"{task.name}.tar.half")
     written = write_tar(half, samples())
-    tar = task.folder / f"{task.name}.tar"
     if written.samples:
-        os.replace(half, tar)
-        # index
+        refused = build_index(half, task.folder / f"{task.name}.idx")
+        assert not refused, refused
+        os.replace(half, task.folder / f"{task.name}.tar")
     record = Record(task.name, written, skipped)
     write_json(task.record, asdict(record))
     return record

@@ -121,8 +121,7 @@ def tokenised(files: dict[str, int], folder: Path, vocabulary: Path, settings: T
     every = [task for document in tasks for task in document]
     todo = [task for task in every if not task.sizes.exists()]
     found = sum(task.part.end - task.part.start for task in every if task.sizes.exists())
-    for _ in spread(_tokenise, todo, settings.processes, sum(files.values()), "tokenising", "bytes", found):
-        pass
+    list(spread(_tokenise, todo, settings.processes, sum(files.values()), "tokenising", "MB", megabyte, found))
     counts = [task.tokens.stat().st_size // np.dtype(type).itemsize for task in every]
     return Tokens([str(task.tokens) for task in every], type, np.cumsum([0, *counts]),
                   [[str(task.sizes) for task in document] for document in tasks], size)  # fmt: skip

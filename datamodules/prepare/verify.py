@@ -21,6 +21,8 @@ from datamodules.audio_folder import ENDINGS as SOUNDS
 from datamodules.image_folder import ENDINGS as IMAGES
 from datamodules.prepare.settings import Index, Verify
 from datamodules.prepare.work import advance, spread
+from datamodules.shards.index import build_index, index_path, load, scan
+from datamodules.shards.tar import Damaged
 
 _SHOWN = 50  # faults that are printed
 
@@ -38,17 +40,36 @@ def verify(settings: Verify) -> int:
     largest = manifest["vocab_size"] if manifest and "vocab_size" in manifest else None
     check = partial(check_shard, rows=rows, vocab_size=largest)
     total = sum(os.path.getsize(tar) for tar in tars)
-    for found in spread(check, tars, settings.processes, total, "verifying", "bytes"):
+    for found in spread(check, tars, settings.processes, total, "verifying", "MB", 10**6):
         faults += found
     for fault in faults[:_SHOWN]:
-        print(fault)
+        print(shown(fault))
     print(f"{settings.input}: {len(tars):,} shards{'' if manifest else ' without a manifest'}, {len(faults):,} faults")
     return 1 if faults else 0
 
 
 def index(settings: Index) -> int:
-    """Write the index beside each tar file."""
-    raise NotImplementedError
+    """Write the index beside each tar file; prints the samples that a reader cannot use, and then returns 1."""
+    tars = _tars(settings.input)
+    total = sum(os.path.getsize(tar) for tar in tars)
+    faults = [
+        one for found in spread(_index_one, tars, settings.processes, total, "indexing", "MB", 10**6) for one in found
+    ]
+    for one in faults[:_SHOWN]:
+        print(shown(one))
+    print(f"{settings.input}: {len(tars):,} indexes written, {len(faults):,} faults")
+    return 1 if faults else 0
+
+
+def _index_one(tar: str) -> list[str]:
+    refused = build_index(tar)
+    advance(os.path.getsize(tar))
+    return [f"{os.path.basename(tar)}: {sample}: {reason}" for sample, reason in refused.items()]
+
+
+def shown(text: str) -> str:
+    """A text that can be printed: names of files need not be UTF-8."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _tars(path: str) -> list[str]:
@@ -101,10 +122,27 @@ def check_shard(tar: str, rows: dict[str, dict[str, Any]], vocab_size: int | Non
                     faults.append(f"{name}: {member.name}: {reason}")
     except (OSError, tarfile.TarError, EOFError) as error:
         faults.append(f"{name}: cannot be read to its end ({error})")
+    if (row or os.path.exists(index_path(tar))) and (reason := _index_fault(tar)):
+        faults.append(f"{os.path.basename(index_path(tar))}: {reason}")
     if row and len(samples) != row["samples"]:
         faults.append(f"{name}: {len(samples):,} samples, and the manifest has {row['samples']:,}")
     advance(os.path.getsize(tar))
     return faults
+
+
+def _index_fault(tar: str) -> str | None:
+    """Why the index beside a tar is not its own, or None."""
+    try:
+        said = load(index_path(tar))
+        with open(tar, "rb") as file:
+            found = scan(file, os.path.getsize(tar))[0]
+    except (OSError, Damaged) as error:
+        return f"cannot be read ({error})"
+    if (said.tar_bytes, said.tar_crc) != (found.tar_bytes, found.tar_crc) or not np.array_equal(
+        said.entries, found.entries
+    ):
+        return "is not that of its tar; write it anew with: index input="
+    return None
 
 
 def fault(extension: str, data: bytes, vocab_size: int | None) -> str | None:

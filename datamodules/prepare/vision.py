@@ -6,7 +6,6 @@ import io
 import json
 import os
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,7 +15,7 @@ from datamodules.folder import Unusable
 from datamodules.image_folder import ImageFolder, decode
 from datamodules.labels import from_folders
 from datamodules.prepare.output import Output
-from datamodules.prepare.packing import Plan, Reasons, arranged, below, cut, source_of
+from datamodules.prepare.packing import Plan, Reasons, arranged, below, bytes_of, cut, source_of
 from datamodules.prepare.settings import Vision
 from datamodules.prepare.tar import Sample, tar_bytes
 
@@ -61,12 +60,12 @@ def sample(picture: Picture, key: str, short_side: int | None, quality: int, che
     Raises:
         Unusable: if it cannot be decoded.
     """
-    extension, data = os.path.splitext(picture.file)[1][1:].lower(), _bytes_of(picture.file)
+    extension, data = os.path.splitext(picture.file)[1][1:].lower(), bytes_of(picture.file)
     if short_side and _short_side(picture.file) > short_side:
         extension, data = "jpg", smaller(decode(picture.file), short_side, quality)
     elif check == "decode":
         decode(picture.file)
-    members = {extension: data, "json": json.dumps({"file": picture.name}, ensure_ascii=False).encode()}
+    members = {extension: data, "json": json.dumps({"file": picture.name}).encode()}
     if picture.label is not None:
         members["cls"] = str(picture.label).encode()
     return Sample(key, members, 1)
@@ -92,10 +91,3 @@ def _short_side(file: str) -> int:
             return min(image.size)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise Unusable(f"not readable as an image ({error})") from None
-
-
-def _bytes_of(file: str) -> bytes:
-    try:
-        return Path(file).read_bytes()
-    except OSError as error:
-        raise Unusable(f"cannot be read ({error.strerror or error})") from None

@@ -8,15 +8,15 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from multiprocessing.sharedctypes import Synchronized
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -34,17 +34,17 @@ def advance(amount: int = 1) -> None:
 
 
 def spread(function: Callable[[Task], Result], tasks: Sequence[Task], processes: int, total: int,
-           title: str, unit: str, found: int = 0) -> Iterator[Result]:  # fmt: skip
+           title: str, unit: str, scale: int = 1, found: int = 0) -> Generator[Result]:  # fmt: skip
     """The result of each task, in the order in which they end.
 
     Args:
         function: of a module, so that another process finds it; calls ``advance``.
         tasks: its arguments. processes: at work at once; 1 works in this one.
         total: that the calls of ``advance`` sum up to. found: of it that an earlier start has done.
-        title, unit: for the bar.
+        title, unit: for the bar. scale: what is one unit.
     """
     counter: Synchronized[int] = _SPAWN.Value("q", found)
-    with _bar(title, unit, counter, total, found):
+    with _bar(title, unit, counter, total, found, scale):
         if processes == 1 or len(tasks) < 2:
             yield from _here(function, tasks, counter)
         else:
@@ -104,25 +104,26 @@ def _start(counter: Synchronized[int]) -> None:
 
 
 @contextmanager
-def _bar(title: str, unit: str, counter: Synchronized[int], total: int, found: int) -> Iterator[None]:
+def _bar(title: str, unit: str, counter: Synchronized[int], total: int, found: int, scale: int) -> Iterator[None]:
     """A bar with rate and time left on a terminal, a line every half minute elsewhere, to standard error."""
     stop, began = threading.Event(), time.monotonic()
 
-    def rate() -> str:
-        return f"{(counter.value - found) / (time.monotonic() - began + 1e-9):,.0f} {unit}/s"
+    def state() -> str:
+        done, rate = counter.value / scale, (counter.value - found) / scale / (time.monotonic() - began + 1e-9)
+        return f"{done:,.0f} of {total / scale:,.0f} {unit}, {rate:,.{1 if rate < 10 else 0}f} {unit}/s"
 
     def lines() -> None:
         while not stop.wait(_QUIET):
-            print(f"{title}: {counter.value:,} of {total:,} {unit}, {rate()}", file=sys.stderr, flush=True)
+            print(f"{title}: {state()}", file=sys.stderr, flush=True)
 
     def draw() -> None:
-        columns: list[Any] = [TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}")]
-        with Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=Console(stderr=True)) as progress:
-            bar = progress.add_task(title, total=total, completed=found, rate="")
+        columns = (TextColumn(title), BarColumn(), TextColumn("{task.description}, left"), TimeRemainingColumn())
+        with Progress(*columns, console=Console(stderr=True)) as progress:
+            bar = progress.add_task(state(), total=total, completed=found)
             ended = False
             while not ended:
                 ended = stop.wait(0.25)
-                progress.update(bar, completed=counter.value, rate=rate())
+                progress.update(bar, completed=counter.value, description=state())
 
     watch = threading.Thread(target=draw if sys.stderr.isatty() else lines, daemon=True)
     watch.start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -71,13 +72,15 @@ def test_bad_files_are_left_out_and_named(tmp_path: Path, capsys: pytest.Capture
     soundfile.write(str(root / "torn.flac"), np.random.default_rng(0).normal(0, 0.1, 60_000), 16_000)
     (root / "torn.flac").write_bytes((root / "torn.flac").read_bytes()[:50_000])
     soundfile.write(str(root / "inf.wav"), np.full(8000, np.inf), 16_000, "FLOAT")
+    os.rename(root / "speaker0/take.0.wav", os.fsencode(root) + b"/na\xefve.wav")
     assert prepare("audio", root, tmp_path / "out", "max_bad_share=0.5") == 0
     reasons = skipped(tmp_path / "out")
+    assert reasons.pop("na\udcefve.wav") == "its name is not UTF-8"
     assert set(reasons) == {"noise.wav", "empty.flac", "notes.txt", "short.wav", "torn.flac", "inf.wav"}
     assert "not readable as audio" in reasons["noise.wav"] and "too short: 0.006 s" in reasons["short.wav"]
     assert "not finite" in reasons["inf.wav"]
-    assert len(read(tmp_path / "out")) == manifest(tmp_path / "out")["samples"] == 12
-    assert "6 files were left out" in said(capsys)
+    assert len(read(tmp_path / "out")) == manifest(tmp_path / "out")["samples"] == 11
+    assert "7 files were left out" in said(capsys)
     assert prepare("audio", root, tmp_path / "fewer") == 2
     assert "more than max_bad_share=0.1 allows" in (told := said(capsys)) and "data." not in told
 

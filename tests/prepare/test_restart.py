@@ -131,7 +131,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path, capsys: pytest.Ca
     out.mkdir()
     (out / "thesis.doc").write_text("mine")
     assert prepare("audio", root, out) == 2 and "holds something else (thesis.doc)" in said(capsys)
-    assert prepare("audio", root, root) == 2 and "is the input itself" in said(capsys)
+    assert prepare("audio", root, root) == 2 and "is in the input, where" in said(capsys)
     (out / "thesis.doc").rename(out / "manifest.json")
     assert prepare("audio", root, out) == 2
     assert [p.name for p in out.iterdir()] == ["manifest.json"]
