@@ -63,12 +63,9 @@ class Encoder(nn.Module):
         zero_padding: zero the features at padding before positions are added (data2vec 1 audio and text).
         norm_eps: of the two LayerNorms here.
         init: of the blocks, ``bert`` or ``beit``.
-
-    Attributes:
-        checkpointing: forget what blocks computed and compute it again in the backward; equal bits, less memory.
+        checkpointing: forget what blocks computed and compute it again in the backward: equal bits, less memory, a third
+            more time.
     """
-
-    checkpointing = False
 
     def __init__(
         self,
@@ -89,8 +86,10 @@ class Encoder(nn.Module):
         norm_eps: float = 1e-5,
         init: str = "bert",
         layer_bias: Callable[[], nn.Module] | None = None,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        self.checkpointing = checkpointing
         self.width, self.depth, self.extra_tokens = width, depth, extra_tokens
         self.layer_drop, self.zero_padding, self.input_dropout = layer_drop, zero_padding, input_dropout
         self.stem, self.positions, self.bias = stem, positions, bias
