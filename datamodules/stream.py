@@ -79,20 +79,16 @@ class Plan:
     def window(self, number: int) -> list[np.ndarray]:
         """The micro-batches of a window, each a (B,) array of sample ids; a pure function of the arguments."""
         rng = np.random.default_rng(fold_in(self.seed, _ORDER, number))
-        ids = self._ids(self.shards(number))
-        if not len(ids):
+        order = rng.permutation(self._ids(self.shards(number)))
+        if not len(order):
             return []
-        order = ids[rng.permutation(len(ids))]
-        if self.lengths is None:
-            return self._pack(order)
-        lengths = self.lengths[order]
-        if (lengths == lengths[0]).all():
-            return self._pack(order)
-        by_length = order[np.argsort(lengths, kind="stable")]
-        for bucket in np.array_split(by_length, self.buckets):
-            rng.shuffle(bucket)  # a view: shuffles by_length in place
-        batches = self._pack(by_length)
-        return [batches[i] for i in rng.permutation(len(batches))]
+        if self.lengths is not None and (self.lengths[order] != self.lengths[order[0]]).any():
+            order = order[np.argsort(self.lengths[order], kind="stable")]
+            for bucket in np.array_split(order, self.buckets):
+                rng.shuffle(bucket)  # a view: shuffles order in place
+            batches = self._pack(order)
+            return [batches[i] for i in rng.permutation(len(batches))]
+        return self._pack(order)
 
     def _ids(self, shards: np.ndarray) -> np.ndarray:
         if len(shards) == len(self.ends):
