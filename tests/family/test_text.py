@@ -147,6 +147,17 @@ def test_model(decoder: bool, dtype: torch.dtype, tolerance: float, tmp_path: Pa
             agree(mine(**given), their(**other), tolerance)  # through the fused kernel
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_low_precision_is_as_good_as_theirs(dtype: torch.dtype, tmp_path: Path) -> None:
+    mine, their = both("Model", tmp_path, torch.float64)
+    with torch.no_grad():
+        exact = their(**padded("right")).last_hidden_state
+        outs = [model.to(dtype)(**padded("right")).last_hidden_state for model in (mine, their)]
+    assert {out.dtype for out in outs} == {dtype}
+    error, allowed = ((out.double() - exact).square().mean().sqrt() for out in outs)
+    assert error < 1.5 * allowed
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), EXACT, ids=["fp64", "fp32"])
 @pytest.mark.parametrize("name", HEADS[1:])
 def test_heads_and_losses(name: str, dtype: torch.dtype, tolerance: float, tmp_path: Path) -> None:
