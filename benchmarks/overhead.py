@@ -47,7 +47,7 @@ def tiny_step(modality: str, repeats: int = 5) -> dict[str, float]:
     data = build_data(cfg)
     assert isinstance(data, PretrainDataModule)
     module = build_module(cfg)
-    optimizer, loader = module.configure_optimizers(), iter(data.train_dataloader())
+    optimizer, loader = module.configure_optimizers(), data.batches()
 
     def step(batch: Batch) -> None:
         output = module.objective(batch)

@@ -12,6 +12,7 @@ from torch.nn.functional import layer_norm
 
 from d2v_pretrain.rng import fold_in
 from d2v_pretrain.types import Batch
+from datamodules.joined import Joined
 from datamodules.probe import FixedBatches, Labelled, ProbeTask
 
 RATE = 16_000
@@ -44,12 +45,17 @@ class AudioSource:
         corpus: the waveforms.
         crop_seconds: longest crop; shorter utterances stay whole and are padded in the batch.
         seed: of the run.
+        join: put short clips together to about ``crop_seconds`` (``datamodules.joined``).
+        crop_to_shortest: crop every row of a micro-batch to its shortest and pad none, as the reference does (fairseq
+            ``RawAudioDataset.collater``).
     """
 
     fill = 0.0
 
-    def __init__(self, corpus: AudioCorpus, crop_seconds: float, seed: int) -> None:
-        self.corpus, self.crop, self.seed = corpus, round(crop_seconds * RATE), seed
+    def __init__(self, corpus: AudioCorpus, crop_seconds: float, seed: int, join: bool = False,
+                 crop_to_shortest: bool = False) -> None:  # fmt: skip
+        self.crop, self.seed, self.crop_to_shortest = round(crop_seconds * RATE), seed, crop_to_shortest
+        self.corpus: AudioCorpus = Joined(corpus, self.crop, seed) if join else corpus
 
     def __len__(self) -> int:
         return len(self.corpus)
@@ -59,16 +65,20 @@ class AudioSource:
         """(N,) samples after the crop."""
         return np.minimum(self.corpus.frames, self.crop)
 
-    def read(self, index: int, epoch: int) -> Tensor | None:
-        """(S,) float32 crop, or None if the file cannot be read any more."""
-        wave = self.corpus.read(index)
+    def cut(self, ids: np.ndarray) -> int | None:
+        """What the rows of a micro-batch are cropped to, from the lengths alone; None if each keeps its own."""
+        return int(self.lengths[ids].min()) if self.crop_to_shortest else None
+
+    def read(self, index: int, epoch: int, longest: int | None = None) -> Tensor | None:
+        """(S,) float32 crop of at most ``longest`` samples, or None if the file cannot be read any more."""
+        wave, crop = self.corpus.read(index), self.crop if longest is None else longest
         if wave is None:
             return None
-        spare = len(wave) - self.crop
+        spare = len(wave) - crop
         if spare <= 0:
             return normalise(wave)
         start = int(np.random.default_rng(fold_in(self.seed, _CROP, epoch, index)).integers(spare + 1))
-        return normalise(wave)[start : start + self.crop]
+        return normalise(wave)[start : start + crop]
 
     def blank(self, index: int) -> Tensor:
         """(S,) silence of the planned length."""

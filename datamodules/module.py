@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import signal
-from functools import cached_property
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cached_property, partial
 from typing import Protocol
 
 import numpy as np
@@ -24,7 +26,9 @@ class Source(Protocol):
 
     ``lengths`` is (N,) the length along the last axis of what ``read`` returns, None if all are equal; ``fill`` the
     value of padding. A source in shards, or its ``corpus``, has ``shard_sizes`` (n,) samples of each, whose ids are
-    consecutive, and may have ``ahead(shards)``, called before samples of these shards are read.
+    consecutive, and may have ``ahead(shards)``, called before samples of these shards are read. One that crops all
+    rows of a micro-batch alike has ``cut(ids)``, the length, and ``read`` takes it as ``longest``. One whose samples
+    are finished on the device (images stay uint8 up to there) has ``finish(inputs)``.
     """
 
     fill: float
@@ -54,10 +58,15 @@ class MicroBatches(Dataset[Batch]):
         self.source = source
 
     def __getitem__(self, slot: Slot) -> Batch:
-        items = [self.source.read(int(i), slot.epoch) for i in slot.ids]
+        cut = self.source.cut(slot.ids) if hasattr(self.source, "cut") else None
+        read = self.source.read if cut is None else partial(self.source.read, longest=cut)  # type: ignore[call-arg]
+        items = [read(int(i), slot.epoch) for i in slot.ids]
         good = [item is not None for item in items]
         weight = None if all(good) else torch.tensor(good, dtype=torch.float32)
-        rows = [self.source.blank(int(i)) if item is None else item for i, item in zip(slot.ids, items, strict=True)]
+        rows = [
+            self.source.blank(int(i))[..., :cut] if item is None else item
+            for i, item in zip(slot.ids, items, strict=True)
+        ]
         return collate(rows, slot.ids, self.source.fill, weight=weight, epoch=slot.epoch, cursor=slot.cursor,
                        step_samples=slot.step_samples)  # fmt: skip
 
@@ -121,6 +130,19 @@ class PretrainDataModule(LightningDataModule):
         return DataLoader(MicroBatches(self.source), batch_size=None, sampler=stream, num_workers=self.workers,
                           pin_memory=torch.cuda.is_available(), worker_init_fn=_outlive_signals)  # fmt: skip
 
+    def finished(self, batch: Batch) -> Batch:
+        """The batch as the encoder takes it, worked out on the device where it is."""
+        finish = getattr(self.source, "finish", None)
+        return batch if finish is None else replace(batch, inputs=finish(batch.inputs))
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Lightning's hook."""
+        return self.finished(batch)
+
+    def batches(self) -> Iterator[Batch]:
+        """The micro-batches as a run sees them, for use without a trainer."""
+        return map(self.finished, self.train_dataloader())
+
     def describe(self) -> str:
         """One line that names the data and its size."""
         return self.source.describe()
@@ -134,7 +156,7 @@ class PretrainDataModule(LightningDataModule):
         ids = np.unique(np.linspace(0, len(self.source) - 1, n).astype(np.int64))
         cuts = range(self.micro_batch, len(ids), self.micro_batch)
         batches = MicroBatches(self.source)
-        return [batches[Slot(part, 0, ())] for part in np.split(ids, cuts)]
+        return [self.finished(batches[Slot(part, 0, ())]) for part in np.split(ids, cuts)]
 
 
 def _corpus(source: Source) -> object:

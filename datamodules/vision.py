@@ -1,4 +1,4 @@
-"""VisionSource: images of a corpus, cropped, flipped and normalised by torchvision; pixels as the floor of probes."""
+"""VisionSource: images, cropped and flipped as uint8, normalised on the device; pixels as the floor of probes."""
 
 from __future__ import annotations
 
@@ -32,8 +32,9 @@ class ImageCorpus(Protocol):
 class VisionSource:
     """Augmented images, the augmentation a function of (seed, epoch, index).
 
-    Random resized crop (bicubic), colour jitter, horizontal flip, normalisation, as in the reference (fairseq
-    ``MaeImageDataset``; jitter 0 there, .4 in BEiT's). Probes see the centre instead.
+    Random resized crop (bicubic) and horizontal flip, after colour jitter of the whole image where there is any, as in
+    the reference (fairseq ``MaeImageDataset``; BEiT's ``DataAugmentationForBEiT`` with its jitter of .4, which flips
+    before it crops: the same distribution). Images are uint8 until ``finish`` on the device. Probes see the centre.
 
     Args:
         corpus: the images.
@@ -59,15 +60,15 @@ class VisionSource:
         crop = v2.RandomResizedCrop(size, tuple(scale), tuple(ratio), bicubic)
         colour = [v2.ColorJitter(jitter, jitter, jitter)] if jitter else []
         standard = v2.Lambda(_standardised) if standardise else v2.Normalize(list(mean), list(std))
-        finish = [v2.ToDtype(torch.float32, scale=True), standard]
-        self.augment = v2.Compose([crop, *colour, v2.RandomHorizontalFlip(flip), *finish])
-        self.view = v2.Compose([v2.Resize(round(size / centre), bicubic), v2.CenterCrop(size), *finish])
+        self.finish = v2.Compose([v2.ToDtype(torch.float32, scale=True), standard])
+        self.augment = v2.Compose([*colour, crop, v2.RandomHorizontalFlip(flip)])
+        self.view = v2.Compose([v2.Resize(round(size / centre), bicubic), v2.CenterCrop(size), self.finish])
 
     def __len__(self) -> int:
         return len(self.corpus)
 
     def read(self, index: int, epoch: int) -> Tensor | None:
-        """(3, size, size) float32, or None if the file cannot be read any more."""
+        """(3, size, size) uint8, or None if the file cannot be read any more."""
         pixels = self.corpus.read(index)
         if pixels is None:
             return None
@@ -80,8 +81,8 @@ class VisionSource:
             torch.set_rng_state(state)
 
     def blank(self, index: int) -> Tensor:
-        """(3, size, size) of the mean colour."""
-        return torch.zeros(3, self.size, self.size)
+        """(3, size, size) uint8, grey."""
+        return torch.full((3, self.size, self.size), 128, dtype=torch.uint8)
 
     def describe(self) -> str:
         """One line for the log."""
@@ -100,9 +101,9 @@ class VisionSource:
 
 
 def _standardised(image: Tensor) -> Tensor:
-    """(3, H, W) without the image's own mean colour, at unit contrast over all colours."""
-    image = image - image.mean((1, 2), keepdim=True)
-    return image / (image.square().mean().sqrt() + 1e-3)
+    """(…, 3, H, W) without the image's own mean colour, at unit contrast over all colours."""
+    image = image - image.mean((-2, -1), keepdim=True)
+    return image / (image.square().mean((-3, -2, -1), keepdim=True).sqrt() + 1e-3)
 
 
 def pixels(batch: Batch) -> Tensor:

@@ -23,7 +23,7 @@ def example(modality: str) -> tuple[Any, Any, Batch]:
     cfg = load([f"modality={modality}"])
     torch.manual_seed(cfg.seed)
     objective, data = instantiate(cfg.objective, _convert_="all"), instantiate(cfg.datamodule, _convert_="all")
-    return objective, data, next(iter(data.train_dataloader()))
+    return objective, data, next(data.batches())
 
 
 def draw(modality: str, ax: Axes, objective: Any, data: Any, batch: Batch, mask: Mask) -> None:

@@ -22,6 +22,7 @@ RULES = {
 }
 RATE = 16_000
 _SILENT, _FULL, _CLIPPED, _SHORT = 1e-4, 0.99, 1e-3, 8
+_OTHER_SCALE = 1.5  # clipped sound that is resampled goes over 1, by less than this; above it, full scale is another
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,9 @@ def _sound(wave: np.ndarray) -> tuple[str, ...]:
     """A constant offset is silence too. A sound scaled up to full scale touches it a few times, a clipped one stays."""
     if wave.std() < _SILENT:
         return ("silent",)
-    return ("clipped",) if (np.abs(wave) >= _FULL).mean() > _CLIPPED else ()
+    size = np.abs(wave)
+    full = 1.0 if size.max() < _OTHER_SCALE else size.max()
+    return ("clipped",) if (size >= _FULL * full).mean() > _CLIPPED else ()
 
 
 def _image(pixels: np.ndarray, side: int) -> tuple[str, ...]:

@@ -45,7 +45,7 @@ def simulate(data: PretrainDataModule) -> Simulation:
     batches = [batch for window in range(plan.windows) for batch in plan.window(window)]
     rows = np.array([len(batch) for batch in batches])
     longest, shortest, whole = _extents(plan.lengths, batches, rows)
-    cut = getattr(data.source, "crops_to_shortest", False)
+    cut = getattr(data.source, "crop_to_shortest", False)
     computed = (shortest if cut else longest) * rows
     kept = (shortest * rows).sum() if cut else whole
     steps = max(1, len(batches) // data.slots)

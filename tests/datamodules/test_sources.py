@@ -72,10 +72,10 @@ def same(a: Batch, b: Batch) -> bool:
 
 
 def test_standardised_images_have_no_colour_and_unit_contrast() -> None:
-    image = vision(standardise=True).read(3, 0)
-    assert image is not None
-    assert image.mean((1, 2)).abs().max() < 1e-5
-    assert abs(float(image.square().mean()) - 1) < 0.05
+    source = vision(standardise=True)
+    images = source.finish(torch.stack([source.read(i, 0) for i in (3, 4)]))
+    assert images.mean((2, 3)).abs().max() < 1e-5
+    assert (images.square().mean((1, 2, 3)) - 1).abs().max() < 0.05
 
 
 def test_waveform_is_normalised_before_the_crop() -> None:
@@ -162,7 +162,16 @@ def test_vision_normalises_and_probes_see_the_image_itself() -> None:
     source = vision(scale=(1, 1), ratio=(1, 1), jitter=0, flip=0)
     image = torch.from_numpy(source.corpus.read(2)).float() / 255
     mean, std = (torch.tensor(v)[:, None, None] for v in ((0.5, 0.4, 0.3), (0.2, 0.25, 0.3)))
-    assert torch.allclose(source.read(2, 0), (image - mean) / std, atol=1e-5)
+    module = PretrainDataModule(source, micro_batch=5, global_batch=5, seed=0)
+    raw, batch = next(iter(module.train_dataloader())), next(module.batches())
+    assert raw.inputs.dtype == torch.uint8 and batch.inputs.dtype == torch.float32
+    assert torch.equal(module.on_after_batch_transfer(raw, 0).inputs, batch.inputs)
+    rows = {int(i): row for i, row in zip(batch.ids, batch.inputs, strict=True)}
+    rows |= {
+        int(i): row for b in [list(islice(module.batches(), 2))[1]] for i, row in zip(b.ids, b.inputs, strict=True)
+    }
+    assert torch.allclose(rows[2], (image - mean) / std, atol=1e-5)
+    assert all(b.inputs.dtype == torch.float32 for b in module.health_batches(3))
     batch = next(iter(source.probe_tasks()[0].test))
     assert batch.inputs.shape == (4, 3, 32, 32) and pixels(batch).shape == (4, 3072)
 
@@ -200,3 +209,104 @@ def test_global_batch_must_be_a_multiple() -> None:
 
 def test_items_of_fixed_batches_may_all_be_unreadable() -> None:
     assert list(FixedBatches(Split(lambda i: None, np.zeros(3)), torch.from_numpy)) == []
+
+
+@pytest.mark.parametrize("jitter", [0.0, 0.4])
+def test_augmentation_against_torchvisions_first_transforms_on_pillow(jitter: float) -> None:
+    """BEiT's and MAE's recipe with the library and the image type that the reference used, from the same seed."""
+    import torchvision.transforms as v1
+    from PIL import Image
+
+    from d2v_pretrain.rng import fold_in
+
+    pixels = np.random.default_rng(0).integers(0, 256, (8, 10, 3)).astype(np.uint8)
+    image = Image.fromarray(pixels).resize((90, 70), Image.Resampling.BICUBIC)  # smooth, as a photograph is
+    source = vision(scale=(0.2, 1), ratio=(3 / 4, 4 / 3), jitter=jitter)
+    source.corpus = type("One", (), {"read": lambda self, i: np.array(image).transpose(2, 0, 1)})()
+    crop = v1.RandomResizedCrop(32, (0.2, 1), (3 / 4, 4 / 3), v1.InterpolationMode.BICUBIC)
+    steps = [v1.ColorJitter(jitter, jitter, jitter)] if jitter else []
+    theirs = v1.Compose([*steps, crop, v1.RandomHorizontalFlip(0.5)])
+    for epoch in range(12):
+        torch.manual_seed(fold_in(0, 3, epoch, 1))
+        expected = np.asarray(theirs(image)).transpose(2, 0, 1).astype(int)
+        off = np.abs(source.read(1, epoch).numpy().astype(int) - expected)
+        assert off.max() <= 4 and off.mean() < 1
+
+
+def crops(lengths: list[int], workers: int = 0) -> PretrainDataModule:
+    source = AudioSource(Waves(lengths), crop_seconds=0.1, seed=0, crop_to_shortest=True)
+    return PretrainDataModule(source, micro_batch=3, global_batch=3, seed=0, workers=workers, buckets=1)
+
+
+def test_rows_are_cropped_to_the_shortest_of_their_micro_batch() -> None:
+    lengths = [5000, 1500, 900, 700, 1700, 3000, 1200, 800, 2500]
+    batches = list(islice(crops(lengths).train_dataloader(), 6))
+    assert sorted(i for b in batches[:3] for i in b.ids.tolist()) == list(range(9))
+    for batch in batches:
+        shortest = min([1600, *(lengths[i] for i in batch.ids.tolist())])
+        assert batch.lengths is None and batch.inputs.shape == (3, shortest), "nothing is padded"
+        for i, row in zip(batch.ids.tolist(), batch.inputs.double().numpy(), strict=True):
+            whole = np.arange(lengths[i]) + float(i)
+            whole = (whole - whole.mean()) / np.sqrt(whole.var() + 1e-5)
+            start = int(np.abs(whole - row[0]).argmin())
+            assert i == 3 or np.allclose(row, whole[start : start + shortest], atol=1e-4), (
+                "normalised whole, then cropped"
+            )
+    assert all(map(same, islice(crops(lengths, workers=2).train_dataloader(), 6), batches))
+    (bad,) = [b for b in batches[:3] if 3 in b.ids]
+    assert not bad.inputs[bad.ids == 3].any() and bad.weight is not None and bad.weight[bad.ids == 3] == 0
+
+
+def test_the_crop_to_the_shortest_starts_anywhere() -> None:
+    source = AudioSource(Waves([4000]), crop_seconds=0.1, seed=0, crop_to_shortest=True)
+    ramp = source.read(0, 0, longest=3999)
+    firsts = [float(source.read(0, epoch, longest=1000)[0]) for epoch in range(300)]
+    step = float(ramp[1] - ramp[0])
+    starts = sorted(round((first - min(firsts)) / step) for first in firsts)
+    assert starts[-1] > 2900 and abs(np.median(starts) - 1500) < 300
+
+
+def test_joined_clips_are_each_read_once_and_fill_a_crop() -> None:
+    lengths = np.random.default_rng(0).integers(100, 900, 200).tolist()
+    lengths[7] = 4000
+    source = AudioSource(Waves(lengths), crop_seconds=0.1, seed=5, join=True)
+    groups = [group.tolist() for group in source.corpus.groups]
+    assert sorted(i for group in groups for i in group) == list(range(200))
+    totals = [sum(lengths[i] for i in group) for group in groups]
+    assert all(total <= 1600 or len(group) == 1 for total, group in zip(totals, groups, strict=True)) and [7] in groups
+    for total, following in zip(totals, groups[1:], strict=False):
+        assert total + lengths[following[0]] > 1600, "a group is closed only if the next clip does not fit"
+    assert source.lengths.tolist() == [min(total, 1600) for total in totals]
+    again = AudioSource(Waves(lengths), crop_seconds=0.1, seed=5, join=True)
+    other = AudioSource(Waves(lengths), crop_seconds=0.1, seed=6, join=True)
+    assert [g.tolist() for g in again.corpus.groups] == groups != [g.tolist() for g in other.corpus.groups]
+    assert source.describe().startswith("ramps, joined to ") and len(source) == len(groups)
+    assert len(source.probe_tasks()[0].test.split) == 5, "the probe hears single clips"
+
+
+def test_joined_clips_are_equally_loud_and_a_bad_one_is_silence() -> None:
+    lengths = [300, 400, 500, 250, 350, 450]
+    source = AudioSource(Waves(lengths), crop_seconds=0.1, seed=0, join=True)
+    for n, group in enumerate(source.corpus.groups):
+        wave, place = source.corpus.read(n), 0
+        for i in group.tolist():
+            part = wave[place : place + lengths[i]]
+            assert abs(part.mean()) < 1e-4 and part.std() == pytest.approx(0 if i == 3 else 1, abs=1e-3)
+            place += lengths[i]
+        assert place == len(wave) == source.corpus.frames[n]
+    alone = AudioSource(Waves([1600] * 4), 0.1, 0, join=True)
+    assert [alone.read(n, 0) is None for n in range(4)] == [g.tolist() == [3] for g in alone.corpus.groups]
+
+
+def test_joined_clips_stay_in_their_shard() -> None:
+    waves = Waves([200] * 30)
+    waves.shard_sizes, waves.told = np.array([11, 0, 19]), []
+    waves.ahead = waves.told.extend
+    module = PretrainDataModule(AudioSource(waves, 0.1, 0, join=True), 1, 1, seed=0, window_shards=1)
+    corpus = module.source.corpus
+    assert corpus.shard_sizes.tolist() == [2, 0, 3], "8 clips fill a crop"
+    assert all(len({bool(i >= 11) for i in group.tolist()}) == 1 for group in corpus.groups)
+    seen = [int(i) for b in islice(module.train_dataloader(), 5) for i in corpus.groups[int(b.ids)]]
+    assert sorted(seen) == list(range(30)) and {0, 2} <= set(map(int, waves.told))
+    plain = AudioSource(Waves([200] * 30), 0.1, 0, join=True).corpus
+    assert not hasattr(plain, "shard_sizes") and not hasattr(plain, "ahead")
