@@ -13,12 +13,8 @@ _MODULES = {
         "Data2VecAudioForAudioFrameClassification",
         "Data2VecAudioForXVector",
     ),
-    "text": (
-        "Data2VecTextPreTrainedModel",
-        "Data2VecTextModel",
-        "Data2VecTextForMaskedLM",
-        "Data2VecTextForCausalLM",
-    ),
+    "text": ("Data2VecTextPreTrainedModel", "Data2VecTextModel"),
+    "text_lm": ("Data2VecTextForMaskedLM", "Data2VecTextForCausalLM"),
     "text_heads": (
         "Data2VecTextForSequenceClassification",
         "Data2VecTextForMultipleChoice",

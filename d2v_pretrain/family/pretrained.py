@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -31,9 +31,9 @@ class Loading:
         misshapen: key, shape in the file, shape in the model.
     """
 
-    missing: list[str] = field(default_factory=list)
-    unexpected: list[str] = field(default_factory=list)
-    misshapen: list[tuple[str, torch.Size, torch.Size]] = field(default_factory=list)
+    missing: list[str]
+    unexpected: list[str]
+    misshapen: list[tuple[str, torch.Size, torch.Size]]
 
 
 class PreTrained(nn.Module):
@@ -125,6 +125,16 @@ class PreTrained(nn.Module):
         assert isinstance(encoder, Encoder)
         return encoder
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of the weights."""
+        return next(self.parameters()).device
+
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
         """How many numbers are learned, with or without frozen ones and tables."""
         tables = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)} if exclude_embeddings else set()
@@ -151,7 +161,7 @@ class PreTrained(nn.Module):
             max_shard_size: bytes or ``"5GB"``; more goes into several files with an index.
         """
         self.config.architectures = (type(self).__name__,)
-        self.config.dtype = str(next(self.parameters()).dtype).removeprefix("torch.")
+        self.config.dtype = str(self.dtype).removeprefix("torch.")
         self.config.save_pretrained(directory)
         write_weights(directory, self.to_file(), max_shard_size)
 
@@ -189,6 +199,10 @@ class PreTrained(nn.Module):
         Raises:
             ConfigError: the file lacks encoder weights, or shapes differ.
         """
+        if config is not None and config_overrides:
+            raise ConfigError(
+                "config", ", ".join(config_overrides), "is given with it", "change the configuration instead"
+            )
         if config is None:
             config = cls.config_class.from_pretrained(directory, **config_overrides)
         state = read_weights(directory)
@@ -244,25 +258,26 @@ class PreTrained(nn.Module):
         }
 
     def _report(self, loading: Loading, source: str, ignore_mismatched_sizes: bool) -> None:
-        kind = type(self).__name__
-        if loading.misshapen and not ignore_mismatched_sizes:
-            found = "; ".join(f"{key} {tuple(a)} instead of {tuple(b)}" for key, a, b in loading.misshapen)
-            remedy = (
-                "give the settings that the file was made with, or ignore_mismatched_sizes=True to start these anew"
-            )
-            raise ConfigError(source, found, f"does not fit {kind}", remedy)
-        prefix = "" if self.base_model is self else f"{self.base_model_prefix}."
+        kind, prefix = type(self).__name__, "" if self.base_model is self else f"{self.base_model_prefix}."
+        wrong = [f"{key} {tuple(found)} instead of {tuple(needed)}" for key, found, needed in loading.misshapen]
+        if wrong and not ignore_mismatched_sizes:
+            remedy = "give the settings that the file was made with, or ignore_mismatched_sizes=True for a fresh start"
+            raise ConfigError(source, _listed(wrong), f"does not fit {kind}", remedy)
         needed = {f"{prefix}{key}" for key in self.base_model.to_file() if not key.startswith(self.optional)}
         lost = [key for key in loading.missing if key in needed]
         if lost:
-            raise ConfigError(source, ", ".join(lost), f"is missing for {kind}", "name the directory of such a model")
+            raise ConfigError(source, _listed(lost), f"is missing for {kind}", "name the directory of such a model")
         if loading.missing:
-            logger.warning("%s starts with fresh %s: train it. (%s)", kind, ", ".join(loading.missing), source)
+            logger.warning("%s starts with fresh %s: train it. (%s)", kind, _listed(loading.missing), source)
         if loading.unexpected:
-            logger.warning("%s has no use for %s of %s.", kind, ", ".join(loading.unexpected), source)
-        if loading.misshapen:
-            keys = ", ".join(key for key, *_ in loading.misshapen)
-            logger.warning("%s starts with fresh %s, whose shapes differ in %s.", kind, keys, source)
+            logger.warning("%s has no use for %s of %s.", kind, _listed(loading.unexpected), source)
+        if wrong:
+            logger.warning("%s starts with fresh weights, as shapes differ in %s: %s.", kind, source, _listed(wrong))
+
+
+def _listed(keys: list[str], most: int = 20) -> str:
+    rest = len(keys) - most
+    return ", ".join(keys[:most]) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _dtype(asked: torch.dtype | str | None, state: Mapping[str, Tensor]) -> torch.dtype:

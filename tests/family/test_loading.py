@@ -72,9 +72,16 @@ def test_lost_encoder_weights_are_an_error(tmp_path: Path) -> None:
     assert Model.from_pretrained(tmp_path, num_hidden_layers=1)
 
 
+def test_long_lists_are_cut(tmp_path: Path) -> None:
+    saved(Model, tmp_path, num_hidden_layers=1)
+    with pytest.raises(ConfigError, match=r"weight and 28 more is missing") as told:
+        Model.from_pretrained(tmp_path, num_hidden_layers=4)
+    assert str(told.value).count("encoder.layer") == 20
+
+
 def test_other_shapes_are_an_error_unless_asked_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     head = saved(Data2VecTextForSequenceClassification, tmp_path, num_labels=3)
-    wrong = r"classifier\.out_proj\.bias \(3,\) instead of \(5,\); classifier\.out_proj\.weight \(3, 8\)"
+    wrong = r"classifier\.out_proj\.bias \(3,\) instead of \(5,\), classifier\.out_proj\.weight \(3, 8\)"
     with pytest.raises(ConfigError, match=wrong):
         Data2VecTextForSequenceClassification.from_pretrained(tmp_path, num_labels=5)
     five, info = Data2VecTextForSequenceClassification.from_pretrained(
@@ -109,6 +116,8 @@ def test_a_configuration_of_ones_own(tmp_path: Path) -> None:
     config = Data2VecTextConfig.from_pretrained(tmp_path)
     config.is_decoder = True
     assert Model.from_pretrained(tmp_path, config=config).config.is_decoder
+    with pytest.raises(ConfigError, match="config=num_labels"):
+        Model.from_pretrained(tmp_path, config=config, num_labels=3)
     with pytest.raises(ConfigError, match="config=dict"):
         Model.from_pretrained(tmp_path, config={})
 
