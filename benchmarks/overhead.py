@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import distributed, multiprocessing
 
-from d2v_pretrain.checkpoint import AtomicCheckpointIO
+from d2v_pretrain.checkpoint_io import AtomicCheckpointIO
 from d2v_pretrain.config import load, register_resolvers
 from d2v_pretrain.distributed import Agreement
 from d2v_pretrain.run import build_data, build_module

@@ -13,15 +13,13 @@ import os
 import re
 import shutil
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import IO, Any, cast
 
 import torch
-from lightning.pytorch.plugins.io import CheckpointIO
 from torch import Tensor
 
 from d2v_pretrain.errors import ConfigError
@@ -145,79 +143,6 @@ def newest_valid(folder: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
             return path, rejected
         rejected.append((path, reason))
     return None, rejected
-
-
-class AtomicCheckpointIO(CheckpointIO):
-    """Lightning's seam for ``write`` and ``read``: ``Trainer(plugins=[AtomicCheckpointIO()])``.
-
-    Lightning's own writer goes through the temporary directory, which is a plain copy onto another file system.
-
-    Args:
-        asynchronous: training waits for a copy into host memory only, and a thread writes it. The copy's memory, as much
-            as a checkpoint is large, is kept for the next one. A kill before the file is whole loses that checkpoint and
-            no other. What went wrong in the thread is raised by the next save, or by ``wait``.
-        then: called with the path of every file that is whole, on the thread that wrote it.
-    """
-
-    def __init__(self, asynchronous: bool = False, then: Callable[[Path], None] | None = None) -> None:
-        self.then = then
-        self.buffers: dict[str, Tensor] | None = {} if asynchronous else None
-        self.writer = ThreadPoolExecutor(1, "checkpoint")
-        self.pending: Future[None] | None = None
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """See ``write``; Lightning calls it on rank 0 only."""
-        assert storage_options is None, "checkpoints are local files"
-        self.wait()
-        if self.buffers is None:
-            self._write(checkpoint, Path(path))
-            return
-        held = _held(checkpoint, self.buffers, "")
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()  # copies to page-locked memory are under way
-        self.pending = self.writer.submit(self._write, held, Path(path))
-
-    def wait(self) -> None:
-        """Until what was saved is on disk.
-
-        Raises:
-            ConfigError: it could not be written.
-        """
-        pending, self.pending = self.pending, None
-        if pending is not None:
-            pending.result()
-
-    def _write(self, checkpoint: dict[str, Any], path: Path) -> None:
-        write(checkpoint, path)
-        if self.then is not None:
-            self.then(path)
-
-    def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """See ``read``; ``weights_only`` is on whatever the caller says."""
-        return read(Path(path), "cpu" if map_location is None else map_location)
-
-    def remove_checkpoint(self, path: Any) -> None:
-        """Delete a file if it is there."""
-        Path(path).unlink(missing_ok=True)
-
-    def teardown(self) -> None:
-        """Leave nothing half written."""
-        self.wait()
-
-
-def _held(value: Any, buffers: dict[str, Tensor], where: str) -> Any:
-    """A copy of ``value`` whose tensors are in host memory that is used again for the next copy."""
-    if isinstance(value, Tensor):
-        buffer = buffers.get(where)
-        if buffer is None or buffer.shape != value.shape or buffer.dtype != value.dtype:
-            pinned = torch.cuda.is_available()
-            buffer = buffers[where] = torch.empty(value.shape, dtype=value.dtype, pin_memory=pinned)
-        return buffer.copy_(value.detach(), non_blocking=True)
-    if isinstance(value, Mapping):
-        return type(value)((key, _held(inner, buffers, f"{where}.{key}")) for key, inner in value.items())
-    if isinstance(value, list | tuple) and type(value) in (list, tuple):
-        return type(value)(_held(inner, buffers, f"{where}.{i}") for i, inner in enumerate(value))
-    return value
 
 
 class _Hashing:

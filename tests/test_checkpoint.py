@@ -20,6 +20,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.utils.data import DataLoader
 
 from d2v_pretrain import checkpoint
+from d2v_pretrain.checkpoint_io import AtomicCheckpointIO
 from d2v_pretrain.errors import ConfigError
 
 pytestmark = [
@@ -166,7 +167,7 @@ def test_a_pickle_that_would_run_code_is_refused_even_with_a_right_checksum(
         checkpoint.read(path)
     path.write_bytes(pickle.dumps(Bomb(trap)))
     with pytest.raises(ConfigError, match="not written by this program"):
-        checkpoint.AtomicCheckpointIO().load_checkpoint(path, weights_only=False)
+        AtomicCheckpointIO().load_checkpoint(path, weights_only=False)
     assert not trap.exists()
 
 
@@ -269,7 +270,7 @@ class Regression(LightningModule):
 def trainer(folder: Path, steps: int) -> Trainer:
     saver = ModelCheckpoint(folder, filename="{step}", every_n_train_steps=2, save_top_k=-1, save_last=True)
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    return Trainer(max_steps=steps, callbacks=[saver], plugins=[checkpoint.AtomicCheckpointIO()], **quiet)
+    return Trainer(max_steps=steps, callbacks=[saver], plugins=[AtomicCheckpointIO()], **quiet)
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")

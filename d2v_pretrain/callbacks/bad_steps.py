@@ -13,6 +13,7 @@ from torch import Tensor, distributed
 from d2v_pretrain import checkpoint
 from d2v_pretrain.callbacks.metrics import Meter
 from d2v_pretrain.checkpoint import write_text
+from d2v_pretrain.checkpoint_io import AtomicCheckpointIO
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.types import Batch
 
@@ -93,7 +94,7 @@ class BadSteps(Meter):
 
     def _go_back(self, trainer: Trainer, module: LightningModule) -> None:
         io = trainer.strategy.checkpoint_io
-        assert isinstance(io, checkpoint.AtomicCheckpointIO)
+        assert isinstance(io, AtomicCheckpointIO)
         io.wait()  # a file that is still being written would be there for some ranks and not for others
         trainer.strategy.barrier()
         good = None if self.went_back else self._last_good()

@@ -13,7 +13,7 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from d2v_pretrain.callbacks.metrics import Meter
-from d2v_pretrain.checkpoint import AtomicCheckpointIO
+from d2v_pretrain.checkpoint_io import AtomicCheckpointIO
 from d2v_pretrain.distributed import Agreement
 
 

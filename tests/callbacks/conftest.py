@@ -14,7 +14,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from torch import Tensor, nn
 
 from d2v_pretrain.callbacks.metrics import JsonlLogger
-from d2v_pretrain.checkpoint import AtomicCheckpointIO
+from d2v_pretrain.checkpoint_io import AtomicCheckpointIO
 from d2v_pretrain.models.block import Block
 from d2v_pretrain.models.encoder import Encoder
 from d2v_pretrain.models.stems.text import TextStem

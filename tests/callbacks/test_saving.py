@@ -15,6 +15,7 @@ from lightning.pytorch import LightningModule, Trainer
 from d2v_pretrain import checkpoint
 from d2v_pretrain.callbacks.metrics import Meter, MetricsLog
 from d2v_pretrain.callbacks.saving import Saving
+from d2v_pretrain.checkpoint_io import AtomicCheckpointIO
 from d2v_pretrain.errors import ConfigError
 
 SCORES = {1: 5.0, 2: 3.0, 4: 8.0, 5: float("nan"), 6: 9.0, 7: 8.5, 8: 9.0}
@@ -66,7 +67,7 @@ def test_what_is_saved_beside_training_is_the_state_of_that_step(
         write(content, path)
 
     monkeypatch.setattr(checkpoint, "write", slowly)
-    io = checkpoint.AtomicCheckpointIO(asynchronous=True, then=written.append)
+    io = AtomicCheckpointIO(asynchronous=True, then=written.append)
     weight = torch.arange(5.0)
     state = {"global_step": 1, "state_dict": {"w": weight}, "groups": [{"lr": 0.1, "betas": (0.9, weight[:2])}]}
     io.save_checkpoint(state, tmp_path / "a.ckpt")

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from d2v_pretrain.callbacks import throughput
 from d2v_pretrain.callbacks.metrics import MetricsLog, lines
 from d2v_pretrain.callbacks.throughput import Throughput, flops_per_sample, peak
-from d2v_pretrain.checkpoint import AtomicCheckpointIO
+from d2v_pretrain.checkpoint_io import AtomicCheckpointIO
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning")  # Lightning 2.6 with torch 2.11
 BASE, LARGE = 12 * 12 * 768**2, 24 * 12 * 1024**2
