@@ -7,7 +7,7 @@ from typing import Any
 
 _MODULES = {
     "config": ("Data2VecAudioConfig", "Data2VecTextConfig", "Data2VecVisionConfig"),
-    "audio": ("Data2VecAudioModel", "Data2VecAudioForCTC"),
+    "audio": ("Data2VecAudioPreTrainedModel", "Data2VecAudioModel", "Data2VecAudioForCTC"),
     "audio_heads": (
         "Data2VecAudioForSequenceClassification",
         "Data2VecAudioForAudioFrameClassification",
@@ -23,6 +23,7 @@ _MODULES = {
     ),
     "vision": ("Data2VecVisionPreTrainedModel", "Data2VecVisionModel", "Data2VecVisionForImageClassification"),
     "vision_segmentation": ("Data2VecVisionForSemanticSegmentation",),
+    "preprocess_audio": ("Data2VecAudioFeatureExtractor",),
     "preprocess_vision": ("Data2VecVisionImageProcessor",),
 }
 # Class -> the module that it is imported from when it is asked for.

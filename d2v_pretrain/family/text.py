@@ -111,14 +111,15 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
         trace, states = self.trace(output_hidden_states, output_attentions)
         past = 0 if past_key_values is None else past_key_values[0][0].shape[2]
         x = self._embed(input_ids, token_type_ids, position_ids, inputs_embeds, past)
-        contexts = self._contexts(encoder_hidden_states, encoder_attention_mask, past_key_values, use_cache)
+        cached = self._cached(use_cache)
+        contexts = self._contexts(encoder_hidden_states, encoder_attention_mask, past_key_values, cached)
         allowed = self._allowed(attention_mask, past, x)
         encoded = self.encoder(Tokens(x, x.shape[1:2]), trace=trace, allowed=allowed, contexts=contexts)
         return BaseModelOutputWithPoolingAndCrossAttentions(
             last_hidden_state=encoded.x,
             pooler_output=None if self.pooler is None else self.pooler(encoded.x[:, 0]).tanh(),
             hidden_states=tuple(trace.hidden) if states else None,
-            past_key_values=_past(contexts),
+            past_key_values=_past(contexts) if contexts and cached else None,
             attentions=tuple(trace.attentions) if trace.attentions else None,
             cross_attentions=tuple(trace.cross_attentions) if trace.cross_attentions else None,
         )
@@ -157,22 +158,22 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
         back = torch.ones(size, past + size, dtype=torch.bool, device=x.device).tril(past)[None, None]
         return back if allowed is None else back & allowed
 
+    def _cached(self, use_cache: bool | None) -> bool:
+        if self.encoder.checkpointing and self.training:
+            return False  # a block that is computed twice cannot remember
+        return self.config.is_decoder and (self.config.use_cache if use_cache is None else use_cache)
+
     def _contexts(
-        self, states: Tensor | None, mask: Tensor | None, past: Past | None, use_cache: bool | None
+        self, states: Tensor | None, mask: Tensor | None, past: Past | None, cached: bool
     ) -> list[Context] | None:
         """What each block of a decoder reads and remembers."""
-        cached = self.config.is_decoder and (self.config.use_cache if use_cache is None else use_cache)
-        if self.encoder.checkpointing and self.training:
-            cached = False  # a block that is computed twice cannot remember
         if states is None and past is None and not cached:
             return None
         bias = None if mask is None or states is None else _readable(mask, states.shape[1])
+        if past is None and not cached:
+            return [Context(states=states, bias=bias)] * self.config.num_hidden_layers
         known = past or [()] * self.config.num_hidden_layers
-        keep = cached or past is not None
-        return [
-            Context(KeyValues(*k[:2]) if keep else None, states, bias, KeyValues(*k[2:4]) if keep else None)
-            for k in known
-        ]
+        return [Context(KeyValues(*k[:2]), states, bias, KeyValues(*k[2:4])) for k in known]
 
 
 def _readable(mask: Tensor, size: int) -> Tensor:
@@ -184,8 +185,9 @@ def _readable(mask: Tensor, size: int) -> Tensor:
     return mask.bool() if mask.ndim == 4 else mask.bool()[:, None] if mask.ndim == 3 else mask.bool()[:, None, None]
 
 
-def _past(contexts: list[Context] | None) -> Past | None:
-    if contexts is None or contexts[0].past is None:
-        return None
+def _past(contexts: list[Context]) -> Past:
+    """(keys, values) of each block, and (keys, values) of its context behind them."""
     kept = [(c.past, c.past_states) if c.states is not None else (c.past,) for c in contexts]
-    return tuple(tuple(t for part in parts for t in (part.keys, part.values)) for parts in kept)  # type: ignore[union-attr, misc]
+    return tuple(
+        tuple(t for part in parts if part for t in (part.keys, part.values) if t is not None) for parts in kept
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,6 +12,8 @@ from d2v_pretrain.family.config_text import Data2VecTextConfig
 from d2v_pretrain.family.losses import token_loss
 from d2v_pretrain.family.outputs import CausalLMOutputWithCrossAttentions, MaskedLMOutput, Past
 from d2v_pretrain.family.text import Data2VecTextModel, Data2VecTextPreTrainedModel
+
+logger = logging.getLogger(__name__)
 
 
 class LMHead(nn.Module):
@@ -90,6 +94,11 @@ class Data2VecTextForMaskedLM(_LanguageModel):
 
 class Data2VecTextForCausalLM(_LanguageModel):
     """Predicts each next id; set ``config.is_decoder=True``, or every token sees the ones after it."""
+
+    def __init__(self, config: Data2VecTextConfig) -> None:
+        super().__init__(config)
+        if not config.is_decoder:
+            logger.warning("Data2VecTextForCausalLM sees what it must predict: set config.is_decoder=True.")
 
     def forward(
         self,

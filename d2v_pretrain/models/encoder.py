@@ -63,8 +63,8 @@ class Encoder(nn.Module):
         zero_padding: zero the features at padding before positions are added (data2vec 1 audio and text).
         norm_eps: of the two LayerNorms here.
         init: of the blocks, ``bert`` or ``beit``.
-        checkpointing: forget what blocks computed and compute it again in the backward: equal bits, less memory, about
-            a third more time.
+        checkpointing: forget what blocks computed and compute it again in the backward: equal bits, less memory, 40 %
+            more time (width 384, 4 blocks, one CPU core).
     """
 
     def __init__(

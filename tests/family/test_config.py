@@ -213,6 +213,14 @@ def test_files_that_are_none(content: str | None, said: str, tmp_path: Path) -> 
         type(ours("Text")).from_pretrained(tmp_path)
 
 
+def test_every_documented_class_is_there() -> None:
+    """Those that transformers has for data2vec, but for its TensorFlow ones."""
+    names = [name for name in dir(transformers) if name.startswith("Data2Vec")]
+    assert len(names) >= 21
+    for name in names:
+        assert getattr(d2v_pretrain, name).__name__ == name
+
+
 def test_the_package_stays_cheap_until_asked() -> None:
     import subprocess
     import sys

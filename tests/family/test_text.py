@@ -267,6 +267,18 @@ def test_decoder_with_a_cache(cross: bool, dtype: torch.dtype, tolerance: float,
     torch.testing.assert_close(past, whole.past_key_values, rtol=0, atol=tolerance * 10)
 
 
+def test_a_cache_is_returned_only_when_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+    mine = ours("ForCausalLM", **DECODER)
+    past = mine(input_ids=tokens()).past_key_values
+    before = [t.clone() for layer in past for t in layer]
+    assert mine(input_ids=tokens(), past_key_values=past, use_cache=False).past_key_values is None
+    assert mine(input_ids=tokens(), labels=tokens()).past_key_values is None
+    assert all(torch.equal(a, b) for a, b in zip(before, (t for layer in past for t in layer), strict=True))
+    assert not caplog.records
+    assert ours("ForCausalLM")(input_ids=tokens()).past_key_values is None
+    assert "set config.is_decoder=True" in caplog.text
+
+
 def test_vectors_with_a_past_keep_counting(tmp_path: Path) -> None:
     """Theirs starts positions of ``inputs_embeds`` anew at every call; ours go on."""
     mine = ours("ForCausalLM", **DECODER).double()
