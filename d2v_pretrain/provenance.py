@@ -28,7 +28,8 @@ IDENTITY = (
     "window_shards",
 )
 # Parts of them that may change: where the data lies, how fast the teacher follows, where skipped files are listed.
-FREE = ("data.root", "data.skipped_path", "source.corpus", "source.cache", "objective.teacher.decay")
+FREE = ("data.root", "data.skipped_path", "data.cache_folder", "data.cache_gb", "source.corpus", "source.cache",
+        "objective.teacher.decay")  # fmt: skip
 
 
 def environment() -> dict[str, Any]:

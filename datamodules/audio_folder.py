@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 from itertools import pairwise
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import soundfile
@@ -130,13 +130,18 @@ class AudioFolder:
 
 
 def decode(piece: Piece) -> np.ndarray:
-    """(S,) float32 mono at 16 kHz.
+    """``waveform`` of a stretch of a file."""
+    return waveform(piece.file, piece.start, piece.frames)
+
+
+def waveform(file: str | BinaryIO, start: int = 0, frames: int = -1) -> np.ndarray:
+    """(S,) float32 mono at 16 kHz, from that many frames of the file's own rate; all of them by default.
 
     Raises:
         Unusable: if it cannot be decoded, or is not finite.
     """
     try:
-        sound, rate = soundfile.read(piece.file, piece.frames, piece.start, dtype="float32", always_2d=True)
+        sound, rate = soundfile.read(file, frames, start, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, RuntimeError, OSError) as error:
         raise Unusable(f"cannot be decoded ({error})") from None
     mono = sound.mean(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import sys
@@ -9,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -48,14 +50,20 @@ class Skipped:
         os.replace(temporary, self.path)
 
     def add(self, file: str, reason: str) -> None:
-        """Note a file that failed in training, once a process; lines of several workers do not mix."""
+        """Note a file that failed in training, once, whichever of the run's processes meets it."""
         if file in self.known:
             return
         self.known.add(file)
-        print(f"skipped {file}: {reason}", file=sys.stderr)
-        if self.path is not None:
-            with self.path.open("a", encoding="utf-8") as file_:
-                file_.write(json.dumps({"file": file, "reason": reason, "at": "training"}) + "\n")
+        if self.path is None:
+            print(f"skipped {file}: {reason}", file=sys.stderr)
+            return
+        with self.path.open("a+", encoding="utf-8") as lines:
+            with suppress(OSError):  # a disk without locks: then a file may be listed twice
+                fcntl.flock(lines, fcntl.LOCK_EX)
+            lines.seek(0)
+            if all(json.loads(line)["file"] != file for line in lines):
+                print(f"skipped {file}: {reason}", file=sys.stderr)
+                lines.write(json.dumps({"file": file, "reason": reason, "at": "training"}) + "\n")
 
 
 def scan(root: str, endings: tuple[str, ...], check: Callable[[str], Info], skipped: Skipped,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from functools import cached_property
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -90,7 +91,7 @@ class ImageFolder:
         return self._decode(os.path.join(self.root, key))
 
 
-def decode(file: str) -> np.ndarray:
+def decode(file: str | BinaryIO) -> np.ndarray:
     """(3, H, W) uint8 colours, upright; 16 bits scaled to 8, transparency over white.
 
     Raises:

@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
@@ -37,13 +37,6 @@ class Index:
     tar_crc: int
 
 
-class Found(NamedTuple):
-    """An index made by a walk, and what was refused: name of the sample -> reason."""
-
-    index: Index
-    refused: dict[str, str]
-
-
 def index_path(tar: str) -> str:
     """``NAME.idx`` for ``NAME.tar``."""
     return f"{tar.removesuffix('.tar')}.idx"
@@ -67,8 +60,8 @@ def build_index(tar: str | Path, idx: str | Path | None = None) -> dict[str, str
     return refused
 
 
-def scan(file: BinaryIO, size: int) -> Found:
-    """The index of a tar of ``size`` bytes that is read from its beginning."""
+def scan(file: BinaryIO, size: int) -> tuple[Index, dict[str, str]]:
+    """The index of a tar of ``size`` bytes that is read from its beginning, and what ``build_index`` returns."""
     summed, refused, rows = _Summed(file), dict[str, str](), []
     try:
         for sample in _samples(walk(summed, size)):  # type: ignore[arg-type]
@@ -82,7 +75,7 @@ def scan(file: BinaryIO, size: int) -> Found:
         refused[f"after sample {len(rows)}"] = str(error)
     while summed.read(1 << 20):
         pass
-    return Found(Index(np.array(rows, ENTRY), size, summed.crc), refused)
+    return Index(np.array(rows, ENTRY), size, summed.crc), refused
 
 
 class _Summed:

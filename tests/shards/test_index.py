@@ -6,35 +6,12 @@ import io
 import tarfile
 from pathlib import Path
 
-import numpy as np
 import pytest
-import soundfile
 import webdataset
 
 from datamodules.shards.index import build_index, is_whole, load
 from datamodules.shards.tar import Damaged, parts, walk
-
-
-def write(path: Path, members: list[tuple[str, bytes]], form: int = tarfile.USTAR_FORMAT) -> Path:
-    with tarfile.open(path, "w", format=form) as tar:
-        for name, data in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            tar.addfile(member, io.BytesIO(data))
-    return path
-
-
-def flac(seconds: float, rate: int = 16_000, seed: int = 0) -> bytes:
-    file = io.BytesIO()
-    wave = 0.1 * np.random.default_rng(seed).standard_normal(round(seconds * rate))
-    soundfile.write(file, wave, rate, format="FLAC")
-    return file.getvalue()
-
-
-def npy(ids: list[int]) -> bytes:
-    file = io.BytesIO()
-    np.save(file, np.array(ids, np.uint16))
-    return file.getvalue()
+from tests.shards.made import flac, npy, write
 
 
 def theirs(tar: Path) -> list[dict[str, bytes]]:

@@ -1,0 +1,45 @@
+"""AudioShards: sounds in shards as mono waveforms at 16 kHz."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+
+from datamodules.audio_folder import ENDINGS, RATE, waveform
+from datamodules.folder import Unusable
+from datamodules.shards.corpus import ShardCorpus, one_of
+
+
+class AudioShards(ShardCorpus[np.ndarray]):
+    """Utterances, one a sample: the first member that is wav, flac, ogg or mp3.
+
+    Args:
+        root, max_bad_share, skipped_path, cache_folder, cache_gb, label_key, test_shards: see ``ShardCorpus``.
+        min_seconds, max_seconds: others are left out, and counted (``datamodules.prepare`` cuts long ones).
+    """
+
+    def __init__(self, root: str | Sequence[str], min_seconds: float, max_seconds: float, max_bad_share: float,
+                 skipped_path: str | None, cache_folder: str, cache_gb: float, label_key: str | None,
+                 test_shards: int) -> None:  # fmt: skip
+        super().__init__(root, max_bad_share, skipped_path, cache_folder, cache_gb, label_key, test_shards)
+        self.bounds = (min_seconds * RATE, max_seconds * RATE)
+        self.outside = f"shorter than min_seconds={min_seconds:g} or longer than max_seconds={max_seconds:g}"
+
+    @property
+    def frames(self) -> np.ndarray:
+        """(N,) samples of each utterance at 16 kHz."""
+        return self.lengths
+
+    def decode(self, members: dict[str, bytes], length: int) -> np.ndarray:
+        """(S,) float32."""
+        wave = waveform(io.BytesIO(one_of(members, ENDINGS)))
+        if len(wave) != length:
+            raise Unusable(f"has {len(wave):,} samples at 16 kHz, and {length:,} in the index")
+        return wave
+
+    def describe(self) -> str:
+        """One line for the log."""
+        hours = self.frames.sum(dtype=np.int64) / RATE / 3600
+        return f"{self.place}: {len(self):,} utterances, {hours:,.1f} h"

@@ -1,0 +1,102 @@
+"""The names of shards: a folder, a pattern or addresses -> every shard, sorted; and how they are shown."""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from urllib.parse import urlsplit
+
+from d2v_pretrain.errors import ConfigError
+
+PIPE = "pipe:"
+_GIVE = "give a folder of .tar files, a pattern such as 'DIR/train-{000..127}.tar', an address, or a list of them"
+
+
+def is_remote(name: str) -> bool:
+    """Whether a shard must be fetched before it can be read at random."""
+    return name.startswith(PIPE) or "://" in name
+
+
+def shown(name: str) -> str:
+    """A name without what may be a secret in it: user, password and query of an address."""
+    if name.startswith(PIPE) or not is_remote(name):
+        return name
+    address = urlsplit(name)
+    return f"{address.scheme}://{address.netloc.rpartition('@')[2]}{address.path}"
+
+
+def expand(root: str | Sequence[str]) -> list[str]:
+    """Every shard, sorted by name, whether it is there or not.
+
+    Args:
+        root: a folder (its ``.tar`` files, those that an index or a ``manifest.json`` tells of included), a path or
+            address, in which ``{000..127}`` and ``{a,b}`` are expanded and, where the place can be listed, ``*`` and
+            ``?``; or a list of such. ``pipe:COMMAND`` is what a command writes.
+
+    Raises:
+        ConfigError: if there is none, or one is compressed.
+    """
+    given = [root] if isinstance(root, str) else list(root)
+    found = sorted({name for one in given for name in _expand(one)})
+    if not found:
+        raise ConfigError("data.root", root, "has no shard (.tar)", _GIVE)
+    packed = [name for name in found if re.search(r"\.(tgz|tar\.\w+)$", urlsplit(name).path)]
+    if packed:
+        rule = f"has a compressed shard, {shown(packed[0])}, which cannot be read at random"
+        raise ConfigError("data.root", root, rule, "unpack it to a plain .tar (gunzip)")
+    return found
+
+
+def _expand(one: str) -> Iterator[str]:
+    from braceexpand import braceexpand  # webdataset's own
+
+    if one.startswith(PIPE) or not re.search(r"\{.*\}", one):
+        yield from _places(one)
+    else:
+        for name in braceexpand(one):
+            yield from _places(name)
+
+
+def _places(name: str) -> Iterator[str]:
+    if name.startswith(PIPE):
+        yield name
+    elif not is_remote(name):
+        path = os.path.expanduser(name)
+        yield from _in_folder(path) if os.path.isdir(path) else _globbed(path)
+    elif "*" in name:
+        yield from _listed(name)
+    else:
+        yield name
+
+
+def _globbed(path: str) -> list[str]:
+    return glob.glob(path) if glob.has_magic(path) and not os.path.exists(path) else [path]
+
+
+def _in_folder(folder: str) -> set[str]:
+    """Tars that are there, and those of which only the index or the line in the manifest is left."""
+    names = {name for name in os.listdir(folder) if not name.startswith(".")}
+    tars = {name for name in names if name.endswith(".tar")}
+    tars |= {f"{name.removesuffix('.idx')}.tar" for name in names if name.endswith(".idx")}
+    if "manifest.json" in names:
+        tars |= set(_in_manifest(os.path.join(folder, "manifest.json")))
+    return {os.path.join(folder, name) for name in tars}
+
+
+def _in_manifest(file: str) -> list[str]:
+    try:
+        with open(file, encoding="utf-8") as text:
+            return [os.path.basename(row["name"]) for row in json.load(text)["shards"]]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []  # somebody else's manifest
+
+
+def _listed(name: str) -> list[str]:
+    """What an object store lists."""
+    import fsspec
+
+    place, path = fsspec.core.url_to_fs(name)
+    return [place.unstrip_protocol(found) for found in place.glob(path)]

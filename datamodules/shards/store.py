@@ -1,0 +1,202 @@
+"""Where the bytes of shards are: files that are read in place, or a bounded cache of those fetched from elsewhere."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import queue
+import re
+import threading
+from collections import OrderedDict, defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from d2v_pretrain.errors import ConfigError
+from datamodules.folder import Unusable
+from datamodules.shards.fetch import fetch
+from datamodules.shards.names import is_remote
+
+Sum = tuple[int, int]  # bytes and CRC-32 of a whole shard
+_OPEN = 64  # files that a process keeps open
+_FETCHERS = 4  # shards that a process fetches ahead at a time
+_CACHED = ".shard"  # no name that a user's file has: what ends so may be deleted
+
+
+class Cache:
+    """Whole shards from elsewhere in a folder, the longest unused deleted when it is full.
+
+    Processes of a node share it: a lock lets one of them fetch a shard and the others wait. A deleted file that is
+    still open can be read on.
+
+    Args:
+        folder: local to the node. gigabytes: that the shards in it may take.
+    """
+
+    def __init__(self, folder: str, gigabytes: float) -> None:
+        self.folder, self.limit = Path(folder).expanduser(), gigabytes * 1e9
+        self.locks: dict[str, threading.Lock] = defaultdict(threading.Lock)
+        self.pid = os.getpid()
+
+    def path(self, url: str, ending: str = _CACHED) -> Path:
+        """Where it is kept: a name of its own for every address."""
+        last = re.sub(r"[^\w.-]+", "_", url.rstrip("/").rpartition("/")[2].partition("?")[0])[-80:]
+        return self.folder / f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{last.removesuffix('.tar')}{ending}"
+
+    @contextmanager
+    def alone(self, url: str) -> Iterator[None]:
+        """Nobody else on this node is here for this address."""
+        if self.pid != os.getpid():  # a fork: a lock that a thread of the parent held would never be free
+            self.locks, self.pid = defaultdict(threading.Lock), os.getpid()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        # lockf, not flock: a forked child does not hold the lock of its parent
+        with self.locks[url], self.path(url, ".lock").open("a") as file:
+            fcntl.lockf(file, fcntl.LOCK_EX)
+            yield
+
+    def get(self, url: str, expected: Sum | None) -> Path:
+        """The shard as a file, fetched if it is not there.
+
+        Args:
+            expected: what it must be like, or None if that is not known yet.
+
+        Raises:
+            Unusable: if it cannot be fetched, or is not the shard that was indexed.
+        """
+        path = self.path(url)
+        if path.exists():
+            with suppress(OSError):
+                os.utime(path)  # used now
+            return path
+        with self.alone(url):
+            if not path.exists():
+                self._fetch(url, path, expected)
+        return path
+
+    def __getstate__(self) -> dict[str, object]:
+        """For another process: without the locks of this one."""
+        return {name: value for name, value in self.__dict__.items() if name != "locks"} | {"pid": -1}
+
+    def _fetch(self, url: str, path: Path, expected: Sum | None) -> None:
+        part = path.with_suffix(".part")
+        try:
+            self._make_room(expected[0] if expected else 0)
+            for _ in range(2):
+                crc = fetch(url, part)
+                if expected in (None, (part.stat().st_size, crc)):
+                    os.replace(part, path)
+                    return
+        except OSError as error:  # the disk is full, or the folder cannot be written
+            raise Unusable(f"cannot be kept in {self.folder} ({error.strerror or error})") from None
+        finally:
+            part.unlink(missing_ok=True)
+        raise Unusable("is not the shard that was indexed: size or checksum differ")
+
+    def _make_room(self, more: int) -> None:
+        there = []
+        for file in self.folder.glob(f"*{_CACHED}"):
+            with suppress(FileNotFoundError):  # another process makes room too
+                there.append((file.stat().st_mtime, file.stat().st_size, file))
+        excess = sum(size for _, size, _ in there) + more - self.limit
+        for _, size, file in sorted(there):
+            if excess <= 0:
+                return
+            file.unlink(missing_ok=True)
+            excess -= size
+
+
+class Store:
+    """Bytes of numbered shards.
+
+    Args:
+        names: of the shards. cache: for those elsewhere.
+        sums: (bytes, CRC-32) of each.
+    """
+
+    def __init__(self, names: Sequence[str], cache: Cache, sums: Sequence[Sum]) -> None:
+        self.names, self.cache, self.sums = names, cache, sums
+        self.files: OrderedDict[int, int] = OrderedDict()  # open ones, the last used last
+        self.gone: dict[int, str] = {}  # shards that could not be fetched: not tried again by this process
+        self.wanted: queue.SimpleQueue[int] | None = None
+
+    def span(self, number: int, begin: int, size: int) -> bytes:
+        """That many bytes of a shard, or fewer if it ends before.
+
+        Raises:
+            Unusable: if the shard cannot be read.
+        """
+        for again in (True, False):
+            try:
+                return _read(self._open(number), begin, size)
+            except OSError as error:  # a stale handle of a network disk, or a file deleted between two lines
+                self._close(number)
+                if not again:
+                    raise Unusable(f"cannot be read ({error.strerror or error})") from None
+        raise AssertionError
+
+    def ahead(self, numbers: Sequence[int]) -> None:
+        """Begin to fetch the shards among these that are elsewhere, in this order.
+
+        Raises:
+            ConfigError: if the cache cannot hold them.
+        """
+        far = [n for n in dict.fromkeys(map(int, numbers)) if is_remote(self.names[n])]
+        size = sum(self.sums[n][0] for n in far)
+        if size > self.cache.limit:
+            rule = f"is less than the {size / 1e9:.3g} GB of the {len(far)} shards that are read beside one another"
+            raise ConfigError("data.cache_gb", self.cache.limit / 1e9, rule, "raise it, or set a smaller window_shards")
+        if far and self.wanted is None:
+            self.wanted = queue.SimpleQueue()
+            for _ in range(_FETCHERS):  # daemons: nobody waits for them at the end
+                threading.Thread(target=self._keep_fetching, args=(self.wanted,), daemon=True).start()
+        for n in far:
+            assert self.wanted is not None
+            self.wanted.put(n)
+
+    def _keep_fetching(self, wanted: queue.SimpleQueue[int]) -> None:
+        while True:
+            number = wanted.get()
+            with suppress(Unusable):  # who reads it will be told
+                self.cache.get(self.names[number], self.sums[number])
+
+    def _open(self, number: int) -> int:
+        if number not in self.files:
+            self._sweep()
+            self.files[number] = os.open(self._path(number), os.O_RDONLY | os.O_CLOEXEC)
+        self.files.move_to_end(number)
+        return self.files[number]
+
+    def _path(self, number: int) -> str:
+        name = self.names[number]
+        if not is_remote(name):
+            return name
+        if number in self.gone:
+            raise Unusable(self.gone[number])
+        try:
+            return str(self.cache.get(name, self.sums[number]))
+        except Unusable as error:
+            self.gone[number] = str(error)
+            raise
+
+    def _sweep(self) -> None:
+        """Close what was deleted (its space is free only then) and what is one too many."""
+        for number, file in list(self.files.items()):
+            if len(self.files) >= _OPEN or os.fstat(file).st_nlink == 0:
+                self._close(number)
+
+    def _close(self, number: int) -> None:
+        if number in self.files:
+            with suppress(OSError):
+                os.close(self.files.pop(number))
+
+    def __getstate__(self) -> dict[str, object]:
+        """For another process: without what only this one has."""
+        return self.__dict__ | {"files": OrderedDict(), "wanted": None}
+
+
+def _read(file: int, begin: int, size: int) -> bytes:
+    data = os.pread(file, size, begin)
+    while len(data) < size and (more := os.pread(file, size - len(data), begin + len(data))):
+        data += more  # one call gives 2 GiB at most
+    return data

@@ -1,0 +1,158 @@
+"""TextShards: blocks of token ids in shards; TokenBlocks: the source of them; or shards of plain text."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from d2v_pretrain.errors import ConfigError
+from datamodules.folder import Unusable
+from datamodules.probe import FixedBatches, Labelled, ProbeTask
+from datamodules.shards.corpus import ShardCorpus, one_of, sample_of
+from datamodules.shards.names import is_remote
+from datamodules.text import TextCorpus, TextSource, n_grams
+from datamodules.tokenizer import BOS, PAD, Vocabulary, load
+
+
+class TextShards(ShardCorpus[np.ndarray]):
+    """Rows of token ids, one a sample (``npy``, as ``datamodules.prepare text`` makes them), or texts (``txt``).
+
+    Args:
+        vocab_size: number of ids, as the model has them.
+        root, max_bad_share, skipped_path, cache_folder, cache_gb, label_key, test_shards: see ``ShardCorpus``.
+    """
+
+    def __init__(self, vocab_size: int, root: str | Sequence[str], max_bad_share: float, skipped_path: str | None,
+                 cache_folder: str, cache_gb: float, label_key: str | None, test_shards: int) -> None:  # fmt: skip
+        super().__init__(root, max_bad_share, skipped_path, cache_folder, cache_gb, label_key, test_shards)
+        self.vocab_size = vocab_size
+
+    @cached_property
+    def in_tokens(self) -> bool:
+        """Whether the first sample that can be read is a row of ids."""
+        found = filter(None, map(self._members, range(len(self))))
+        return any(extension.endswith("npy") for extension in next(found, ()))
+
+    def _members(self, index: int) -> dict[str, bytes]:
+        """By extension; {} if they cannot be read."""
+        try:
+            return sample_of(self._span(*self._place(index)))[1]
+        except Unusable:
+            return {}
+
+    def decode(self, members: dict[str, bytes], length: int) -> np.ndarray:
+        """(T,) int64 ids."""
+        try:
+            ids = np.load(io.BytesIO(one_of(members, (".npy",))), allow_pickle=False)
+        except (ValueError, EOFError) as error:
+            raise Unusable(f"its npy cannot be read ({error})") from None
+        if ids.shape != (length,) or ids.dtype.kind not in "iu":
+            raise Unusable(f"is {ids.dtype} of shape {ids.shape}, and {length} ids in the index")
+        if not 0 <= ids.min() <= ids.max() < self.vocab_size:
+            raise Unusable(f"has ids {ids.min()} to {ids.max()}, and source.vocab_size={self.vocab_size}")
+        return ids.astype(np.int64)
+
+    def texts(self) -> Iterator[str]:
+        """The lines of the ``txt`` members, in order."""
+        for index in range(len(self)):
+            try:
+                text = one_of(self._members(index), (".txt",)).decode("utf-8")
+            except (Unusable, UnicodeDecodeError) as error:
+                self._note(self.name(index), str(error))
+                continue
+            yield from filter(None, map(str.strip, text.splitlines()))
+
+    def describe(self) -> str:
+        """One line for the log."""
+        return f"{self.place}: {len(self):,} {'blocks' if self.in_tokens else 'texts'}"
+
+
+class TokenBlocks:
+    """Blocks as they are in the shards; nothing is cut or joined.
+
+    Args:
+        corpus: the shards.
+        block: the longest that the model takes.
+        vocab_size: number of ids, as the model has them.
+        tokenizer: path, see ``datamodules.tokenizer.load``; None for the folder ``tokenizer`` beside the shards.
+
+    Raises:
+        ConfigError: if blocks are longer, or ids more, than the model takes.
+    """
+
+    fill = float(PAD)
+
+    def __init__(self, corpus: TextShards, block: int, vocab_size: int, tokenizer: str | None) -> None:
+        self.corpus, self.block, self.vocab_size = corpus, block, vocab_size
+        self.beside = None if is_remote(corpus.names[0]) else Path(corpus.names[0]).parent
+        self.tokenizer = Path(tokenizer) if tokenizer else self.beside and self.beside / "tokenizer"
+        if (longest := int(corpus.lengths.max())) > block:
+            rule = f"is less than the blocks in the shards, {longest} tokens"
+            raise ConfigError("source.block", block, rule, f"set it to {longest}")
+        if (size := self._size()) not in (None, vocab_size):
+            rule = f"must be {size}, what the shards were made with"
+            raise ConfigError("source.vocab_size", vocab_size, rule, f"set it to {size}")
+
+    def _size(self) -> int | None:
+        """Number of ids, if anything beside the shards tells it."""
+        manifest = self.beside and self.beside / "manifest.json"
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            return int(json.loads(manifest.read_text("utf-8"))["vocab_size"]) if manifest else None
+        return self.vocabulary.size if self.tokenizer and self.tokenizer.exists() else None
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The tokenizer that made the ids; training does not need it.
+
+        Raises:
+            ConfigError: if it is not known.
+        """
+        if self.tokenizer is None:
+            raise ConfigError("source.tokenizer", None, "is not beside the shards", "name the one they were made with")
+        return load(self.tokenizer)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(N,) tokens."""
+        return self.corpus.lengths
+
+    def __len__(self) -> int:
+        return len(self.corpus)
+
+    def read(self, index: int, epoch: int) -> Tensor | None:
+        """(T,) int64 ids, the same in every epoch, or None."""
+        ids = self.corpus.read(index)
+        return None if ids is None else torch.from_numpy(ids)
+
+    def blank(self, index: int) -> Tensor:
+        """(T,) of <s>."""
+        return torch.full((int(self.lengths[index]),), BOS)
+
+    def describe(self) -> str:
+        """One line for the log."""
+        tokens = int(self.lengths.sum(dtype=np.int64))
+        return f"{self.corpus.describe()}, {tokens:,} tokens ({self.vocab_size:,} ids)"
+
+    def probe_tasks(self) -> list[ProbeTask]:
+        """The corpus's labels over hashed 1-3-grams as the floor."""
+        return [self._task(task) for task in self.corpus.labelled()]
+
+    def _task(self, task: Labelled[np.ndarray]) -> ProbeTask:
+        train, test = (FixedBatches(split, torch.from_numpy, PAD) for split in (task.train, task.test))
+        return ProbeTask(task.name, train, test, task.classes, n_grams, "hashed 1-3-grams", task.headline, task.note)
+
+
+def text_source(corpus: TextCorpus | TextShards, block: int, vocab_size: int, tokenizer: str | None,
+                cache: str | None) -> TextSource | TokenBlocks:  # fmt: skip
+    """``TokenBlocks`` of shards that hold token ids, ``TextSource`` of all other text; arguments as these have them."""
+    if isinstance(corpus, TextShards) and corpus.in_tokens:
+        return TokenBlocks(corpus, block, vocab_size, tokenizer)
+    return TextSource(corpus, block, vocab_size, tokenizer, cache)  # type: ignore[arg-type]
