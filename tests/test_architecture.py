@@ -32,12 +32,13 @@ ALLOWED = {
     "family": BASE | {"masking", "models", "interop"},  # the tables of names, which import nothing
     "interop": BASE | {"masking", "models", "objective", "family"},
     "optim": BASE,
+    "sharding": BASE | {"objective"},
     "checkpoint": BASE,
     "checkpoint_io": BASE | {"checkpoint"},
-    "pretrain": BASE | {"masking", "models", "objective", "optim", "checkpoint"},
+    "pretrain": BASE | {"masking", "models", "objective", "optim", "checkpoint", "sharding"},
     "finetune": BASE | {"masking", "models", "objective", "family", "optim", "checkpoint"},
     "probe": BASE | {"models"},
-    "evaluate": BASE | {"models", "objective", "probe"},
+    "evaluate": BASE | {"models", "objective", "probe", "commands", "reprobe"},  # the last two as a command
     "callbacks": BASE
     | {
         "masking",
@@ -50,11 +51,15 @@ ALLOWED = {
         "checkpoint_io",
         "stopping",
         "distributed",
+        "sharding",
     },
-    "commands": {"errors"},
-    "trained": BASE | {"models", "interop", "checkpoint"},
+    "commands": {"errors", "cli"},
+    "trained": BASE | {"models", "interop", "checkpoint", "config"},
     "inputs": BASE | {"models", "family", "interop", "trained"},
     "export": BASE | {"models", "interop", "commands", "inputs", "trained"},
+    "extract": BASE | {"models", "commands", "trained"},
+    "reprobe": {"errors", "checkpoint", "commands", "evaluate", "run", "trained"},
+    "preflight": {"errors"},
     "rules": {"errors"},
     "config": {"errors", "rules"},
     "provenance": {"errors"},
@@ -66,11 +71,13 @@ LIGHTNING = {
     "d2v_pretrain/callbacks",
     "d2v_pretrain/run",
     "d2v_pretrain/checkpoint_io",
+    "d2v_pretrain/sharding",
 }
 OMEGACONF = {
     "d2v_pretrain/config",
     "d2v_pretrain/run",
     "d2v_pretrain/cli",
+    "d2v_pretrain/commands",
     "d2v_pretrain/trained",
     "d2v_pretrain/inputs",
 }
