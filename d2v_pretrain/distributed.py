@@ -1,11 +1,29 @@
-"""Ranks that agree without waiting for a device."""
+"""Ranks that agree without waiting for a device, that leave together, and that say who was lost when one is."""
 
 from __future__ import annotations
 
+import socket
+import time
+from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import distributed
+
+ROLL_CALL = 10.0  # seconds that a rank gives the others to say what happened to them
+_GONE = "does not answer: it was killed (out of memory?), or its machine or the network is gone"
+_LOST = ("Connection closed by peer", "Connection reset", "Timed out", "timed out", "Broken pipe", "gloo", "NCCL")
+
+
+def minutes(count: float) -> timedelta:
+    """So many minutes, for ``trainer.strategy.timeout``."""
+    return timedelta(minutes=count)
+
+
+def world_size() -> int:
+    """Ranks of this run; 1 if it is not distributed, or not yet."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
 class Agreement:
@@ -13,11 +31,14 @@ class Agreement:
 
     The question travels over gloo, in host memory: a device is never asked. Every rank must ask at every step. With one
     rank the answer is immediate.
+
+    Args:
+        strategy: Lightning's, for how long to wait for the others' answer (``trainer.strategy.timeout``).
     """
 
-    def __init__(self) -> None:
-        self.world = distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
-        self.group: Any = distributed.new_group(backend="gloo") if self.world > 1 else None
+    def __init__(self, strategy: object) -> None:
+        timeout = getattr(strategy, "_timeout", None)  # a group of its own does not inherit it
+        self.group: Any = distributed.new_group(backend="gloo", timeout=timeout) if world_size() > 1 else None
         self.pending: tuple[torch.Tensor, Any] | None = None
 
     def ask(self, wish: bool) -> bool:
@@ -37,3 +58,73 @@ class Agreement:
         work.wait()
         self.pending = None
         return bool(flag.item())
+
+
+def leave_together() -> None:
+    """Wait, by no collective and without a limit, until the first rank has probed and is done.
+
+    srun ends whatever is left of a job a minute after the first task has gone (``--wait``), so none may go before.
+    """
+    if world_size() == 1:
+        return
+    store = _store()
+    try:
+        if distributed.get_rank() == 0:
+            store.set("left", "")
+        else:
+            store.wait(["left"], timedelta(days=30))
+    except RuntimeError:
+        pass  # the first rank was done, and took the store along
+
+
+def is_lost(error: BaseException) -> bool:
+    """Is this what a rank meets when another one is gone?"""
+    signs = isinstance(error, RuntimeError) and any(sign in str(error) for sign in _LOST)
+    return world_size() > 1 and (signs or isinstance(error, distributed.DistError))
+
+
+def post_mortem(error: BaseException) -> Iterator[str]:
+    """What ended this rank, and if it only lost the others, what ended those; nothing for a run on one rank.
+
+    Every rank that can leaves its last words in the store of the process group; one that does not was killed, or
+    cannot be reached.
+
+    Args:
+        error: what ended training here.
+
+    Yields:
+        Lines, the first at once: whoever has started this process may be about to end it.
+    """
+    if world_size() == 1:
+        return
+    rank, world, lost = distributed.get_rank(), distributed.get_world_size(), is_lost(error)
+    words = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+    me = f"rank {rank} of {world} on {socket.gethostname()}"
+    yield f"{me} {'lost another one' if lost else 'failed'} ({words})"
+    try:
+        store = _store()
+        store.set_timeout(timedelta(seconds=ROLL_CALL))
+        store.set(f"last words {rank}", "lost" if lost else f"{me} failed ({words})")
+        yield from _roll_call(store, rank, world) if lost else ()
+    except RuntimeError:
+        yield f"rank 0, where all meet, {_GONE}"
+
+
+def _roll_call(store: Any, rank: int, world: int) -> Iterator[str]:
+    """The ranks that failed of themselves, in their words; if there are none, those that are silent."""
+    until = time.monotonic() + ROLL_CALL
+    missing, failed = [r for r in range(world) if r != rank], False
+    while missing and not failed and time.monotonic() < until:
+        for r in [r for r in missing if store.check([f"last words {r}"])]:
+            missing.remove(r)
+            said = store.get(f"last words {r}").decode()
+            if said != "lost":
+                failed = True
+                yield f"the cause: {said}"
+        time.sleep(0.1)
+    if not failed:
+        yield from (f"the cause: rank {r} {_GONE}" for r in missing)
+
+
+def _store() -> Any:
+    return distributed.distributed_c10d._get_default_store()

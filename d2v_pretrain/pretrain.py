@@ -15,6 +15,7 @@ from d2v_pretrain.objective.statistics import spread
 from d2v_pretrain.optim import fairseq_eps, parameter_groups, scale_gradients, set_rates
 from d2v_pretrain.rng import fold_in, seed_default
 from d2v_pretrain.schedules import Schedule
+from d2v_pretrain.sharding import shard, whole
 from d2v_pretrain.types import Batch, Output
 
 
@@ -64,6 +65,11 @@ class Pretrain(L.LightningModule):
         self._loss, self._count = torch.zeros(()), 0
         self.bad = torch.zeros(())
 
+    def configure_model(self) -> None:
+        """Under ``trainer=fsdp``, the one strategy with a mesh of ranks: share everything out before the optimizer."""
+        if self.device_mesh is not None:
+            shard(self.objective, self.device_mesh["data_parallel"])
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One optimizer over student and predictor; its rates are written by ``optimizer_step``."""
         groups = parameter_groups([self.objective.student, self.objective.predictor], self.decay, self.lr_scales)
@@ -107,9 +113,9 @@ class Pretrain(L.LightningModule):
         trained = [p for group in optimizer.param_groups for p in group["params"]]
         positions = total[1].clamp(min=1)  # none if no sample of the step could be decoded
         scale_gradients(trained, self.trainer.world_size / positions)  # DDP has taken the mean over ranks
-        norm = torch.nn.utils.clip_grad_norm_(trained, float("inf") if self.clip is None else self.clip)
-        self.log_metrics = {"loss": total[0] / positions, "grad_norm": norm.detach()}
-        self.bad = 1 - torch.isfinite(norm.detach()).float()  # the same on every rank, and no rank asks its device
+        norm = whole(torch.nn.utils.clip_grad_norm_(trained, float("inf") if self.clip is None else self.clip)).detach()
+        self.log_metrics = {"loss": total[0] / positions, "grad_norm": norm}
+        self.bad = 1 - torch.isfinite(norm).float()  # the same on every rank, and no rank asks its device
         optimizer.found_inf = self.bad  # type: ignore[attr-defined]  # torch's fused optimizers then change nothing
         self._loss, self._count = torch.zeros_like(self._loss), 0
 

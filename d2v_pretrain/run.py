@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import os
 import warnings
 from functools import partial
 from pathlib import Path
@@ -21,10 +23,12 @@ from d2v_pretrain.callbacks.metrics import JsonlLogger
 from d2v_pretrain.callbacks.preemption import Preemption
 from d2v_pretrain.callbacks.saving import Saving
 from d2v_pretrain.config import check
+from d2v_pretrain.distributed import is_lost, leave_together, post_mortem
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.interop.load import source
 from d2v_pretrain.interop.source import seed
 from d2v_pretrain.models.encoder import Encoder
+from d2v_pretrain.preflight import preflight
 from d2v_pretrain.pretrain import Pretrain
 from d2v_pretrain.rng import seed_default
 from d2v_pretrain.trained import weights
@@ -45,6 +49,7 @@ def pretrain(cfg: DictConfig) -> Trainer | None:
         ConfigError: before anything is allocated for what is wrong in ``cfg``; later for what is wrong with the data.
     """
     check(cfg)
+    _preflight(cfg)
     _quiet_lightning()
     plain, folder = OmegaConf.to_container(cfg, resolve=True), Path(cfg.folder)
     assert isinstance(plain, dict)
@@ -66,11 +71,46 @@ def pretrain(cfg: DictConfig) -> Trainer | None:
     say(f"an update is {slots} micro-batches of up to {cfg.micro_batch} samples: {slots // world} on each of {world}")
     if trainer.is_global_zero:
         _write_down(cfg, folder)
-    trainer.fit(module, datamodule, ckpt_path=last, weights_only=True)
+    _fit(trainer, module, datamodule, last, folder)
     if (reason := stopped(trainer)) is not None:
         say(f"stopped at step {trainer.global_step:,} of {cfg.steps:,} ({reason}); all of it is saved in {folder}.")
         say("The same command goes on from there.")
     return trainer
+
+
+def _preflight(cfg: DictConfig) -> None:
+    """Refuse what would hang or train several copies; advise on the rest."""
+    t = cfg.trainer
+    if isinstance(t.devices, int):
+        gpus = torch.cuda.device_count()
+        for advice in preflight(os.environ, gpus, t.accelerator, t.devices, t.num_nodes, cfg.workers):
+            say(f"[yellow]{advice}[/]")
+
+
+def _fit(
+    trainer: Trainer, module: Pretrain, datamodule: LightningDataModule, last: Path | None, folder: Path
+) -> None:
+    """Train; all ranks leave together, and if one is lost, each of the others says which and why.
+
+    A rank that only lost another one leaves without a stack trace, which would hide that of the cause.
+    """
+    try:
+        trainer.fit(module, datamodule, ckpt_path=last, weights_only=True)
+    except Exception as error:
+        _tell(error, folder)
+        if is_lost(error):
+            raise SystemExit(1) from None
+        raise
+    leave_together()
+
+
+def _tell(error: Exception, folder: Path) -> None:
+    lines = post_mortem(error)
+    if first := next(lines, ""):
+        newest = checkpoint.newest_valid(folder / "checkpoints")[0]
+        next_step = f"with the cause mended, the same command goes on from {newest or 'the start'}"
+        for line in itertools.chain((first, next_step), lines):
+            Console(stderr=True).print(line, style="red", soft_wrap=True, highlight=False, markup=False)
 
 
 def stopped(trainer: Trainer) -> str | None:
@@ -148,6 +188,7 @@ def _quiet_lightning() -> None:
         ".*LeafSpec",
         ".*not have many workers",
         ".*Grad strides",
+        ".*`srun` command is available",  # preflight tells of a job that was started without it
     ):
         warnings.filterwarnings("ignore", message)
 

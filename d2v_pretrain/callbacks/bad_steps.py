@@ -103,8 +103,8 @@ class BadSteps(Meter):
             rule += ", although the run had gone back once" if self.went_back else ", and nothing good was saved before"
             remedy = f"lower lr, raise warmup or set clip; {self.file} has the samples"
             raise ConfigError("loss", "nan", rule, remedy)
-        module.load_state_dict(good["state_dict"])
-        trainer.optimizers[0].load_state_dict(good["optimizer_states"][0])
+        trainer.strategy.load_model_state_dict(good)
+        trainer.strategy.load_optimizer_state_dict(good)
         self.went_back, self.row = True, 0.0
 
     def _last_good(self) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from d2v_pretrain.callbacks.metrics import Meter
 from d2v_pretrain.evaluate import features
 from d2v_pretrain.probe import effective_rank
+from d2v_pretrain.sharding import gathered
 from d2v_pretrain.types import Batch
 
 log = logging.getLogger(__name__)
@@ -64,7 +65,8 @@ class Health(Meter):
         if trainer.global_step % self.rank_every == 0:
             if self.sample is None:
                 self.sample = trainer.datamodule.health_batches(self.samples)  # type: ignore[attr-defined]
-            out["effective_rank"] = effective_rank(features(module.objective.teacher.encoder, self.sample)[0])  # type: ignore
+            with gathered(module.objective):  # type: ignore[arg-type]
+                out["effective_rank"] = effective_rank(features(module.objective.teacher.encoder, self.sample)[0])  # type: ignore
         return out
 
     def receive(self, trainer: Trainer, module: LightningModule, values: dict[str, float]) -> None:

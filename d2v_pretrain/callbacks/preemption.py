@@ -36,7 +36,7 @@ class Preemption(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock; a signal that came while the run was being set up is met here, with nothing to save."""
-        self.start, self.seen, self.agreement = time.monotonic(), trainer.global_step, Agreement()
+        self.start, self.seen, self.agreement = time.monotonic(), trainer.global_step, Agreement(trainer.strategy)
         if self.agreement.ask(self._due()) or self.agreement.settle():
             self._stop(trainer)
 

@@ -17,6 +17,7 @@ from d2v_pretrain.checkpoint import write_text
 from d2v_pretrain.evaluate import features, probe, table, verdict
 from d2v_pretrain.models.encoder import Encoder
 from d2v_pretrain.probe import effective_rank
+from d2v_pretrain.sharding import whole
 
 HEALTH = ("target_std", "target_position_std", "pred_std", "pred_position_std")
 
@@ -47,7 +48,7 @@ class Probe(Meter):
         """The headline metric of every task, on steps that are due."""
         if not self.every or trainer.global_step % self.every:
             return {}
-        encoder = _teacher(module)
+        encoder = self._teacher(module)
         results = [probe(task, {"pretrained": encoder}) for task in _data(trainer).probe_tasks()]
         return {f"probe_{r['task']}_{r['headline']}": r[r["headline"]]["pretrained"] for r in results}
 
@@ -57,10 +58,14 @@ class Probe(Meter):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Judge, print, write; on rank 0. Not in ``on_train_end``: there the last checkpoint is not saved yet."""
-        if trainer.global_step < trainer.max_steps or not trainer.is_global_zero:
+        if trainer.global_step < trainer.max_steps:
             return
+        encoders = {"random": self._random(pl_module), "pretrained": self._teacher(pl_module)}
+        if trainer.is_global_zero:
+            self._judge(trainer, encoders)
+
+    def _judge(self, trainer: Trainer, encoders: dict[str, Encoder]) -> None:
         tasks, data = _data(trainer).probe_tasks(), _data(trainer).describe()
-        encoders = {"random": self._random(pl_module), "pretrained": _teacher(pl_module)}
         results = [probe(task, encoders) for task in tasks]
         get_console().print(f"\nData: {data}", highlight=False, soft_wrap=True)
         for result in results:
@@ -73,6 +78,13 @@ class Probe(Meter):
         with torch.random.fork_rng(devices=[]):
             return self.random().to(module.device).requires_grad_(False)
 
+    def _teacher(self, module: LightningModule) -> Encoder:
+        """A copy, whole and on its own even if the teacher is shared out over ranks, all of which must call."""
+        teacher = module.objective.teacher.encoder  # type: ignore[union-attr]
+        encoder = self._random(module)
+        encoder.load_state_dict({name: whole(value) for name, value in teacher.state_dict().items()})  # type: ignore
+        return encoder
+
     def _unlabelled(self, trainer: Trainer, encoders: dict[str, Encoder]) -> dict[str, Any]:
         sample = _data(trainer).health_batches(self.samples)
         ranks = {name: effective_rank(features(encoder, sample)[0]) for name, encoder in encoders.items()}
@@ -83,12 +95,6 @@ class Probe(Meter):
                 out.add_row(name, "", f"{self.last[name]:.3f}")
         get_console().print(out)
         return {"effective_rank": ranks} | {name: self.last[name] for name in HEALTH if name in self.last}
-
-
-def _teacher(module: LightningModule) -> Encoder:
-    encoder = module.objective.teacher.encoder  # type: ignore[union-attr]
-    assert isinstance(encoder, Encoder)
-    return encoder
 
 
 def _data(trainer: Trainer) -> Any:

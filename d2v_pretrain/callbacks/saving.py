@@ -65,7 +65,7 @@ class Saving(Checkpoint, Meter):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Start the clock; what this run resumed from need not be saved again."""
         self.seen = self.saved = trainer.global_step
-        self.last, self.agreement = time.monotonic(), Agreement()
+        self.last, self.agreement = time.monotonic(), Agreement(trainer.strategy)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """Save if this micro-batch ended a step and it is time."""

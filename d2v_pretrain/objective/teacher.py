@@ -64,13 +64,10 @@ class Teacher(nn.Module):
         ours, theirs = dict(self.encoder.named_parameters()), dict(student.named_parameters())
         averaged = [name for name in ours if not name.startswith(self.copied or ("\0",))]
         copied = [name for name in ours if name.startswith(self.copied or ("\0",))]
-        weight = 1 - self.decay(updates)
-        _foreach(torch._foreach_lerp_, averaged, ours, theirs, weight)
-        _foreach(torch._foreach_copy_, copied, ours, theirs)
+        _move(averaged, ours, theirs, 1 - self.decay(updates))
+        _move(copied, ours, theirs, 1.0)  # exactly a copy; _foreach_copy_ knows no shares of trainer=fsdp
 
 
-def _foreach(
-    operation, names: list[str], ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], *args: float
-) -> None:
+def _move(names: list[str], ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], weight: float) -> None:
     if names:
-        operation([ours[n] for n in names], [theirs[n].detach().float() for n in names], *args)
+        torch._foreach_lerp_([ours[n] for n in names], [theirs[n].detach().float() for n in names], weight)

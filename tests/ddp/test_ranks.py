@@ -33,10 +33,10 @@ def same_training(one: Path, other: Path, tolerance: float) -> None:
 
 
 def kill_one(
-    cwd: Path, argv: list[str], world: int, draw: random.Random, number: int = signal.SIGKILL
+    cwd: Path, argv: list[str], world: int, draw: random.Random, number: int = signal.SIGKILL, trainer: str = "ddp"
 ) -> list[int | None]:
     """Signal a random rank at a random moment of training; the exit codes of all, which must leave by themselves."""
-    ranks = lives.start(cwd, argv, world)
+    ranks = lives.start(cwd, argv, world, trainer)
     goal = lives.trained(cwd) + draw.randrange(1, 8)
     lives.waits(lambda: lives.trained(cwd) >= goal, ranks)
     time.sleep(draw.uniform(0, 0.03))

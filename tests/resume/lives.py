@@ -84,8 +84,8 @@ def live(cwd: str, argv: Sequence[str], env: dict[str, str]) -> None:
     main()
 
 
-def start(cwd: Path, argv: Sequence[str], world: int = 1) -> list[BaseProcess]:
-    """Start a run on ``world`` ranks, as torchrun would."""
+def start(cwd: Path, argv: Sequence[str], world: int = 1, trainer: str = "ddp") -> list[BaseProcess]:
+    """Start a run on ``world`` ranks, as torchrun would; one rank is trained by trainer=cpu."""
     cwd.mkdir(exist_ok=True)
     if "data.root=texts" in argv and not (cwd / "texts").exists():
         (cwd / "texts").mkdir()
@@ -95,7 +95,7 @@ def start(cwd: Path, argv: Sequence[str], world: int = 1) -> list[BaseProcess]:
     if world > 1:
         argv = [
             *argv,
-            "trainer=ddp",
+            f"trainer={trainer}",
             "trainer.accelerator=cpu",
             f"trainer.devices={world}",
             "trainer.precision=32-true",
@@ -110,9 +110,9 @@ def start(cwd: Path, argv: Sequence[str], world: int = 1) -> list[BaseProcess]:
     return processes
 
 
-def finish(cwd: Path, argv: Sequence[str], world: int = 1, limit: float = 240) -> None:
+def finish(cwd: Path, argv: Sequence[str], world: int = 1, trainer: str = "ddp", limit: float = 240) -> None:
     """Let a run come to its end."""
-    processes = start(cwd, argv, world)
+    processes = start(cwd, argv, world, trainer)
     assert ends(processes, limit) == [0] * world, (cwd / "out.txt").read_text()[-3000:]
 
 
