@@ -7,9 +7,19 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from hydra.errors import HydraException
+from omegaconf.errors import OmegaConfBaseException
+
+from d2v_pretrain.cli import in_words
 from d2v_pretrain.errors import ConfigError
 
 NEEDED = "???"
+
+
+def split(typed: Sequence[str], group: str) -> tuple[list[str], list[str]]:
+    """Words about ``group`` (``data=…``, ``data.root=…``), which go to the configuration, and the others."""
+    ours = [word for word in typed if word.partition("=")[0].partition(".")[0] == group]
+    return ours, [word for word in typed if word not in ours]
 
 
 def options(typed: Sequence[str], known: Mapping[str, str | None]) -> dict[str, str | None]:
@@ -72,6 +82,6 @@ def run(command: Callable[[Sequence[str]], Any], usage: str | None) -> None:
         return
     try:
         command(typed)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ConfigError, HydraException, OmegaConfBaseException) as error:
+        print(f"error: {in_words(error)}", file=sys.stderr)
         sys.exit(2)

@@ -168,3 +168,9 @@ def verdict(result: Mapping[str, Any]) -> str:
         said = "beats" if gain > 2 * error else "does NOT clearly beat" if gain > 0 else "does NOT beat"
         parts.append(f"{said} {name} ({gain:+.3f})")
     return f"The pretrained encoder {' and '.join(parts)} by {METRICS[result['headline']]}."
+
+
+if __name__ == "__main__":
+    from d2v_pretrain import commands, reprobe
+
+    commands.run(reprobe.main, reprobe.USAGE)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import difflib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from d2v_pretrain import checkpoint
+from d2v_pretrain.config import load
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.interop import bundle
 from d2v_pretrain.interop.construct import construct
@@ -66,6 +69,30 @@ class Trained:
             raise ConfigError("run", self.folder, f"has an encoder of foreign classes ({error})") from None
         encoder.load_state_dict(weights(self.file, which).fitted(encoder, self.file))
         return encoder.eval()
+
+    def source(self, typed: Sequence[str], folder: Path) -> Any:
+        """The run's data, or other data of its modality, as the run prepares them.
+
+        Args:
+            typed: ``data=…`` and ``data.key=value`` as for training, ``data=folder`` if only a root is given; none for
+                the run's own.
+            folder: where files that cannot be used are listed.
+
+        Raises:
+            ConfigError, or one of Hydra's: a word that is no setting of such data.
+        """
+        cfg = self.cfg
+        if not typed:
+            return instantiate(cfg.source, _convert_="all")
+        if "cache" in cfg.source and not (cfg.source.tokenizer or Path(cfg.source.cache).exists()):
+            rule = "is not there, and one trained on other data would give other ids"
+            raise ConfigError("tokenizer", cfg.source.cache, rule, "copy it from where the run was made")
+        choice = [] if any(word.startswith("data=") for word in typed) else ["data=folder"]
+        other = load([f"modality={cfg.modality}", *choice, *typed, f"folder={folder}"])
+        if missing := OmegaConf.missing_keys(other.data):
+            raise ConfigError(f"data.{min(missing)}", "???", "has no value", f"type data.{min(missing)}=…")
+        cfg.source.corpus = OmegaConf.to_container(other.data, resolve=True)
+        return instantiate(cfg.source, _convert_="all")
 
     def report(self, name: str) -> Any:
         """The content of a JSON file in the run's folder, None if it is not there."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import cached_property, lru_cache
 from typing import Protocol
 
@@ -87,6 +88,12 @@ class AudioSource:
     def describe(self) -> str:
         """One line for the log."""
         return f"{self.corpus.describe()}, crops of up to {self.crop / RATE:g} s"
+
+    def plain(self) -> Iterator[Tensor | None]:
+        """Every utterance, whole: (S,) normalised waveform; None for one that cannot be read."""
+        for i in range(len(self.corpus)):
+            wave = self.corpus.read(i)
+            yield None if wave is None else normalise(wave)
 
     def probe_tasks(self) -> list[ProbeTask]:
         """The corpus's labels over pooled log-mel features as the floor."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
@@ -98,6 +98,10 @@ class TextSource:
         kind = "given tokenizer" if self.tokenizer else "byte-level BPE trained on it"
         size = f"{len(self.tokens):,} tokens, {len(self):,} blocks of {self.block}"
         return f"{self.corpus.describe()}: {size} ({self.vocab_size:,} ids, {kind})"
+
+    def plain(self) -> Iterator[Tensor]:
+        """Every piece of text: (T,) ids with <s> and </s>, cut to ``block``."""
+        yield from map(self._whole, self.corpus.texts())
 
     def probe_tasks(self) -> list[ProbeTask]:
         """The corpus's labels over hashed 1-3-grams as the floor."""

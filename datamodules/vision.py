@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
@@ -87,6 +88,12 @@ class VisionSource:
     def describe(self) -> str:
         """One line for the log."""
         return f"{self.corpus.describe()}, as {self.size}x{self.size}"
+
+    def plain(self) -> Iterator[Tensor | None]:
+        """Every image as probes see it: (3, size, size) float32; None for one that cannot be read."""
+        for i in range(len(self.corpus)):
+            image = self.corpus.read(i)
+            yield None if image is None else self._whole(image)
 
     def probe_tasks(self) -> list[ProbeTask]:
         """The corpus's labels over raw pixels as the floor."""

@@ -35,7 +35,7 @@ def test_student_and_teacher_start_from_it(kind: str, trained: Runs, tmp_path: P
 
 
 def test_a_fine_tuned_objective_over_another_ones_encoder(trained: Runs, tmp_path: Path) -> None:
-    """data2vec 1's text encoder, exported for transformers, starts a data2vec 2 pretraining: the axes are independent."""
+    """data2vec 1's text encoder, exported for transformers, starts a pretraining by data2vec 2."""
     folder = export.export(trained("text1"), "teacher", "hf", str(tmp_path / "out"))
     module = build_module(load([*RUNS["text2"], *SMALL, f"init_from={folder}"]))
     wanted = trained("text1").encoder("teacher").state_dict()
