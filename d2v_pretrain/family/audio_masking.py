@@ -29,8 +29,8 @@ def span_mask(
     """
     places = torch.full((rows,), size, device=device) if lengths is None else lengths.to(device)
     rounding = torch.rand((), device=device, dtype=torch.float64)
-    count = (prob * places.double() / length + rounding).long().clamp(min_spans, max(min_spans, size // length))
     starts = (places - length + 1).clamp(min=0)
+    count = (prob * places.double() / length + rounding).long().clamp(min=min_spans)
     count = torch.minimum(count.clamp(max=size // length), starts)
     score = torch.rand(rows, size, device=device).masked_fill(~within(starts, size), -1.0)
     begun = highest(score, count).long().cumsum(1)

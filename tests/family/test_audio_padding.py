@@ -117,6 +117,15 @@ def test_speaker_vectors_of_short_rows_are_finite() -> None:
     assert all(p.grad.isfinite().all() for p in network.parameters() if p.grad is not None)
 
 
+def test_speaker_vectors_read_one_frame_at_least() -> None:
+    """Six frames fewer are counted: 7 and 8 are 1 and 2, and so is 3, where theirs wraps around."""
+    x = torch.randn(3, 9, 24, dtype=torch.float64)
+    pooled = model("ForXVector")._pooled(x, torch.tensor([7, 8, 3]))
+    expected = [x[0, :1], x[1, :2], x[2, :1]]
+    assert torch.equal(pooled[:, :24], torch.stack([row.mean(0) for row in expected]))
+    assert not pooled[[0, 2], 24:].any() and torch.equal(pooled[1, 24:], x[1, :2].std(0))
+
+
 def test_adapter_lengths_fit_its_frames() -> None:
     """Theirs count with a kernel of 1, one frame too many for a kernel of 5."""
     for kernel in (1, 3, 5):

@@ -49,6 +49,17 @@ def test_spans_are_distributed_as_theirs(size: int, prob: float, length: int, le
     assert ((mine.mean(0) - theirs.mean(0)).abs() < tolerance * 0.5).all()  # place by place
 
 
+@pytest.mark.parametrize("drop", NO_DROPS)
+def test_each_dropout_is_where_theirs_is(drop: str, tmp_path: Path) -> None:
+    """A rate of 1 drops everything, which is not random."""
+    their = theirs("ForCTC", **NO_DROPS | {drop: 1.0}, mask_time_prob=0.0).train()
+    mine = ours("ForCTC", their, tmp_path).train()
+    wave, mask = waves()
+    with torch.no_grad():
+        agree(mine(wave, mask), their(wave, mask), 1e-5)
+        assert not torch.equal(mine(wave, mask).logits, mine.eval()(wave, mask).logits)
+
+
 def test_clips_too_short_for_a_span_are_left_alone() -> None:
     lengths = torch.tensor([9, 10, 12])
     masked = span_mask(3, 12, 1.0, 10, 2, lengths, lengths.device)
@@ -73,6 +84,22 @@ def test_training_masks_frames_and_channels() -> None:
     assert frames.any(1).all() and not frames.all()
     kept = ~(frames[..., None] | channels[:, None])
     assert torch.equal(seen[1][kept], seen[0][kept])
+
+
+@pytest.mark.parametrize(
+    "everything",
+    [
+        {"mask_time_prob": 1.0, "mask_time_length": 59},
+        {"mask_time_prob": 0.0, "mask_feature_prob": 1.0, "mask_feature_length": 32},
+    ],
+    ids=["frames", "channels"],
+)
+def test_masks_of_everything_are_theirs(everything: dict[str, Any], tmp_path: Path) -> None:
+    their = theirs("Model", **NO_DROPS, **everything).train()
+    mine = ours("Model", their, tmp_path).train()
+    wave, _ = waves()
+    with torch.no_grad():
+        agree(mine(wave), their(wave), 1e-5)
 
 
 def test_masking_can_be_switched_off(tmp_path: Path) -> None:
