@@ -16,8 +16,8 @@ def preflight(
     """Compare what the launcher has started with what the configuration expects.
 
     Args:
-        environ: of this process, as Slurm or torchrun made it. gpus: what torch sees.
-        accelerator, devices, nodes: of ``trainer.``; devices are those of one node. workers: data-loading processes per device.
+        environ: of this process, as Slurm or torchrun made it. gpus: that torch sees.
+        accelerator, devices, nodes: of ``trainer``, the devices of one node. workers: of one device.
 
     Returns:
         Advice, a line each: what works but is slow, or leaves something idle.
@@ -56,10 +56,9 @@ def _check_slurm(environ: Mapping[str, str], devices: int, nodes: int) -> None:
     if tasks > 1 and "SLURM_STEP_ID" not in environ:
         rule = f"but only one of {tasks} tasks was started: it would wait for the others"
         raise ConfigError("SLURM_NTASKS", tasks, rule, "type srun before python in the script, as slurm/*.sbatch do")
-    uneven = len(set(re.findall(r"\d+(?:\(x\d+\))?", environ.get("SLURM_STEP_TASKS_PER_NODE", "")))) > 1
-    if uneven or tasks % there:
-        rule = "is not the same number on every node"
-        raise ConfigError("tasks per node", _first(environ, "SLURM_STEP_TASKS_PER_NODE"), rule, f"submit with\n{lines}\n")
+    spread = _first(environ, "SLURM_STEP_TASKS_PER_NODE") or ""
+    if len(set(re.findall(r"(\d+)(?:\(x\d+\))?", spread))) > 1:  # "8(x3),4"
+        raise ConfigError("tasks per node", spread, "is not the same number on every node", f"submit with\n{lines}\n")
     if (tasks // there, there) != (devices, nodes):
         _refuse(f"Slurm has started {there} x {tasks // there}", tasks // there, there, lines, devices, nodes)
 
@@ -77,7 +76,8 @@ def _refuse_gpus(environ: Mapping[str, str], gpus: int, devices: int) -> None:
     remedy = f"type trainer.devices={gpus}" if gpus else "type trainer.accelerator=cpu, or look at nvidia-smi"
     if "SLURM_JOB_ID" in environ:
         # With --gpus-per-task every task sees one GPU, and as number 0; the ranks of a node must see them all.
-        remedy = f"submit with\n#SBATCH --gpus-per-node={devices}\n#SBATCH --ntasks-per-node={devices}\nand no --gpus-per-task"
+        lines = f"#SBATCH --gpus-per-node={devices}\n#SBATCH --ntasks-per-node={devices}"
+        remedy = f"submit with\n{lines}\nand no --gpus-per-task"
     elif "CUDA_VISIBLE_DEVICES" in environ:
         rule += f" (CUDA_VISIBLE_DEVICES={environ['CUDA_VISIBLE_DEVICES']})"
     raise ConfigError("trainer.devices", devices, rule, remedy)
@@ -88,7 +88,9 @@ def _idle_gpus(environ: Mapping[str, str], gpus: int, devices: int) -> list[str]
     if not lent.isdigit() or int(lent) <= min(gpus, devices):
         return []
     if gpus == 0:
-        return [f"Slurm has lent {lent} GPUs a node and none is used: is this torch built for CUDA, or trainer=cpu meant?"]
+        return [
+            f"Slurm has lent {lent} GPUs a node and none is used: is this torch one for CUDA, or trainer=cpu meant?"
+        ]
     return [f"Slurm has lent {lent} GPUs a node, {devices} are used: submit with --ntasks-per-node={lent}"]
 
 

@@ -87,9 +87,7 @@ def _preflight(cfg: DictConfig) -> None:
             say(f"[yellow]{advice}[/]")
 
 
-def _fit(
-    trainer: Trainer, module: Pretrain, datamodule: LightningDataModule, last: Path | None, folder: Path
-) -> None:
+def _fit(trainer: Trainer, module: Pretrain, datamodule: LightningDataModule, last: Path | None, folder: Path) -> None:
     """Train; all ranks leave together, and if one is lost, each of the others says which and why.
 
     A rank that only lost another one leaves without a stack trace, which would hide that of the cause.
