@@ -109,9 +109,10 @@ def test_the_rest_composes(group: str) -> None:
         check(load(["modality=audio", f"{group}={choice}"]))
 
 
-@pytest.mark.parametrize("modality, data", list(itertools.product(MODALITIES, choices("data"))))
-def test_data(modality: str, data: str) -> None:
-    root = ["data.root=."] if data == "folder" else []
+@pytest.mark.parametrize("corpus", choices("corpus"))
+def test_data(corpus: str) -> None:
+    modality, _, data = corpus.partition("_")
+    root = [] if data == "sample" else ["data.root=."]
     check(load([f"modality={modality}", f"data={data}", *root]))
 
 
@@ -133,7 +134,9 @@ def test_every_choice_is_covered() -> None:
     pairs = {f"{m}_{o}" for m in MODALITIES for o in OBJECTIVES}
     assert pairs == set(choices("recipe"))
     assert pairs | {f"small_{pair}" for pair in pairs} == set(choices("architecture"))
-    assert {f"{m}_{d}" for m in MODALITIES for d in choices("data")} == set(choices("corpus"))
+    assert {corpus.partition("_")[2] for corpus in choices("corpus")} == set(choices("data"))
+    general = {f"{m}_{d}" for m in MODALITIES for d in ("sample", "folder", "shards")}
+    assert general <= set(choices("corpus")), "what every modality has"
 
 
 WRONG = {

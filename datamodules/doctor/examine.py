@@ -18,7 +18,7 @@ RULES = {
     "tiny": "shorter side under half of source.size",
     "short": "text of fewer than 8 characters",
     "same content": "decodes to what another item decodes to",
-    "same name": "the path of another, but for its ending",
+    "same name": "the path of another but for its ending, or its key in a shard",
 }
 RATE = 16_000
 _SILENT, _FULL, _CLIPPED, _SHORT = 1e-4, 0.99, 1e-3, 8

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,16 +43,19 @@ class Survey:
         return count / ((self.size + count) if kind == "unusable" else max(self.examined, 1))
 
 
-class _Parts(Dataset[list[Seen | None]]):
-    def __init__(self, read: Callable[[int], Any], side: int, ids: np.ndarray) -> None:
-        self.read, self.side = read, side
+Named = tuple[str, Seen | None]
+
+
+class _Parts(Dataset[list[Named]]):
+    def __init__(self, read: Callable[[int], Any], name: Callable[[int], str], side: int, ids: np.ndarray) -> None:
+        self.read, self.name, self.side = read, name, side
         self.parts = np.array_split(ids, max(1, -(-len(ids) // _PART)))
 
     def __len__(self) -> int:
         return len(self.parts)
 
-    def __getitem__(self, part: int) -> list[Seen | None]:
-        return [examine(self.read(int(i)), self.side) for i in self.parts[part]]
+    def __getitem__(self, part: int) -> list[Named]:
+        return [(self.name(i), examine(self.read(i), self.side)) for i in self.parts[part].tolist()]
 
 
 def survey(corpus: Any, side: int, sample: int | None, processes: int, skipped: Path) -> Survey:
@@ -68,11 +71,11 @@ def survey(corpus: Any, side: int, sample: int | None, processes: int, skipped: 
     read, name, size, unit = _access(corpus)
     every = sample is None or sample >= size
     ids = np.arange(size) if every else np.sort(np.random.default_rng(0).choice(size, sample, replace=False))
-    parts = DataLoader(_Parts(read, side, ids), None, num_workers=processes, worker_init_fn=_silence)
+    parts = DataLoader(_Parts(read, name, side, ids), None, num_workers=processes, worker_init_fn=_silence)
     bar = track(parts, "decoding", total=len(parts.dataset), console=Console(stderr=True))  # type: ignore[arg-type]
-    found = dict(zip(ids.tolist(), (seen for part in bar for seen in part), strict=True))
-    lengths = np.array([seen.length for seen in found.values() if seen is not None])
-    return Survey(size, len(ids), unit, lengths, _findings(found, name, skipped))
+    found = [item for part in bar for item in part]
+    lengths = np.array([seen.length for _, seen in found if seen is not None])
+    return Survey(size, len(ids), unit, lengths, _findings(found, skipped))
 
 
 def _silence(worker: int) -> None:
@@ -82,31 +85,39 @@ def _silence(worker: int) -> None:
 
 def _access(corpus: Any) -> tuple[Callable[[int], Any], Callable[[int], str], int, str]:
     """How to read an item and to name it, the number of items, and the unit of their lengths."""
-    if not hasattr(corpus, "read"):
+    if not hasattr(corpus, "read") or not getattr(corpus, "in_tokens", True):
         texts = list(corpus.texts())
         return texts.__getitem__, lambda i: f"text {i + 1}: {texts[i][:50]!r}", len(texts), "characters"
-    unit = "seconds" if hasattr(corpus, "frames") else "pixels of the shorter side"
-    return corpus.read, getattr(corpus, "name", lambda i: f"item {i + 1}"), len(corpus), unit
+    other = "tokens" if hasattr(corpus, "in_tokens") else "pixels of the shorter side"
+    name = getattr(corpus, "name", lambda i: f"item {i + 1}")
+    return corpus.read, name, len(corpus), "seconds" if hasattr(corpus, "frames") else other
 
 
-def _findings(found: dict[int, Seen | None], name: Callable[[int], str], skipped: Path) -> dict[str, list[str]]:
+def _findings(found: list[Named], skipped: Path) -> dict[str, list[str]]:
     findings: dict[str, list[str]] = defaultdict(list)
     lines = [json.loads(line) for line in skipped.read_text("utf-8").splitlines()] if skipped.exists() else []
     for line in lines:
         if line["at"] == "start" and not line["reason"].startswith("not looked at"):
             findings["unusable"].append(f"{line['file']}: {line['reason']}")
     why = {line["file"]: line["reason"] for line in lines}
-    for i, seen in found.items():
+    for name, seen in found:
         if seen is None:
-            findings["unreadable"].append(": ".join(filter(None, (name(i), why.get(name(i))))))
+            findings["unreadable"].append(": ".join(filter(None, (name, why.get(name)))))
         for defect in seen.defects if seen else ():
-            findings[defect].append(name(i))
-    findings["same content"] = _alike({i: seen.digest for i, seen in found.items() if seen}, name)
-    findings["same name"] = _alike({i: os.path.splitext(name(i))[0] for i in found}, name)
+            findings[defect].append(name)
+    findings["same content"] = _alike((name, seen.digest) for name, seen in found if seen)
+    findings["same name"] = _alike((name, _key(name)) for name, _ in found)
     return {kind: names for kind, names in findings.items() if names}
 
 
-def _alike(keys: Mapping[int, Hashable], name: Callable[[int], str]) -> list[str]:
+def _key(name: str) -> str:
+    """A "FILE.wav" without its ending; the key of "SHARD.tar: KEY"; "text 3: …" as it is."""
+    shard, _, key = name.partition(".tar: ")
+    return key or (name if name.startswith("text ") else os.path.splitext(shard)[0])
+
+
+def _alike(keys: Iterable[tuple[str, Hashable]]) -> list[str]:
     """Every item whose key an earlier one has, with the name of that."""
-    first: dict[Hashable, int] = {}
-    return [f"{name(i)} = {name(first[key])}" for i, key in keys.items() if first.setdefault(key, i) != i]
+    first: dict[Hashable, str] = {}
+    seen = [(name, first.get(key), first.setdefault(key, name)) for name, key in keys]
+    return [f"{name} = {before}" for name, before, _ in seen if before is not None]

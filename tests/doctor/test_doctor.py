@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
+import tarfile
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -163,6 +165,42 @@ def test_a_set_by_name_and_the_embedded_data_are_clean(tmp_path: Path, monkeypat
             sound(tmp_path / "fsdd" / "recordings" / f"{n}_{who}_0.wav", noise)
     assert doctor(monkeypatch, tmp_path, "modality=audio", "data=fsdd", f"data.root={tmp_path / 'fsdd'}") == 0
     assert said(tmp_path)["findings"] == {} and said(tmp_path)["items"] == 6
+
+
+def tar(path: Path, members: dict[str, bytes]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as file:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            file.addfile(info, io.BytesIO(content))
+
+
+def flac(wave: np.ndarray) -> bytes:
+    made = io.BytesIO()
+    soundfile.write(made, wave, 16_000, format="FLAC")
+    return made.getvalue()
+
+
+def test_shards_with_defects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    first = {f"{i:03}.flac": flac(rng.normal(0, 0.1, 8000)) for i in range(12)}
+    second = {f"{i:03}.flac": flac(rng.normal(0, 0.1, 8000)) for i in range(11, 23)}  # 011 is in both
+    second["020.flac"] = first["004.flac"]
+    second["023.flac"] = flac(np.zeros(8000))
+    ruined = first["006.flac"]
+    first["006.flac"] = ruined[: len(ruined) // 2] + bytes(b ^ 0x55 for b in ruined[len(ruined) // 2 :])
+    tar(tmp_path / "data" / "a.tar", first)
+    tar(tmp_path / "data" / "b.tar", second)
+    assert doctor(monkeypatch, tmp_path, "modality=audio", "data=shards", f"data.root={tmp_path / 'data'}") == 0
+    found = {kind: [name.partition(" = ")[0] for name in f["which"]] for kind, f in said(tmp_path)["findings"].items()}
+    assert {kind: [Path(name).name for name in names] for kind, names in found.items() if kind != "unreadable"} == {
+        "silent": ["b.tar: 023"],
+        "same content": ["b.tar: 020"],
+        "same name": ["b.tar: 011"],
+    }
+    (unreadable,) = found["unreadable"]
+    assert "a.tar: 006: " in unreadable and said(tmp_path)["items"] == 25
 
 
 @pytest.mark.parametrize(
