@@ -54,6 +54,8 @@ class Data2VecAudioFeatureExtractor:
         """
         if sampling_rate != self.sampling_rate:
             raise ConfigError("sampling_rate", sampling_rate, f"must be {self.sampling_rate}", "resample the waveforms")
+        if not len(audio):
+            raise ConfigError("audio", "nothing", "must be at least one waveform")
         one = (torch.is_tensor(audio) and audio.ndim == 1) or not hasattr(audio[0], "__len__")
         waves = [_mono(wave) for wave in ([audio] if one else audio)]
         values = [self._scaled(wave) for wave in waves]
@@ -91,9 +93,12 @@ class Data2VecAudioFeatureExtractor:
         file = Path(directory) / FILE
         if not file.is_file():
             raise ConfigError("directory", directory, f"has no {FILE}", "save a feature extractor there first")
-        read = json.loads(file.read_text())
+        try:
+            read = json.loads(file.read_text())
+        except json.JSONDecodeError as error:
+            raise ConfigError(str(file), error, "is no valid JSON", "copy the file again") from None
         for key, only in (("feature_size", 1), ("padding_side", "right")):
-            if read.get(key, only) != only:
+            if key in read and read[key] != only:
                 raise ConfigError(f"{file}: {key}", read[key], f"must be {only}")
         return cls(**{key: read[key] for key in cls.__dataclass_fields__ if key in read})
 

@@ -72,10 +72,15 @@ def test_mistakes(tmp_path: Path) -> None:
         extractor([0.0, 1.0], 8000)
     with pytest.raises(ConfigError, match=r"audio=of shape \(2, 30\) must be one channel"):
         extractor([torch.zeros(2, 30)], 16000)
+    with pytest.raises(ConfigError, match="audio=nothing must be at least one waveform"):
+        extractor([], 16000)
     with pytest.raises(ConfigError, match=r"has no preprocessor_config.json"):
         Data2VecAudioFeatureExtractor.from_pretrained(tmp_path)
     (tmp_path / "preprocessor_config.json").write_text('{"feature_size": 80}')
     with pytest.raises(ConfigError, match="feature_size=80 must be 1"):
+        Data2VecAudioFeatureExtractor.from_pretrained(tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text('{"feature_si')
+    with pytest.raises(ConfigError, match=r"preprocessor_config.json=.* is no valid JSON"):
         Data2VecAudioFeatureExtractor.from_pretrained(tmp_path)
 
 
