@@ -42,7 +42,8 @@ class Skipped:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         old = self.path.read_text("utf-8").splitlines() if self.path.exists() else []
-        kept = [line for line in old if json.loads(line)["at"] == "training"]
+        met = [(line, json.loads(line)) for line in old]
+        kept = [line for line, row in met if row["at"] == "training" and row["file"] not in reasons]
         self.known = {json.loads(line)["file"] for line in kept}
         lines = [json.dumps({"file": file, "reason": reason, "at": "start"}) for file, reason in reasons.items()]
         temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}")  # every rank writes the same, none half

@@ -160,8 +160,8 @@ def test_ways_to_name_shards(tmp_path: Path, root: str | list[str]) -> None:
 def test_names_that_cannot_be(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"has no shard \(.tar\)"):
         len(audio(tmp_path, tmp_path))
-    with pytest.raises(ConfigError, match="b.tar cannot be read .* and has no index"):
+    with pytest.raises(ConfigError, match=r"b.tar cannot be read .* and has no index"):
         len(audio(tmp_path / "b.tar", tmp_path))
     (tmp_path / "c.tar.gz").write_bytes(b"")
-    with pytest.raises(ConfigError, match="has a compressed shard, .*unpack it"):
+    with pytest.raises(ConfigError, match=r"has a compressed shard, .*unpack it"):
         len(audio(tmp_path / "c.tar.gz", tmp_path))
