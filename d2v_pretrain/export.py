@@ -77,8 +77,9 @@ def export(run: Trained, which: str, layout: str, output: str | None = None) -> 
     written = FORMATS[layout](run, encoder, folder)
     difference = _difference(run, encoder, written.again)
     use = written.use.format(folder=folder.name, auto=inputs.auto) + (f"\n\nOf this export, {note}." if note else "")
-    name, probe = str(run.cfg.name), run.report("probe.json")
-    facts = card.Facts(name, which, use, made(run, encoder), written.library, run.step, probe)
+    name, probe = str(run.cfg.name), run.report(f"probe_{which}_{run.step}.json") or run.report("probe.json")
+    rows = made(run, encoder, probe["data"] if probe else _last(run.cfg.data._target_))
+    facts = card.Facts(name, which, use, rows, written.library, run.step, probe)
     (folder / "README.md").write_text(card.text(facts), encoding="utf-8")
     say = Console(soft_wrap=True, highlight=False).print
     say(f"{folder}: the {which} of {name} at step {run.step:,}, {written.what}")
@@ -154,15 +155,15 @@ def _difference(run: Trained, encoder: Encoder, again: Callable[[Batch], Tensor]
     return difference
 
 
-def made(run: Trained, encoder: Encoder) -> dict[str, Any]:
+def made(run: Trained, encoder: Encoder, data: str) -> dict[str, Any]:
     """How a run was made, for its card. Paths, which are of this machine, are cut to their last part."""
-    cfg, probe, starts = run.cfg, run.report("probe.json"), run.report("environment.json")
+    cfg, starts = run.cfg, run.report("environment.json")
     last: dict[str, Any] = (
         starts[-1] if starts else {"command": [], "commit": "", "packages": {}, "gpus": [], "system": ""}
     )
     millions = sum(p.numel() for p in encoder.parameters()) / 1e6
     rows = {
-        "data": probe["data"] if probe else _last(cfg.data._target_),
+        "data": data,
         "command": " ".join(last["command"]),
         "student sees": f"{_last(cfg.objective.view._target_)}, masks a sample: {cfg.objective.clones}",
         "targets": f"mean of the teacher's last {cfg.objective.targets.top_k} blocks",

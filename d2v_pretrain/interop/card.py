@@ -79,7 +79,7 @@ def _scores(facts: Facts) -> str:
     if facts.probe is None:
         return "Not measured: the run has not been probed."
     tasks = [task for task in (facts.probe, *facts.probe.get("others", [])) if "few_shot" in task]
-    note = f"Probes on frozen features of the teacher at step {facts.probe['step']:,}"
+    note = f"Probes on frozen features of the {facts.probe.get('which', 'teacher')} at step {facts.probe['step']:,}"
     note += "" if facts.probe["step"] == facts.step else f" (these weights are of step {facts.step:,})"
     if not tasks:
         return f"{note}: the data has no labels, so nothing was classified."
