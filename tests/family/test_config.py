@@ -138,6 +138,13 @@ def test_derived_values_follow_their_fields(tmp_path: Path) -> None:
     assert mine.output_hidden_size == their.output_hidden_size == 768
 
 
+def test_the_block_gets_the_very_width() -> None:
+    """``Block`` rounds ``width * mlp_ratio`` down: 49 * (47 / 49) would give 46."""
+    for width, inner in ((7, 61), (100, 29), (768, 3072), (1, 1)):
+        config = ours("Text", hidden_size=width, num_attention_heads=1, intermediate_size=inner)
+        assert int(width * config.mlp_ratio) == inner
+
+
 def test_labels_follow_one_another() -> None:
     mine, their = ours("Text", num_labels=3), theirs("Text")(num_labels=3)
     for change in ({"num_labels": 5}, {"id2label": {0: "no", 1: "yes"}}, {"num_labels": 1}):

@@ -84,7 +84,7 @@ def inputs(kind: str, dtype: torch.dtype) -> dict[str, Tensor]:
         return padded(kind)
     ids, more = tokens(), {}
     if kind == "types":
-        more = {"token_type_ids": tokens(2, 2, 5)}
+        more = {"token_type_ids": tokens(2, 3, 5)}
     elif kind == "positions":
         more = {"position_ids": tokens(2, 40, 77)}
     elif kind == "vectors":
