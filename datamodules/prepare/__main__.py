@@ -10,7 +10,7 @@ from typing import Any
 
 from d2v_pretrain.errors import ConfigError
 from datamodules.prepare import audio, settings, text, verify, vision
-from datamodules.prepare.output import Output
+from datamodules.prepare.output import Finished, Output
 from datamodules.prepare.packing import Plan, pack
 
 _PLANS: dict[str, Callable[[Any, Output], Plan]] = {"audio": audio.plan, "vision": vision.plan, "text": text.plan}
@@ -49,11 +49,11 @@ def _run(command: str, words: Sequence[str]) -> int:
         return _CHECKS[command](given)
     assert isinstance(given, settings.Build)
     output = Output(given, command)
-    with output.opened() as unfinished:
-        if not unfinished:
-            print(f"{output.folder} is finished already; check it with: verify input={output.folder}")
-            return 0
-        _report(pack(_PLANS[command](given, output), output), output)
+    try:
+        with output.opened():
+            _report(pack(_PLANS[command](given, output), output), output)
+    except Finished:
+        print(f"{output.folder} is finished already; check it with: verify input={output.folder}")
     return 0
 
 

@@ -38,7 +38,7 @@ class Manifest(AudioFolder):
     """
 
     def __init__(self, path: str, **settings: Any) -> None:
-        lines = Path(path).read_text("utf-8").splitlines()
+        lines = Path(path).read_text("utf-8", "surrogateescape").splitlines()
         self.manifest = path
         beside = os.path.join(os.path.dirname(path), lines[0].strip()) if lines else ""
         super().__init__(lines[0].strip() if lines and os.path.isdir(lines[0].strip()) else beside, **settings)

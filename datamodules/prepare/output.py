@@ -21,7 +21,8 @@ from datamodules.prepare.tar import Written
 
 _WORKING = ".prepare"  # in the output folder while the work is not finished; then it is gone
 _PACKAGES = ("numpy", "soundfile", "torchaudio", "pillow", "tokenizers")
-_ELSEWHERE = {"input", "output", "processes", "tokenizer"}  # where and how fast, not what (its hash is in the source)
+# Where, how fast and how strictly, not what. The files of the tokenizer are in the hash of the source.
+_ELSEWHERE = {"input", "output", "processes", "max_bad_share", "tokenizer"}
 _LICENCE_FILES = re.compile(r"(licen[cs]e|copying|readme)(\.\w+)?", re.IGNORECASE)
 _LICENCE_CHARACTERS = 10_000
 
@@ -33,6 +34,10 @@ class Record:
     name: str
     written: Written
     skipped: dict[str, str]
+
+
+class Finished(Exception):
+    """An earlier start of the same command, on the same input, has done everything."""
 
 
 class Output:
@@ -49,20 +54,19 @@ class Output:
         self.recipe = {"command": command, **kept, "packages": {name: _version(name) for name in _PACKAGES}}
 
     @contextmanager
-    def opened(self) -> Iterator[bool]:
-        """Take the folder for this process; yields whether there is something to do.
+    def opened(self) -> Iterator[None]:
+        """Take the folder for this process.
 
         Raises:
             ConfigError: if it holds something else, is at work in another process, or was begun with other settings.
         """
         if self.folder.resolve().is_relative_to(Path(self.settings.input).resolve()):
-            raise ConfigError(
-                "output", self.folder, "is in the input, where a later start would read it", "move it out"
-            )
+            rule = "is in the input, where a later start would read it"
+            raise ConfigError("output", self.folder, rule, "give one outside")
         if self.manifest.exists():
             self._check(_read(self.manifest).get("recipe", {}), "was made")
             shutil.rmtree(self.working, ignore_errors=True)  # killed between the manifest and this
-            yield False
+            yield
             return
         if not self.working.exists():
             there = sorted(os.listdir(self.folder)) if self.folder.is_dir() else []
@@ -73,23 +77,32 @@ class Output:
         with (self.working / "lock").open("w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system frees it, however the process ends
-            except OSError:
+            except BlockingIOError:
                 raise ConfigError("output", self.folder, "is being filled by another process", "wait for it") from None
-            yield True
+            except OSError:  # a file system without locks
+                pass
+            yield
 
     def begin(self, source: dict[str, Any]) -> None:
         """Note what is made of what, or compare it with what an earlier start noted; remove what was half written.
 
         Args:
             source: of the input: at least ``hash``, another one for another input.
+
+        Raises:
+            ConfigError: if they differ.
+            Finished: if there is nothing left to do.
         """
         state = self.working / "state.json"
-        if state.exists():
-            before = _read(state)
+        known = next((file for file in (self.manifest, state) if file.exists()), None)
+        if known:
+            before = _read(known)
             self._check(before["recipe"], "was begun")
             if before["source"] != source:
-                rule = "was begun with other input files (another number, other names or sizes)"
+                rule = "is of another input: other files, sizes, or another tokenizer"
                 raise ConfigError("output", self.folder, rule, "give another output, or remove this one")
+        if known == self.manifest:
+            raise Finished
         for half in self.working.glob("*.half"):
             half.unlink()
         write_json(state, {"recipe": self.recipe, "source": source})
@@ -97,12 +110,10 @@ class Output:
     def _check(self, before: dict[str, Any], verb: str) -> None:
         differing = [key for key in self.recipe if before.get(key) != self.recipe[key]]
         if differing:
-            key = differing[0]
+            key, *others = differing
             rule = f"differs from {before.get(key)}, with which {self.folder} {verb}"
-            remedy = "give another output, or remove this one" + (
-                f" (so do {', '.join(differing[1:])})" if differing[1:] else ""
-            )
-            raise ConfigError(key, self.recipe[key], rule, remedy)
+            rule += f"; so do {', '.join(others)}" if others else ""
+            raise ConfigError(key, self.recipe[key], rule, "give another output, or remove this one")
 
     def record_path(self, name: str) -> Path:
         """Where the record of a shard is; it is written last, so a shard with a record is whole."""
@@ -114,9 +125,9 @@ class Output:
             return None
         row = _read(self.record_path(name))
         record = Record(row["name"], Written(**row["written"]), row["skipped"])
-        tar = self.folder / f"{name}.tar"
-        there = record.written.samples == 0 or (tar.exists() and tar.stat().st_size == record.written.bytes)
-        return record if there else None
+        tar, index = self.folder / f"{name}.tar", self.folder / f"{name}.idx"
+        there = tar.exists() and tar.stat().st_size == record.written.bytes and index.exists()
+        return record if there or record.written.samples == 0 else None
 
     def check_space(self, needed: float) -> None:
         """Raise ConfigError unless this many bytes are free."""

@@ -97,11 +97,8 @@ def source_of(files: Sequence[tuple[str, int]]) -> dict[str, Any]:
     """What is known of the input again: names and sizes in bytes (not the times: a copy is the same input)."""
     rows = "".join(f"{name}\t{size}\n" for name, size in sorted(files))
     total = sum(size for _, size in files)
-    return {
-        "files": len(files),
-        "bytes": total,
-        "hash": hashlib.sha256(rows.encode(errors="surrogateescape")).hexdigest(),
-    }
+    digest = hashlib.sha256(rows.encode(errors="surrogateescape")).hexdigest()
+    return {"files": len(files), "bytes": total, "hash": digest}
 
 
 def bytes_of(file: str) -> bytes:
@@ -119,8 +116,8 @@ class _Shard:
     name: str
     first: int
     items: Sequence[Any]
-    plan_make: Callable[[Any, str], Sample]
-    plan_name: Callable[[Any], str]
+    make: Callable[[Any, str], Sample]
+    name_of: Callable[[Any], str]
 
 
 def pack(plan: Plan, output: Output) -> dict[str, Any]:
@@ -140,6 +137,7 @@ def pack(plan: Plan, output: Output) -> dict[str, Any]:
         print(f"{len(ready):,} of {len(names):,} shards are there already", file=sys.stderr)
     found = sum(b - a for name, a, b in zip(names, plan.cuts, plan.cuts[1:]) if name in ready)
     output.check_space(plan.bytes * _SPARE - sum(record.written.bytes for record in records))
+    _check_share(records, plan, settings)
     total = len(plan.items)
     with closing(spread(_pack_one, tasks, settings.processes, total, "packing", "samples", 1, found)) as done:
         for record in done:
@@ -164,9 +162,9 @@ def _pack_one(task: _Shard) -> Record:
     def samples() -> Iterator[Sample]:
         for n, item in enumerate(task.items, task.first):
             try:
-                yield task.plan_make(item, f"{n:09d}")
+                yield task.make(item, f"{n:09d}")
             except Unusable as error:
-                skipped[task.plan_name(item)] = str(error)
+                skipped[task.name_of(item)] = str(error)
             advance()
 
     half = task.record.with_name(f"{task.name}.tar.half")

@@ -22,7 +22,7 @@ from datamodules.prepare.output import Output, replace
 from datamodules.prepare.packing import Plan, Reasons, arranged, below, cut, source_of
 from datamodules.prepare.settings import Text
 from datamodules.prepare.tar import TAR_BLOCK, Sample
-from datamodules.prepare.tokens import Part, Tokens, binarised, parts, tokenised
+from datamodules.prepare.tokens import Corpus, Part, Tokens, binarised, parts, tokenised
 from datamodules.text_folder import ENDINGS, check
 from datamodules.tokenizer import BOS
 
@@ -33,12 +33,12 @@ _PAIRS = {"vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}
 
 def plan(settings: Text, output: Output) -> Plan:
     """Which block goes to which shard; tokenises the text first."""
-    tokens, source, skipped = (_from_fairseq if settings.input.endswith(".bin") else _from_text)(settings, output)
-    room = settings.block - 1
+    corpus, source, skipped = (_from_fairseq if settings.input.endswith(".bin") else _from_text)(settings, output)
+    tokens, room = corpus.tokens, settings.block - 1
     if settings.break_mode == "none":
         blocks = anywhere(int(tokens.starts[-1]), room)
     else:
-        blocks = whole_lines(tokens.documents(), room, settings.break_mode == "complete_doc")
+        blocks = whole_lines(corpus.documents(), room, settings.break_mode == "complete_doc")
     whole, blocks = len(blocks), limited(blocks, room)
     if not len(blocks):
         raise ConfigError("input", settings.input, "has no text in it", "give another folder or file")
@@ -75,7 +75,7 @@ class Block:
         return Sample(key, {"npy": buffer.getvalue()}, len(ids))
 
 
-Found = tuple[Tokens, dict[str, Any], dict[str, str]]
+Found = tuple[Corpus, dict[str, Any], dict[str, str]]
 
 
 def _from_text(settings: Text, output: Output) -> Found:
@@ -101,17 +101,17 @@ def _from_text(settings: Text, output: Output) -> Found:
 def _from_fairseq(settings: Text, output: Output) -> Found:
     """The same of binarised data, which is read where it lies."""
     path = Path(settings.input)
-    tokens = binarised(path)
+    corpus = binarised(path)
     names = [path, path.with_suffix(".idx"), path.with_name("dict.txt")]
     source = source_of([(file.name, file.stat().st_size) for file in names])
     given = _tokenizer_files(Path(settings.tokenizer)) if settings.tokenizer else []
     source["tokenizer"] = _hash([*given, names[2]])
     output.begin(source)
     _copy([*given, names[2]], output.folder / "tokenizer")
-    if given and (size := tokenizer.load(output.folder / "tokenizer").size) != tokens.vocab_size:
-        rule = f"has {size} ids, and the dictionary beside {path.name} {tokens.vocab_size}"
+    if given and (size := tokenizer.load(output.folder / "tokenizer").size) != corpus.tokens.vocab_size:
+        rule = f"has {size} ids, and the dictionary beside {path.name} {corpus.tokens.vocab_size}"
         raise ConfigError("tokenizer", settings.tokenizer, rule, "give the one that the data were made with")
-    return tokens, source, {}
+    return corpus, source, {}
 
 
 def _evenly(files: dict[str, int], settings: Text) -> Iterator[str]:

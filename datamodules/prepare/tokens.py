@@ -62,14 +62,12 @@ class Tokens:
     Args:
         files: of the tokens, in order. type: of their numbers, as numpy names it.
         starts: (files + 1,) place in the stream where each begins.
-        sizes: per document, the files of the sizes of its lines; or one array.
         vocab_size: ids with the special ones.
     """
 
     files: list[str]
     type: str
     starts: np.ndarray
-    sizes: list[list[str]] | np.ndarray
     vocab_size: int
 
     def cut(self, start: int, end: int) -> np.ndarray:
@@ -78,6 +76,18 @@ class Tokens:
         found = [_opened(self.files[n], self.type)[max(start - self.starts[n], 0) : end - self.starts[n]]
                  for n in range(first, last + 1)]  # fmt: skip
         return np.concatenate(found)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A stream and its lines.
+
+    Args:
+        sizes: per document, the files of the sizes of its lines; or one array.
+    """
+
+    tokens: Tokens
+    sizes: list[list[str]] | np.ndarray
 
     def documents(self) -> Iterator[Iterator[np.ndarray]]:
         """Of each file, the sizes of its lines, in parts."""
@@ -106,7 +116,7 @@ class _Task:
     blank: bool
 
 
-def tokenised(files: dict[str, int], folder: Path, vocabulary: Path, settings: Text) -> Tokens:
+def tokenised(files: dict[str, int], folder: Path, vocabulary: Path, settings: Text) -> Corpus:
     """Tokenise text files, each line with </s> behind it, into temporary files; what is there already is kept.
 
     Args:
@@ -123,8 +133,8 @@ def tokenised(files: dict[str, int], folder: Path, vocabulary: Path, settings: T
     found = sum(task.part.end - task.part.start for task in every if task.sizes.exists())
     list(spread(_tokenise, todo, settings.processes, sum(files.values()), "tokenising", "MB", megabyte, found))
     counts = [task.tokens.stat().st_size // np.dtype(type).itemsize for task in every]
-    return Tokens([str(task.tokens) for task in every], type, np.cumsum([0, *counts]),
-                  [[str(task.sizes) for task in document] for document in tasks], size)  # fmt: skip
+    tokens = Tokens([str(task.tokens) for task in every], type, np.cumsum([0, *counts]), size)
+    return Corpus(tokens, [[str(task.sizes) for task in document] for document in tasks])
 
 
 def _tokenise(task: _Task) -> None:
@@ -141,7 +151,7 @@ def _vocabulary(path: str) -> Vocabulary:
     return tokenizer.load(Path(path))
 
 
-def binarised(path: Path) -> Tokens:
+def binarised(path: Path) -> Corpus:
     """fairseq's ``NAME.bin`` with ``NAME.idx`` (``--dataset-impl mmap``) and ``dict.txt`` beside it, where it lies.
 
     Source: fairseq ``indexed_dataset.py:MMapIndexedDataset``. Ids are those of the dictionary: line n is id n + 4.
@@ -157,8 +167,8 @@ def binarised(path: Path) -> Tokens:
     total = int(sizes.sum(dtype=np.int64))
     if total * np.dtype(type).itemsize != path.stat().st_size:
         raise ConfigError("input", path, f"does not have the {total:,} tokens that {index.name} says", "copy it again")
-    size = 4 + sum(1 for line in words.read_text("utf-8").splitlines() if line.strip()) + 1
-    return Tokens([str(path)], type, np.array([0, total]), sizes, size)
+    size = 4 + sum(1 for line in words.read_text("utf-8", "replace").splitlines() if line.strip()) + 1
+    return Corpus(Tokens([str(path)], type, np.array([0, total]), size), sizes)
 
 
 def _mmap_index(index: Path) -> tuple[np.ndarray, str]:

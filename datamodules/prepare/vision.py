@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import sys
 from functools import partial
 from typing import NamedTuple
 
@@ -37,6 +38,9 @@ def plan(settings: Vision, _: Output) -> Plan:
     names = {file: below(file, settings.input) for file in folder.files}
     sizes = {file: os.path.getsize(file) for file in names}
     items = from_folders([name.replace("/", os.sep) for name in names.values()])
+    tested = {item.key.split(os.sep)[0] for item in items if item.test and item.key.count(os.sep) > 1}
+    if tested:
+        print(f"{', '.join(sorted(tested))} is packed too; input=…/train leaves it out", file=sys.stderr)
     classes = sorted({item.label for item in items})
     labels = {item.key.replace(os.sep, "/"): classes.index(item.label) for item in items}
     pictures = [Picture(file, name, labels.get(name)) for file, name in names.items()]

@@ -91,7 +91,10 @@ def test_too_much_that_breaks_off_stops_it(tmp_path: Path, capsys: pytest.Captur
         file.write_bytes(file.read_bytes()[:-400])
     assert prepare("audio", root, tmp_path / "out", "shard_samples=2") == 2
     assert "unusable, more than max_bad_share=0.1 allows" in (told := said(capsys)) and "take.1.flac" in told
+    assert prepare("audio", root, tmp_path / "out", "shard_samples=2") == 2
     assert not (tmp_path / "out/manifest.json").exists()
+    assert prepare("audio", root, tmp_path / "out", "shard_samples=2", "max_bad_share=0.5") == 0
+    assert len(skipped(tmp_path / "out")) == 2
 
 
 def test_a_fairseq_manifest_chooses_the_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -124,6 +124,8 @@ def test_a_finished_folder_is_left_as_it_is(tmp_path: Path, capsys: pytest.Captu
     assert {p: p.stat().st_mtime_ns for p in out.rglob("*")} == before
     assert prepare("audio", root, out, "seed=3") == 2
     assert f"seed=3 differs from 0, with which {out} was made" in said(capsys)
+    next(root.rglob("*.wav")).unlink()
+    assert prepare("audio", root, out) == 2 and "is of another input: other files" in said(capsys)
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -153,7 +155,7 @@ def test_another_input_or_other_settings_do_not_go_on(tmp_path: Path, monkeypatc
     assert "seed=4 differs from 0, with which" in (told := said(capsys)) and "so do max_seconds" in told
     next(root.rglob("*.wav")).unlink()
     assert prepare("audio", root, out, *WORDS["audio"]) == 2
-    assert "was begun with other input files" in said(capsys)
+    assert "is of another input: other files" in said(capsys)
 
 
 def test_two_at_once_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

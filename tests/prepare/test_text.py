@@ -78,8 +78,9 @@ def test_parts_and_shards_do_not_change_the_blocks(tmp_path: Path, part_mb: str)
     root = corpus(tmp_path / "in")
     words = ("block=16", "tokenizer=" + str(word_pieces(tmp_path / "bpe")), "order=sorted", f"part_mb={part_mb}")
     assert prepare("text", root, tmp_path / "out", *words, "shard_samples=3") == 0
-    encode = tokenizer.load(tmp_path / "bpe").encode
-    lines = [[*line.tolist(), 2] for text in (LINES, LINES[::-1]) for line in encode(map(str.strip, text))]
+    bpe = ByteLevelBPETokenizer.from_file(*(str(tmp_path / "bpe" / name) for name in ("encoder.json", "vocab.bpe")))
+    last = bpe.get_vocab_size() + 3  # the dictionary is in the reverse order, after four special ids
+    lines = [[*(last - i for i in bpe.encode(line.strip()).ids), 2] for line in (*LINES, *LINES[::-1])]
     assert ids(tmp_path / "out") == cut(lines, "none", 16)
     assert {shard["samples"] for shard in manifest(tmp_path / "out")["shards"][:-1]} == {3}
 
@@ -96,7 +97,7 @@ def word_pieces(folder: Path) -> Path:
     return folder
 
 
-def test_a_given_tokenizer_lies_beside_the_shards(tmp_path: Path) -> None:
+def test_a_given_tokenizer_lies_beside_the_shards(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     given = word_pieces(tmp_path / "bpe")
     root = corpus(tmp_path / "in")
     for n, path in enumerate((given, given / "encoder.json")):
@@ -108,6 +109,8 @@ def test_a_given_tokenizer_lies_beside_the_shards(tmp_path: Path) -> None:
     tokenizer.train(LINES, 300).save(str(one))
     assert prepare("text", root, tmp_path / "2", "block=16", f"tokenizer={one}") == 0
     assert list(files(tmp_path / "2/tokenizer")) == ["tokenizer.json"]
+    assert prepare("text", root, tmp_path / "2", "block=16", f"tokenizer={given}") == 2
+    assert "is of another input" in said(capsys)
 
 
 def test_bad_files_are_left_out_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

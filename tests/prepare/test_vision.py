@@ -25,6 +25,14 @@ def test_bytes_and_classes_are_kept(tmp_path: Path) -> None:
         assert classes[int(sample["cls"])] == name.split("/")[0]
 
 
+def test_a_test_split_is_not_packed_in_silence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for split in ("train", "test"):
+        images(tmp_path / "in" / split, 2, 6)
+    assert prepare("vision", tmp_path / "in", tmp_path / "out") == 0
+    assert "test is packed too; input=…/train leaves it out" in said(capsys)
+    assert {int(sample["cls"]) for sample in read(tmp_path / "out")} == {0, 1}
+
+
 def test_folders_that_are_no_classes_give_none(tmp_path: Path) -> None:
     images(tmp_path / "in", 1)
     assert prepare("vision", tmp_path / "in", tmp_path / "out") == 0
