@@ -163,13 +163,13 @@ def probes(cwd: Path) -> int:
     return len(file.read_bytes()) if file.exists() else 0
 
 
-def outcome(cwd: Path) -> dict[str, Any]:
+def outcome(cwd: Path, name: str = "run") -> dict[str, Any]:
     """What must be the same to the last bit: weights, teacher, optimizer, position, and the log but for wall time."""
-    last, rejected = checkpoint.newest_valid(cwd / "runs/run/checkpoints")
+    last, rejected = checkpoint.newest_valid(cwd / "runs" / name / "checkpoints")
     assert last is not None and not rejected
     content = checkpoint.read(last)
     kept = {name: content[name] for name in ("state_dict", "optimizer_states", "position", "global_step")}
-    lines = [json.loads(line) for line in (cwd / "runs/run/metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (cwd / "runs" / name / "metrics.jsonl").read_text().splitlines()]
     return kept | {"log": [{k: v for k, v in line.items() if k not in TIMES} for line in lines]}
 
 
