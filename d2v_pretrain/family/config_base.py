@@ -93,8 +93,8 @@ class Config:
 
     @property
     def mlp_ratio(self) -> float:
-        """``intermediate_size`` over ``hidden_size``, so that ``Block`` rounds down to the very number."""
-        return (self.intermediate_size + 0.5) / self.hidden_size
+        """``intermediate_size`` over ``hidden_size``, as ``Block`` takes it."""
+        return self.intermediate_size / self.hidden_size
 
     def validate(self) -> None:
         """Check every field's type and the rules between fields.

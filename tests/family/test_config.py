@@ -12,6 +12,7 @@ import torch
 
 import d2v_pretrain
 from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.models.block import Block
 
 transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.filterwarnings("ignore")  # theirs
@@ -139,10 +140,10 @@ def test_derived_values_follow_their_fields(tmp_path: Path) -> None:
 
 
 def test_the_block_gets_the_very_width() -> None:
-    """``Block`` rounds ``width * mlp_ratio`` down: 49 * (47 / 49) would give 46."""
+    """A ratio of floats may fall short: 7 * (61 / 7) is less than 61."""
     for width, inner in ((7, 61), (100, 29), (768, 3072), (1, 1)):
         config = ours("Text", hidden_size=width, num_attention_heads=1, intermediate_size=inner)
-        assert int(width * config.mlp_ratio) == inner
+        assert Block(width, 1, config.mlp_ratio).fc1.out_features == inner
 
 
 def test_labels_follow_one_another() -> None:
