@@ -167,12 +167,13 @@ def _pack_one(task: _Shard) -> Record:
                 skipped[task.name_of(item)] = str(error)
             advance()
 
-    half = task.record.with_name(f"{task.name}.tar.half")
-    written = write_tar(half, samples())
+    tar, index = (task.record.with_name(f"{task.name}.{ending}.half") for ending in ("tar", "idx"))
+    written = write_tar(tar, samples())
     if written.samples:
-        refused = build_index(half, task.folder / f"{task.name}.idx")
+        refused = build_index(tar, index)
         assert not refused, refused
-        os.replace(half, task.folder / f"{task.name}.tar")
+        os.replace(index, task.folder / f"{task.name}.idx")
+        os.replace(tar, task.folder / f"{task.name}.tar")
     record = Record(task.name, written, skipped)
     write_json(task.record, asdict(record))
     return record

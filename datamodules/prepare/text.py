@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from datamodules.tokenizer import BOS
 
 _NPY = 128  # bytes of the header
 _PER_BYTE = 1.5  # bytes on the disk for one of text: two of a token for about four of text, twice, and the tar
-_PAIRS = {"vocab.json": "merges.txt", "encoder.json": "vocab.bpe"}
+_PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
 
 
 def plan(settings: Text, output: Output) -> Plan:
@@ -84,7 +83,7 @@ def _from_text(settings: Text, output: Output) -> Found:
     endings = ("",) if os.path.isfile(root) else ENDINGS
     files = {file: os.path.getsize(file) for file in scan(root, endings, check, reasons, settings.max_bad_share)}
     source = source_of([(below(file, root), size) for file, size in files.items()])
-    given = _tokenizer_files(Path(settings.tokenizer)) if settings.tokenizer else []
+    given = _tokenizer_files(Path(settings.tokenizer)) if settings.tokenizer else {}
     source["tokenizer"] = _hash(given)
     output.begin(source)
     there = sum(file.stat().st_size for file in output.working.iterdir())
@@ -92,7 +91,8 @@ def _from_text(settings: Text, output: Output) -> Found:
     folder = output.folder / "tokenizer"
     _copy(given, folder)
     if not given and not (folder / "tokenizer.json").exists():
-        print(f"training a tokenizer of {settings.vocab_size:,} ids", file=sys.stderr)
+        size = min(settings.train_mb, source["bytes"] / 1e6)
+        print(f"training a tokenizer of {settings.vocab_size:,} ids on {size:,.0f} MB of text", file=sys.stderr)
         trained = tokenizer.train(_evenly(files, settings), settings.vocab_size)
         replace(folder / "tokenizer.json", trained.to_str(pretty=True).encode())
     return tokenised(files, output.working, folder, settings), source, reasons.reasons
@@ -104,10 +104,11 @@ def _from_fairseq(settings: Text, output: Output) -> Found:
     corpus = binarised(path)
     names = [path, path.with_suffix(".idx"), path.with_name("dict.txt")]
     source = source_of([(file.name, file.stat().st_size) for file in names])
-    given = _tokenizer_files(Path(settings.tokenizer)) if settings.tokenizer else []
-    source["tokenizer"] = _hash([*given, names[2]])
+    given = _tokenizer_files(Path(settings.tokenizer)) if settings.tokenizer else {}
+    kept = given | {"dict.txt": names[2]}
+    source["tokenizer"] = _hash(kept)
     output.begin(source)
-    _copy([*given, names[2]], output.folder / "tokenizer")
+    _copy(kept, output.folder / "tokenizer")
     if given and (size := tokenizer.load(output.folder / "tokenizer").size) != corpus.tokens.vocab_size:
         rule = f"has {size} ids, and the dictionary beside {path.name} {corpus.tokens.vocab_size}"
         raise ConfigError("tokenizer", settings.tokenizer, rule, "give the one that the data were made with")
@@ -123,30 +124,28 @@ def _evenly(files: dict[str, int], settings: Text) -> Iterator[str]:
         yield from filter(None, part.lines())
 
 
-def _tokenizer_files(path: Path) -> list[Path]:
-    """The files that ``datamodules.tokenizer.load`` reads of a path, which it has read once to be sure."""
+def _tokenizer_files(path: Path) -> dict[str, Path]:
+    """Name -> file of what ``datamodules.tokenizer.load`` reads of a path, which it has read once to be sure."""
     tokenizer.load(path)
-    if path.is_file() and path.name not in _PAIRS:
-        return [path]
+    one = path if path.is_file() else path / "tokenizer.json"
+    if one.exists() and one.name not in {vocab for vocab, _ in _PAIRS}:
+        return {"tokenizer.json": one}
     folder = path if path.is_dir() else path.parent
-    if path.is_dir() and (path / "tokenizer.json").exists():
-        return [path / "tokenizer.json"]
-    first = next(vocab for vocab in ([path.name] if path.is_file() else _PAIRS) if (folder / vocab).exists())
-    return [folder / first, folder / _PAIRS[first], *sorted(folder.glob("*dict.txt"))[:1]]
+    pairs = [pair for pair in _PAIRS if all((folder / name).exists() for name in pair)]
+    vocab, merges = next(pair for pair in pairs if path in (folder, folder / pair[0]))
+    names = [vocab, merges, *sorted(file.name for file in folder.glob("*dict.txt"))[:1]]
+    return {name: folder / name for name in names}
 
 
-def _copy(files: list[Path], folder: Path) -> None:
+def _copy(files: dict[str, Path], folder: Path) -> None:
     folder.mkdir(exist_ok=True)
-    alone = [file for file in files if file.suffix == ".json"][:1] if len(files) == 1 else []
-    for file in files:
-        half = folder / f"{file.name}.half"
-        shutil.copyfile(file, half)
-        os.replace(half, folder / ("tokenizer.json" if file in alone else file.name))
+    for name, file in files.items():
+        replace(folder / name, file.read_bytes())
 
 
-def _hash(files: list[Path]) -> str | None:
+def _hash(files: dict[str, Path]) -> str | None:
     """Of the names and bytes of files; None of none."""
     if not files:
         return None
-    rows = "".join(f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n" for file in files)
+    rows = "".join(f"{name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n" for name, file in files.items())
     return hashlib.sha256(rows.encode()).hexdigest()

@@ -135,15 +135,17 @@ def binarised(folder: Path, lines: list[list[int]], words: int, code: int, kind:
     return folder / "train.bin"
 
 
-@pytest.mark.parametrize(("code", "kind"), [(8, "<u2"), (4, "<i4"), (5, "<i8")])
+@pytest.mark.parametrize(("code", "kind", "words"), [(8, "<u2", 1000), (4, "<i4", 70_000), (9, "<u4", 70_000)])
 @pytest.mark.parametrize("mode", ["none", "complete_doc"])
-def test_binarised_data_of_fairseq(tmp_path: Path, code: int, kind: str, mode: str) -> None:
+def test_binarised_data_of_fairseq(tmp_path: Path, code: int, kind: str, words: int, mode: str) -> None:
     rng = np.random.default_rng(0)
-    lines = [[*rng.integers(4, 1004, n).tolist(), 2] for n in rng.integers(0, 9, 200)]
-    path = binarised(tmp_path / "bin", lines, 1000, code, kind)
+    lines = [[*rng.integers(4, words + 4, n).tolist(), 2] for n in rng.integers(0, 9, 200)]
+    path = binarised(tmp_path / "bin", lines, words, code, kind)
     assert prepare("text", path, tmp_path / "out", "block=12", "order=sorted", f"break_mode={mode}") == 0
     assert ids(tmp_path / "out") == cut(lines, mode, 12)
-    assert manifest(tmp_path / "out")["vocab_size"] == 1005
+    assert manifest(tmp_path / "out")["vocab_size"] == words + 5
+    [dtype] = {np.load(io.BytesIO(sample["npy"])).dtype for sample in read(tmp_path / "out")}
+    assert dtype == (np.uint16 if words == 1000 else np.uint32)
     assert (tmp_path / "out/tokenizer/dict.txt").read_bytes() == (tmp_path / "bin/dict.txt").read_bytes()
 
 
