@@ -153,7 +153,7 @@ def _make_here(name: str, cache: Cache) -> dict[str, str]:
 
 def _make_far(name: str, cache: Cache) -> dict[str, str]:
     try:
-        with cache.get(name, None).open("rb") as file:
+        with os.fdopen(cache.open(name, None), "rb") as file:
             index, refused = scan(file, os.fstat(file.fileno()).st_size)
     except Unusable as error:
         rule = f"has no index beside it and {error}"

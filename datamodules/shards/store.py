@@ -21,6 +21,7 @@ from datamodules.shards.names import is_remote
 Sum = tuple[int, int]  # bytes and CRC-32 of a whole shard
 _OPEN = 64  # files that a process keeps open
 _FETCHERS = 4  # shards that a process fetches ahead at a time
+_EVICTED = 20  # times that a shard may be deleted before it is opened
 _CACHED = ".shard"  # no name that a user's file has: what ends so may be deleted
 
 
@@ -55,8 +56,8 @@ class Cache:
             fcntl.lockf(file, fcntl.LOCK_EX)
             yield
 
-    def get(self, url: str, expected: Sum | None) -> Path:
-        """The shard as a file, fetched if it is not there.
+    def open(self, url: str, expected: Sum | None) -> int:
+        """The shard as an open file (its descriptor), fetched if it is not there. It stays readable if it is deleted.
 
         Args:
             expected: what it must be like, or None if that is not known yet.
@@ -65,14 +66,23 @@ class Cache:
             Unusable: if it cannot be fetched, or is not the shard that was indexed.
         """
         path = self.path(url)
-        if path.exists():
-            with suppress(OSError):
-                os.utime(path)  # used now
-            return path
-        with self.alone(url):
-            if not path.exists():
-                self._fetch(url, path, expected)
-        return path
+        for _ in range(_EVICTED):
+            with suppress(FileNotFoundError):
+                return self._open(path)
+            with self.alone(url):
+                if not path.exists():
+                    self._fetch(url, path, expected)
+                with suppress(FileNotFoundError):  # others, whose shards found no room, were quick to delete it
+                    file = self._open(path)
+                    self._make_room(0, path)  # for what was fetched meanwhile
+                    return file
+        raise Unusable("is deleted as soon as it is fetched: data.cache_gb is too small")
+
+    def _open(self, path: Path) -> int:
+        file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        with suppress(OSError):
+            os.utime(file)  # used now
+        return file
 
     def __getstate__(self) -> dict[str, object]:
         """For another process: without the locks of this one."""
@@ -81,7 +91,7 @@ class Cache:
     def _fetch(self, url: str, path: Path, expected: Sum | None) -> None:
         part = path.with_suffix(".part")
         try:
-            self._make_room(expected[0] if expected else 0)
+            self._make_room(expected[0] if expected else 0, path)
             for _ in range(2):
                 crc = fetch(url, part)
                 if expected in (None, (part.stat().st_size, crc)):
@@ -93,17 +103,16 @@ class Cache:
             part.unlink(missing_ok=True)
         raise Unusable("is not the shard that was indexed: size or checksum differ")
 
-    def _make_room(self, more: int) -> None:
+    def _make_room(self, more: int, keep: Path) -> None:
         there = []
         for file in self.folder.glob(f"*{_CACHED}"):
             with suppress(FileNotFoundError):  # another process makes room too
                 there.append((file.stat().st_mtime, file.stat().st_size, file))
         excess = sum(size for _, size, _ in there) + more - self.limit
         for _, size, file in sorted(there):
-            if excess <= 0:
-                return
-            file.unlink(missing_ok=True)
-            excess -= size
+            if excess > 0 and file != keep:
+                file.unlink(missing_ok=True)
+                excess -= size
 
 
 class Store:
@@ -158,23 +167,23 @@ class Store:
         while True:
             number = wanted.get()
             with suppress(Unusable):  # who reads it will be told
-                self.cache.get(self.names[number], self.sums[number])
+                os.close(self.cache.open(self.names[number], self.sums[number]))
 
     def _open(self, number: int) -> int:
         if number not in self.files:
             self._sweep()
-            self.files[number] = os.open(self._path(number), os.O_RDONLY | os.O_CLOEXEC)
+            self.files[number] = self._opened(number)
         self.files.move_to_end(number)
         return self.files[number]
 
-    def _path(self, number: int) -> str:
+    def _opened(self, number: int) -> int:
         name = self.names[number]
         if not is_remote(name):
-            return name
+            return os.open(name, os.O_RDONLY | os.O_CLOEXEC)
         if number in self.gone:
             raise Unusable(self.gone[number])
         try:
-            return str(self.cache.get(name, self.sums[number]))
+            return self.cache.open(name, self.sums[number])
         except Unusable as error:
             self.gone[number] = str(error)
             raise

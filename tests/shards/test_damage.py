@@ -1,4 +1,4 @@
-"""Damaged, missing and hostile shards: training goes on in the same order, each is named once, and too much stops it."""
+"""Damaged, missing and hostile shards: the order stays, each is named once, and too much stops the run."""
 
 from __future__ import annotations
 
