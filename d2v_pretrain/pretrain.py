@@ -18,6 +18,8 @@ from d2v_pretrain.schedules import Schedule
 from d2v_pretrain.sharding import shard, whole
 from d2v_pretrain.types import Batch, Output
 
+MEMORY_TRIED = ("cuda",)  # devices on which the largest micro-batch is tried before the first step
+
 
 class Pretrain(L.LightningModule):
     """Trains an objective.
@@ -78,21 +80,29 @@ class Pretrain(L.LightningModule):
         return optimizer
 
     def on_train_start(self) -> None:
-        """With several ranks: two backward passes that count for nothing, so that all steps sum in one order.
+        """Backward passes that count for nothing: two with several ranks, so that all steps sum in one order.
 
         DDP regroups its buckets at the second forward of a *process*, by the order in which gradients arrived in the
         first backward. From three ranks on, another grouping is another order of sums: the first step of a resumed run
         would differ in its last bits from the same step of a run that was never stopped.
+        On a GPU another one with the largest micro-batch: what does not fit its memory is told now, not in an hour.
         """
-        if self.trainer.world_size == 1:
-            return
-        kept = self.cursor, self.samples_seen
-        batch = self.trainer.datamodule.health_batches(2)[0].to(self.device)  # type: ignore[attr-defined]
-        for _ in range(2):
-            self.trainer.strategy.training_step(batch, 0).backward()  # type: ignore[union-attr]
+        data, kept = self.trainer.datamodule, (self.cursor, self.samples_seen)  # type: ignore[attr-defined]
+        trial = data.health_batches(2)[:1] * 2 if self.trainer.world_size > 1 else []
+        trial += [data.largest()] if self.device.type in MEMORY_TRIED else []
+        for batch in trial:
+            self._throw_away(batch)
         self.zero_grad(set_to_none=True)
         self.cursor, self.samples_seen = kept
         self._loss, self._count = torch.zeros(()), 0
+
+    def _throw_away(self, batch: Batch) -> None:
+        try:
+            self.trainer.strategy.training_step(batch.to(self.device), 0).backward()  # type: ignore[union-attr]
+        except torch.OutOfMemoryError as error:
+            rule = f"is too much for the device's memory with inputs of {tuple(batch.inputs.shape)} ({error})"
+            remedy = "lower micro_batch or max_tokens; global_batch may stay"
+            raise ConfigError("micro_batch", len(batch), rule, remedy) from None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The summed loss of one micro-batch; Lightning's division by the number of micro-batches is undone."""

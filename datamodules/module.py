@@ -151,6 +151,12 @@ class PretrainDataModule(LightningDataModule):
         """Classifications of frozen features; [] where there are no labels."""
         return self.source.probe_tasks()
 
+    def largest(self) -> Batch:
+        """The micro-batch of the first window that takes the most memory: the most rows times longest sample."""
+        lengths, batches = self.plan.lengths, self.plan.window(0)
+        sizes = [len(ids) if lengths is None else len(ids) * int(lengths[ids].max()) for ids in batches]
+        return self.finished(MicroBatches(self.source)[Slot(batches[int(np.argmax(sizes))], 0, ())])
+
     def health_batches(self, n: int) -> list[Batch]:
         """About n samples spread evenly over the data, unlabelled, always the same: for effective rank and spread."""
         ids = np.unique(np.linspace(0, len(self.source) - 1, n).astype(np.int64))
