@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -99,5 +100,10 @@ def _essential(shape: Sequence[int]) -> list[int]:
 
 
 def _listed(names: Sequence[str]) -> str:
+    """Names, those of one block together if there are many."""
+    blocks = Counter(name.split(".")[1] for name in names if name.startswith("blocks."))
+    many = {f"blocks.{i}.": count for i, count in blocks.items() if count > _LISTED}
+    names = [name for name in names if not name.startswith(tuple(many))]
+    names += [f"{block}* ({count} tensors)" for block, count in many.items()]
     more = len(names) - _LISTED
     return ", ".join(islice(names, _LISTED)) + (f" and {more} more" if more > 0 else "")

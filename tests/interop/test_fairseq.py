@@ -179,6 +179,10 @@ def test_what_does_not_fit_is_listed(tmp_path: Path) -> None:
     for part in ("missing in it: stem.projection.bias", "unexpected in it: surprise.weight", "stem.norm.weight (7,)"):
         assert part in str(error.value)
     assert all(torch.equal(before[name], value) for name, value in encoder.state_dict().items())
+    deeper = {k.replace("encoder.layers.3.", "encoder.layers.4."): v for k, v in golden("audio1")[1].items()}
+    file = write(tmp_path / "file.pt", pretrained(golden("audio1")[1] | deeper))
+    with pytest.raises(ConfigError, match=r"unexpected in it: blocks\.4\.\* \(12 tensors\); choose"):
+        seed([encoder], fairseq.read(file), file)
 
 
 @pytest.mark.parametrize(
