@@ -29,7 +29,7 @@ IDENTITY = (
 )
 # Parts of them that may change: where the data lies, how fast the teacher follows, where skipped files are listed.
 FREE = ("data.root", "data.skipped_path", "data.cache_folder", "data.cache_gb", "source.corpus", "source.cache",
-        "objective.teacher.decay")  # fmt: skip
+        "objective.teacher.decay", "architecture.checkpointing")  # fmt: skip
 
 
 def environment() -> dict[str, Any]:

@@ -182,7 +182,7 @@ class Stream(Sampler[Slot]):
         each = self.slots // self.lanes  # a lane's slots are neighbours, so that few ranks read a shard
         mine = {slot // each for slot in self.ours}
         lanes = [
-            Lane(self.plan, self.lanes, *self.cursor[2 * i : 2 * i + 2], self.ahead if i in mine else None)
+            Lane(self.plan, self.lanes, self.cursor[2 * i], self.cursor[2 * i + 1], self.ahead if i in mine else None)
             for i in range(self.lanes)
         ]
         cursor = list(self.cursor)
