@@ -6,7 +6,8 @@ import fcntl
 import importlib
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from d2v_pretrain.errors import ConfigError
 
 
 def fetch(root: str, dataset: str | None, parts: Sequence[Mapping[str, Any]]) -> None:
-    """Download each part that is not there yet into ``root/<class>-<n>``; several processes wait for the first.
+    """Download each part that is not there yet into ``root/<class>-<n>``.
 
     A part is built in a hidden folder and then renamed: the libraries take a half unpacked archive for a whole one.
 
@@ -28,13 +29,20 @@ def fetch(root: str, dataset: str | None, parts: Sequence[Mapping[str, Any]]) ->
     """
     if dataset is None:
         raise ConfigError("data.download", True, "is not offered for this set", "leave it out and put the files there")
-    Path(root).mkdir(parents=True, exist_ok=True)
-    with open(os.path.join(root, ".download.lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with alone(root):
         for n, arguments in enumerate(parts):
             target = Path(root, f"{dataset.rpartition('.')[2]}-{n}")
             if not target.exists():
                 _fetch_one(target, dataset, arguments)
+
+
+@contextmanager
+def alone(root: str) -> Iterator[None]:
+    """Make the folder if need be, and let one process (rank) of a machine at a time download into it."""
+    Path(root).mkdir(parents=True, exist_ok=True)
+    with open(os.path.join(root, ".download.lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _fetch_one(target: Path, dataset: str, arguments: Mapping[str, Any]) -> None:

@@ -13,7 +13,7 @@ from d2v_pretrain.errors import ConfigError
 from datamodules.image_folder import ImageFolder
 from datamodules.labels import Item, labelled
 from datamodules.probe import Labelled
-from datamodules.sets.fetch import build, demand, fetch
+from datamodules.sets.fetch import alone, build, demand, fetch
 
 
 class ImageSet(ImageFolder):
@@ -53,7 +53,7 @@ class TorchvisionImages:
         root: folder in which torchvision unpacks.
         dataset: name of the class in ``torchvision.datasets``.
         pretrain, train, test: its further arguments for what is pretrained on and for the two splits of the probe.
-        download: whether to fetch what is not there (one process at a time).
+        download: whether to fetch what is not there.
         get: what to put where, for the error if it is not there.
     """
 
@@ -62,8 +62,8 @@ class TorchvisionImages:
         self.root, self.dataset, self.get = root, f"torchvision.datasets.{dataset}", get
         self.arguments = {"pretrain": dict(pretrain), "train": dict(train), "test": dict(test)}
         if download:
-            os.makedirs(root, exist_ok=True)
-            build(self.dataset, root, {**pretrain, "download": True}, "data.download", "try again, or " + get)
+            with alone(root):  # what is there with the right checksum is not fetched again
+                build(self.dataset, root, {**pretrain, "download": True}, "data.download", "try again, or " + get)
 
     @cached_property
     def splits(self) -> dict[str, Any]:

@@ -367,6 +367,19 @@ def test_a_download_is_whole_or_not_there(
     assert len(parts_there()) == parts and len(calls) == parts + 1, "only what was missing is fetched again"
 
 
+def test_torchvision_fetches_only_if_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(torchvision.datasets.CIFAR10, "download", lambda self: asked.append(self.root))
+    with pytest.raises(
+        ConfigError, match=r"CIFAR10 .*; unpack cifar-10-python.tar.gz in it, or type data.download=true"
+    ):
+        len(source("cifar10", tmp_path / "data"))
+    assert asked == []
+    with pytest.raises(ConfigError, match=r"does not give CIFAR10 .*; try again, or unpack cifar-10"):
+        source("cifar10", tmp_path / "data", "data.download=true")
+    assert asked == [str(tmp_path / "data")]
+
+
 @pytest.mark.parametrize("name", ["librilight", "fsdd", "esc50", "imagenet"])
 def test_sets_that_no_library_fetches(tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError, match=r"data.download=True is not offered for this set"):
