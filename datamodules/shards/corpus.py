@@ -17,7 +17,7 @@ from datamodules.folder import Skipped, Unusable
 from datamodules.labels import Item, labelled
 from datamodules.probe import Labelled
 from datamodules.shards.index import Index, load
-from datamodules.shards.names import expand, shown
+from datamodules.shards.names import expand, is_remote, shown
 from datamodules.shards.opening import Shard, open_all
 from datamodules.shards.store import Cache, Store
 from datamodules.shards.tar import Damaged, is_unsafe, parts, walk
@@ -25,6 +25,7 @@ from datamodules.shards.tar import Damaged, is_unsafe, parts, walk
 Raw = TypeVar("Raw")
 _MAPPED = 1024  # indexes that a process keeps mapped
 _LABELLED = 5000  # samples whose labels a split of the probe looks at, at most
+_SOME = 4  # shards from elsewhere that are looked into
 _FEW = 100  # reads before which a few bad ones are no share
 
 
@@ -139,6 +140,17 @@ class ShardCorpus(ABC, Generic[Raw]):
     def ahead(self, shards: Sequence[int]) -> None:
         """Begin to fetch those of these shards that are elsewhere."""
         self._store.ahead([s for s in shards if self.shard_sizes[s]])
+
+    def some(self, n: int) -> np.ndarray:
+        """(n,) ids spread over the data, but of few shards where these must be fetched: to look at, not to train on."""
+        ids = np.arange(len(self))
+        if any(map(is_remote, self.names)):
+            full = np.flatnonzero(self.shard_sizes)
+            few = full[np.linspace(0, len(full) - 1, _SOME).astype(int)]
+            ids = np.concatenate(
+                [np.arange(self._ends[s] - self.shard_sizes[s], self._ends[s]) for s in np.unique(few)]
+            )
+        return ids[np.linspace(0, len(ids) - 1, n).astype(int)]
 
     def _place(self, index: int) -> tuple[int, int]:
         """Shard, and place in it, of a sample."""

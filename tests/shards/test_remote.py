@@ -80,7 +80,7 @@ def test_what_broke_off_is_gone_on_with(tmp_path: Path) -> None:
         part = fetch._Part(f"{server.url}/x", tmp_path / "part")
         server.draw.choice, server.temper = lambda _: "cut", 1.0  # type: ignore[method-assign]
         for _ in range(2):
-            with pytest.raises(OSError, match="broke off|reset"):
+            with pytest.raises(OSError, match=r"broke off|reset"):
                 part.go_on()
         assert 0 < part.done < len(content) and server.ranges == 1
         file.write_bytes(content[::-1])
@@ -169,7 +169,7 @@ def test_tries_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fetch, "TRIES", 3)
     with serving(indexed(tmp_path / "a"), temper=1.0) as server:
         server.draw.choice = lambda _: "500"  # type: ignore[method-assign]
-        with pytest.raises(Unusable, match="3 times tried .*HTTP Error 500"):
+        with pytest.raises(Unusable, match=r"3 times tried .*HTTP Error 500"):
             fetch.fetch(f"{server.url}/s-000.tar", tmp_path / "x")
         assert server.asked["s-000.tar"] == 3
 
