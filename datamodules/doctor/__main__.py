@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.errors import HydraException
 from hydra.utils import instantiate
@@ -21,9 +21,9 @@ from rich.console import Console
 from d2v_pretrain.cli import in_words
 from d2v_pretrain.config import check, load
 from d2v_pretrain.errors import ConfigError
-from datamodules.doctor import report
-from datamodules.doctor.simulate import Simulation, simulate
-from datamodules.doctor.survey import survey
+
+if TYPE_CHECKING:
+    from datamodules.doctor.simulate import Simulation
 
 _LIMIT = 0.1  # where the data have no ``max_bad_share``
 
@@ -60,6 +60,9 @@ def look(cfg: DictConfig, sample: int | None) -> int:
     Returns:
         0 if no kind of defect is above ``data.max_bad_share``, and there is a plan; else 1.
     """
+    from datamodules.doctor import report  # torch and Lightning: seconds that `--help` need not wait for
+    from datamodules.doctor.survey import survey
+
     folder, limit = Path(cfg.folder, "doctor"), _LIMIT
     cfg.folder = str(folder)  # a run's own files stay as they are
     if "max_bad_share" in cfg.data:
@@ -88,6 +91,8 @@ def _corpus(source: Any) -> Any:
 
 
 def _simulated(data: Any) -> Simulation | str:
+    from datamodules.doctor.simulate import simulate
+
     try:
         return simulate(data)
     except ConfigError as error:
