@@ -10,6 +10,7 @@ output=DIR        where to; runs/NAME/exports/… by default
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +82,8 @@ def export(run: Trained, which: str, layout: str, output: str | None = None) -> 
     rows = made(run, encoder, probe["data"] if probe else _last(run.cfg.data._target_))
     facts = card.Facts(name, which, use, rows, written.library, run.step, probe)
     (folder / "README.md").write_text(card.text(facts), encoding="utf-8")
+    for file in folder.glob("*.safetensors"):
+        shutil.copymode(folder / "README.md", file)  # safetensors makes files that only their owner may read
     say = Console(soft_wrap=True, highlight=False).print
     say(f"{folder}: the {which} of {name} at step {run.step:,}, {written.what}")
     if note:

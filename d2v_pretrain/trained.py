@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import json
 from collections.abc import Sequence
@@ -81,7 +82,7 @@ class Trained:
         Raises:
             ConfigError, or one of Hydra's: a word that is no setting of such data.
         """
-        cfg = self.cfg
+        cfg = copy.deepcopy(self.cfg)
         if not typed:
             return instantiate(cfg.source, _convert_="all")
         if "cache" in cfg.source and not (cfg.source.tokenizer or Path(cfg.source.cache).exists()):

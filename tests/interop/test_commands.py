@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ import soundfile
 import torch
 from PIL import Image
 
-from d2v_pretrain import extract, reprobe
+from d2v_pretrain import commands, export, extract, reprobe
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.evaluate import features
 from d2v_pretrain.trained import Trained
@@ -118,17 +119,27 @@ def test_data_without_labels(sounds: Path, trained: Runs) -> None:
         reprobe.main([f"run={trained('audio1').folder}", f"data.root={sounds}"])
 
 
-def test_as_people_type_it(sounds: Path, trained: Runs, tmp_path: Path) -> None:
-    """One process each: a mistake is one line and exit code 2, nothing typed prints the usage."""
+@pytest.mark.parametrize(
+    "command, typed, line",
+    [
+        (extract, "run={run} output=out data.rot=x", "data.rot"),
+        (extract, "run={run} output=out data=foldr", "data=foldr"),
+        (export, "run=none", "error: run=none is no folder"),
+    ],
+)
+def test_a_mistake_is_one_line(
+    command: Any, typed: str, line: str, trained: Runs, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr("sys.argv", ["command", *typed.format(run=trained("audio1").folder).split()])
+    with pytest.raises(SystemExit) as stop:
+        commands.run(command.main, command.__doc__)
+    errors = capsys.readouterr().err.splitlines()
+    assert stop.value.code == 2 and len(errors) == 1 and line in errors[0], errors
 
-    def start(module: str, *words: str) -> subprocess.CompletedProcess[str]:
-        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-        command = [sys.executable, "-m", f"d2v_pretrain.{module}", *words]
-        return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
 
-    wrong = start("extract", f"run={trained('audio1').folder}", "output=out", "data.rot=x")
-    assert wrong.returncode == 2 and "data.rot" in wrong.stderr and len(wrong.stderr.splitlines()) == 1, wrong.stderr
-    usage = start("evaluate")
-    assert usage.returncode == 0 and "run=NAME" in usage.stdout
-    wrong = start("export", "run=none")
-    assert wrong.returncode == 2 and wrong.stderr.startswith("error: run=none is no folder"), wrong.stderr
+def test_usage(tmp_path: Path) -> None:
+    """``evaluate`` is a module of functions and a command: this one in a process of its own."""
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-m", "d2v_pretrain.evaluate"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0 and "run=NAME" in done.stdout, done.stderr

@@ -129,6 +129,7 @@ def test_a_bundle_comes_back_and_starts_a_run(name: str, trained: Runs, tmp_path
         expected = encoder.encode(batch).x
         assert torch.equal(loaded.encode(batch).x, expected) and torch.equal(fresh.encode(batch).x, expected)
     assert not loaded.training
+    assert len({file.stat().st_mode for file in folder.iterdir()}) == 1, "who may read the card may read the weights"
 
 
 @pytest.mark.parametrize("name", CLASSES)
