@@ -92,6 +92,10 @@ def _no_such_choice(error: MissingConfigException) -> ConfigError:
     group, _, choice = missing.rpartition("/")
     if group == "corpus":  # data=… of another modality
         modality, _, data = choice.partition("_")
+        typed = dict(argument.split("=", 1) for argument in sys.argv[1:] if "=" in argument)
+        if "experiment" in typed and "data" not in typed:
+            rule = f"is not for modality={modality}"
+            return ConfigError("experiment", typed["experiment"], rule, "leave out modality=")
         usable = ", ".join(name.removeprefix(f"{modality}_") for name in options if name.startswith(f"{modality}_"))
         return ConfigError("data", data, f"is nothing for modality={modality}", f"choose one of {usable}")
     if group in ("architecture", "recipe"):

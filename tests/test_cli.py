@@ -32,6 +32,7 @@ WRONG = {
     "modality=audio encoder=big": "choose one of base, huge, large, tiny",
     "modality=audio objective=data2vec3": "did you mean data2vec",
     "modality=audio experiment=audio_data2vec2_bas": "did you mean audio_data2vec2_base",
+    "modality=audio experiment=vision_data2vec2_base": "is not for modality=audio; leave out modality=",
     "modality=vision data=librispeech": "choose one of cifar10, cifar100, folder,",
     "modality=audio stps=5": "stps=5 is not a setting (did you mean steps?); the settings are in conf/pretrain.yaml",
     "modality=audio encodr=tiny": "did you mean encoder",

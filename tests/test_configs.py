@@ -169,7 +169,7 @@ WRONG = {
     "name=a/b": "name of a folder",
     "init_from=nowhere.ckpt": "is not a file",
     "data=folder": "data.root=??? has no value; type data.root=",
-    "experiment=vision_data2vec2_base data.root=.": "is not for modality=audio",
+    "experiment=text_data2vec2_base data.root=.": "is not for modality=audio",
     "experiment=audio_data2vec2_base objective=data2vec1 data.root=.": "is not for objective=data2vec1",
     "mask_vector=false objective=data2vec1": "must be true",
 }
