@@ -77,7 +77,7 @@ def export(run: Trained, which: str, layout: str, output: str | None = None) -> 
     note = inputs.write(run, folder)
     written = FORMATS[layout](run, encoder, folder)
     difference = _difference(run, encoder, written.again)
-    use = written.use.format(folder=folder.name, auto=inputs.auto) + (f"\n\nOf this export, {note}." if note else "")
+    use = written.use.format(folder=folder.name, auto=inputs.auto) + (f"\n\nNote: {note}." if note else "")
     name, probe = str(run.cfg.name), run.report(f"probe_{which}_{run.step}.json") or run.report("probe.json")
     rows = made(run, encoder, probe["data"] if probe else _last(run.cfg.data._target_))
     facts = card.Facts(name, which, use, rows, written.library, run.step, probe)
@@ -87,7 +87,7 @@ def export(run: Trained, which: str, layout: str, output: str | None = None) -> 
     say = Console(soft_wrap=True, highlight=False).print
     say(f"{folder}: the {which} of {name} at step {run.step:,}, {written.what}")
     if note:
-        say(f"[yellow]{note}[/]")
+        say(f"[yellow]Note: {note}.[/]")
     say(f"Read back, its activations differ by {difference:.1e}. README.md there says how to load it.")
     return folder
 

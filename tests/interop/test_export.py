@@ -109,6 +109,7 @@ def test_folders_with_their_own_code_need_transformers_alone(
     for name, folder in folders.items():
         encoder = trained(name).encoder("teacher")
         batch, _ = example(trained(name), encoder)
+        assert ("standardised by itself" in (folder / "README.md").read_text()) == (name == "small_vision2")
         if json.loads((folder / "config.json").read_text()).get("standardise"):
             batch = Batch(torch.stack([_standardised(image) for image in batch.inputs]), batch.ids)
         with torch.no_grad():

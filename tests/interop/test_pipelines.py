@@ -14,6 +14,7 @@ from PIL import Image
 
 from d2v_pretrain import export, family
 from d2v_pretrain.family.preprocess_audio import Data2VecAudioFeatureExtractor
+from d2v_pretrain.interop import tokenizer_files
 from d2v_pretrain.trained import Trained
 
 transformers = pytest.importorskip("transformers")
@@ -133,3 +134,26 @@ def test_sound_is_prepared_as_in_pretraining(exported: Callable[..., Path]) -> N
         ours = normalise(wave)
         torch.testing.assert_close(made["input_values"][row, : len(ours)], ours, atol=5e-3, rtol=0)  # eps 1e-5 and 1e-7
         assert made["attention_mask"][row].sum() == len(ours)
+
+
+@pytest.mark.parametrize("dictionary", [False, True], ids=["moved up by four", "fairseq's dictionary"])
+def test_a_vocabulary_with_other_raw_ids(dictionary: bool, tmp_path: Path) -> None:
+    """GPT-2's has no special ids; fairseq's dictionary orders its ids by frequency and has made-up words (-1)."""
+    from tokenizers import ByteLevelBPETokenizer
+
+    from datamodules.tokenizer import Vocabulary
+
+    raw = ByteLevelBPETokenizer()
+    texts = ["the cat sat on the mat", "the dog sat on the cat"]
+    raw.train_from_iterator(texts, vocab_size=280, show_progress=False)
+    size = raw.get_vocab_size()
+    order = [*torch.randperm(size, generator=torch.Generator().manual_seed(0)).tolist(), -1, -1] if dictionary else None
+    vocabulary = Vocabulary(raw, order)
+    content = json.loads(vocabulary.tokenizer.to_str())
+    ids = tokenizer_files.ids_of(content, vocabulary.moved, vocabulary.size)
+    assert sorted(ids.values()) == list(range(vocabulary.size)) and vocabulary.size == size + 5 + 2 * dictionary
+    tokenizer_files.write(tmp_path, ids, content, 64)
+    theirs = transformers.RobertaTokenizer.from_pretrained(tmp_path)
+    for text, ours in zip(texts, vocabulary.encode(texts), strict=True):
+        assert theirs(text)["input_ids"] == [0, *ours.tolist(), 2]
+    assert theirs.mask_token_id == vocabulary.size - 1
