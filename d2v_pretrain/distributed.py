@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -12,7 +13,7 @@ import torch
 from torch import distributed
 
 ROLL_CALL = 10.0  # seconds that a rank gives the others to say what happened to them
-_GONE = "does not answer: it was killed (out of memory?), or its machine or the network is gone"
+_GONE = "does not answer: it failed or was killed (out of memory?), or its machine or the network is gone"
 _LOST = ("Connection closed by peer", "Connection reset", "Timed out", "timed out", "Broken pipe", "gloo", "NCCL")
 
 
@@ -97,33 +98,35 @@ def post_mortem(error: BaseException) -> Iterator[str]:
     """
     if world_size() == 1:
         return
-    rank, world, lost = distributed.get_rank(), distributed.get_world_size(), is_lost(error)
+    lost = is_lost(error)
     words = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-    me = f"rank {rank} of {world} on {socket.gethostname()}"
+    me = f"rank {distributed.get_rank()} of {world_size()} on {socket.gethostname()}"
     yield f"{me} {'lost another one' if lost else 'failed'} ({words})"
+    causes: list[str] = []
+    asking = threading.Thread(target=_roll_call, args=(me, "" if lost else words, causes), daemon=True)
+    asking.start()
+    asking.join(ROLL_CALL + 5)  # a store behind a cut cable never answers
+    if asking.is_alive():
+        causes.append(f"rank 0, where all meet, {_GONE}")
+    yield from (f"the cause: {cause}" for cause in causes)
+
+
+def _roll_call(me: str, words: str, causes: list[str]) -> None:
+    """Leave this rank's last words, if any; else find the ranks that left some, or those that are silent."""
+    rank, missing, until = distributed.get_rank(), set(range(world_size())), time.monotonic() + ROLL_CALL
     try:
         store = _store()
-        store.set_timeout(timedelta(seconds=ROLL_CALL))
-        store.set(f"last words {rank}", "lost" if lost else f"{me} failed ({words})")
-        yield from _roll_call(store, rank, world) if lost else ()
+        store.set(f"last words {rank}", words and f"{me} failed ({words})")
+        while missing and not causes and not words and time.monotonic() < until:
+            answered = [r for r in missing if store.check([f"last words {r}"])]
+            missing.difference_update(answered)
+            causes += filter(None, (store.get(f"last words {r}").decode() for r in answered))
+            time.sleep(0.1)
+        if not causes and not words:
+            causes += [f"rank {r} {_GONE}" for r in sorted(missing)]
+        time.sleep(2 * (rank == 0 and not words))  # the store is here, and the others may not have asked yet
     except RuntimeError:
-        yield f"rank 0, where all meet, {_GONE}"
-
-
-def _roll_call(store: Any, rank: int, world: int) -> Iterator[str]:
-    """The ranks that failed of themselves, in their words; if there are none, those that are silent."""
-    until = time.monotonic() + ROLL_CALL
-    missing, failed = [r for r in range(world) if r != rank], False
-    while missing and not failed and time.monotonic() < until:
-        for r in [r for r in missing if store.check([f"last words {r}"])]:
-            missing.remove(r)
-            said = store.get(f"last words {r}").decode()
-            if said != "lost":
-                failed = True
-                yield f"the cause: {said}"
-        time.sleep(0.1)
-    if not failed:
-        yield from (f"the cause: rank {r} {_GONE}" for r in missing)
+        causes.append(f"rank 0, where all meet, {_GONE}")
 
 
 def _store() -> Any:

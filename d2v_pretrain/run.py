@@ -97,7 +97,7 @@ def _fit(trainer: Trainer, module: Pretrain, datamodule: LightningDataModule, la
     except Exception as error:
         _tell(error, folder)
         if is_lost(error):
-            raise SystemExit(1) from None
+            os._exit(1)  # at once: closing what is left of the connections would wait for those who are gone
         raise
     leave_together()
 

@@ -86,10 +86,7 @@ def live(cwd: str, argv: Sequence[str], env: dict[str, str]) -> None:
 
 def start(cwd: Path, argv: Sequence[str], world: int = 1, trainer: str = "ddp") -> list[BaseProcess]:
     """Start a run on ``world`` ranks, as torchrun would; one rank is trained by trainer=cpu."""
-    cwd.mkdir(exist_ok=True)
-    if "data.root=texts" in argv and not (cwd / "texts").exists():
-        (cwd / "texts").mkdir()
-        (cwd / "texts" / "a.txt").write_text("\n\n".join(_sentences()))
+    texts(cwd)
     env = {"OMP_NUM_THREADS": "1"}
     ranks = []
     if world > 1:
@@ -108,6 +105,13 @@ def start(cwd: Path, argv: Sequence[str], world: int = 1, trainer: str = "ddp") 
     for process in processes:
         process.start()
     return processes
+
+
+def texts(cwd: Path) -> None:
+    """Make the folder of a run, with the data of RUNS["text"]."""
+    if not (cwd / "texts").exists():
+        (cwd / "texts").mkdir(parents=True)
+        (cwd / "texts" / "a.txt").write_text("\n\n".join(_sentences()))
 
 
 def finish(cwd: Path, argv: Sequence[str], world: int = 1, trainer: str = "ddp", limit: float = 240) -> None:

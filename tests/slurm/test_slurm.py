@@ -52,8 +52,7 @@ def whole(slurm: Environment, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def prepare(cwd: Path, steps: int = STEPS) -> list[str]:
     """A folder to submit from, and what follows `python train.py`."""
-    (cwd / "texts").mkdir(parents=True, exist_ok=True)
-    (cwd / "texts" / "a.txt").write_text("\n\n".join(lives._sentences()))
+    lives.texts(cwd)
     shutil.copy(ROOT / "train.py", cwd)
     common = [a for a in lives.COMMON if not a.startswith(("trainer", "steps"))]
     return [*RUNS["text"], *common, f"steps={steps}", "checkpoint.every_steps=40"]
@@ -130,6 +129,7 @@ def test_time_limit(slurm: Environment, tmp_path: Path) -> None:
     """Slurm itself sends the signal of ``--signal``; it looks at time limits twice a minute."""
     cwd, whole = tmp_path / "stopped", tmp_path / "whole"
     job = submit(slurm, cwd, "--time=1", "--signal=USR1@50", steps=1500)
+    trains(cwd)
     goes_on(slurm, job, cwd)
     assert "(SIGUSR1)" in said(cwd)
     job = submit(slurm, whole, steps=1500)
