@@ -1,4 +1,4 @@
-"""Lightning's launcher and torchrun: the same bits for the same number of ranks; a rank that dies is named by the others."""
+"""Lightning's launcher and torchrun: the same bits for as many ranks; a rank that dies is named by the others."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two network namespaces as two nodes, with torchrun: the same bits as two ranks at home; a cut cable ends both sides."""
+"""Two network namespaces as two nodes, with torchrun: the bits of two ranks at home; a cut cable ends both sides."""
 
 from __future__ import annotations
 
