@@ -144,8 +144,8 @@ def waveform(file: str | BinaryIO, start: int = 0, frames: int = -1) -> np.ndarr
         sound, rate = soundfile.read(file, frames, start, dtype="float32", always_2d=True)
     except (soundfile.SoundFileError, RuntimeError, OSError) as error:
         raise Unusable(f"cannot be decoded ({error})") from None
-    mono = sound.mean(1)
-    if not len(mono) or not np.isfinite(mono).all():
+    mono = sound[:, 0] if sound.shape[1] == 1 else sound.mean(1)
+    if not len(mono) or not math.isfinite(mono.sum()):  # one number that is not makes the sum another
         raise Unusable("has no sound, or samples that are not finite")
     return mono if rate == RATE else _resampler(rate)(torch.from_numpy(mono)).numpy()
 

@@ -9,7 +9,6 @@ from typing import Generic, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from d2v_pretrain.types import Batch
 
@@ -102,5 +101,7 @@ def collate(items: list[Tensor], ids: np.ndarray, fill: float = 0, **fields: obj
     longest = int(lengths.max())
     if bool((lengths == longest).all()):
         return Batch(torch.stack(items), torch.from_numpy(np.asarray(ids, np.int64)), **fields)  # type: ignore[arg-type]
-    rows = torch.stack([pad(item, (0, longest - item.shape[-1]), value=fill) for item in items])
+    rows = items[0].new_full((len(items), *items[0].shape[:-1], longest), fill)
+    for row, item in zip(rows, items):  # each is copied once; padding and stacking them would do it twice
+        row[..., : item.shape[-1]] = item
     return Batch(rows, torch.from_numpy(np.asarray(ids, np.int64)), lengths, **fields)  # type: ignore[arg-type]

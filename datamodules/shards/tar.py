@@ -50,7 +50,8 @@ def walk(file: BinaryIO, size: int) -> Iterator[Member]:
         end = place + BLOCK + (0 if kind in _EMPTY else -(-length // BLOCK) * BLOCK)
         if end > size:
             raise Damaged(f"breaks off: the member at byte {begin} ends at byte {end} of {size}")
-        data = file.read(end - place - BLOCK)[:length]
+        data = file.read(min(length, end - place - BLOCK))
+        file.read(end - place - BLOCK - len(data))
         place = end
         if kind == _LONG_NAME:
             better["path"] = _text(data)

@@ -1,0 +1,297 @@
+"""Reading data: samples a second of one core against webdataset and a DataLoader over files, and where the time goes.
+
+    python -m benchmarks.data [samples, 100]
+
+Self-made sounds, images and token blocks; the crops and augmentation of the published data2vec 2.0 base recipes; one
+process, one thread, warm files. Also start-up with a million samples and the planning of ten million lengths. Prints
+tables and writes ``benchmarks/results/data.json``.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+import webdataset
+from hydra.utils import instantiate
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+from torchvision.transforms import v2
+
+from d2v_pretrain.config import load
+from datamodules.audio_folder import _resampler
+from datamodules.module import MicroBatches
+from datamodules.probe import collate
+from datamodules.shards.audio import AudioShards
+from datamodules.shards.corpus import sample_of
+from datamodules.shards.index import ENTRY, Index, build_index, save
+from datamodules.stream import Plan, Slot
+
+RESULTS = Path(__file__).parent / "results" / "data.json"
+ROWS, SHARD = 16, 100  # of a micro-batch; samples of a shard
+GRID = {"audio": (1000,), "vision": (14, 14), "text": (512,)}
+
+
+def sound(i: int) -> bytes:
+    """FLAC of 2 to 20 s, noise with the spectrum of speech, about."""
+    draw, file = np.random.default_rng(i), io.BytesIO()
+    wave = np.cumsum(draw.standard_normal(draw.integers(32_000, 320_000)))
+    wave -= np.convolve(wave, np.ones(64) / 64, "same")
+    soundfile.write(file, 0.3 * wave / np.abs(wave).max(), 16_000, format="FLAC")
+    return file.getvalue()
+
+
+def image(i: int) -> bytes:
+    """JPEG of 500 x 375, about what ImageNet has."""
+    draw, file = np.random.default_rng(i), io.BytesIO()
+    small = Image.fromarray(draw.integers(0, 256, (24, 32, 3)).astype(np.uint8))
+    noise = draw.normal(0, 6, (375, 500, 3))
+    pixels = np.asarray(small.resize((500, 375), Image.Resampling.BICUBIC)) + noise
+    Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def block(i: int) -> bytes:
+    """512 ids."""
+    file = io.BytesIO()
+    np.save(file, np.random.default_rng(i).integers(5, 50_000, 512).astype(np.uint16))
+    return file.getvalue()
+
+
+MADE: dict[str, tuple[str, Callable[[int], bytes]]] = {
+    "audio": ("flac", sound), "vision": ("jpg", image), "text": ("npy", block),
+}  # fmt: skip
+
+
+def make(folder: Path, modality: str, n: int) -> None:
+    """The same samples as files and as shards with an index."""
+    ending, one = MADE[modality]
+    (folder / "files").mkdir(parents=True), (folder / "shards").mkdir()
+    for begin in range(0, n, SHARD):
+        tar_path = folder / "shards" / f"{begin // SHARD:04d}.tar"
+        with tarfile.open(tar_path, "w") as tar:
+            for i in range(begin, min(n, begin + SHARD)):
+                data, member = one(i), tarfile.TarInfo(f"{i:06d}.{ending}")
+                (folder / "files" / member.name).write_bytes(data)
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+        build_index(tar_path)
+
+
+def source_of(modality: str, data: str, folder: Path) -> Any:
+    """The source of a published recipe over these data."""
+    place = folder / ("shards" if data == "shards" else "files")
+    cfg = load([f"experiment={modality}_data2vec2_base", f"modality={modality}", f"data={data}", f"data.root={place}",
+                "data.skipped_path=null"])  # fmt: skip
+    return instantiate(cfg.source, _convert_="all")
+
+
+class Decoded:
+    """A corpus whose items are in memory: what is left is the work of the source."""
+
+    def __init__(self, items: list[Any]) -> None:
+        self.read = items.__getitem__
+        self.frames = np.array([item.shape[-1] for item in items])
+
+
+def to_sound(data: bytes) -> Tensor:
+    """What one writes for sounds: decoded, normalised, cropped to 20 s."""
+    wave = torch.from_numpy(soundfile.read(io.BytesIO(data), dtype="float32")[0])
+    wave = torch.nn.functional.layer_norm(wave, wave.shape)
+    start = int(torch.randint(max(1, len(wave) - 320_000 + 1), ()))
+    return wave[start : start + 320_000]
+
+
+AUGMENT = v2.Compose([v2.RandomResizedCrop(224, (0.2, 1.0), interpolation=v2.InterpolationMode.BICUBIC),
+                      v2.RandomHorizontalFlip()])  # fmt: skip
+
+
+def to_image(data: bytes) -> Tensor:
+    """What one writes for images: decoded and augmented, 8 bits as ours."""
+    return AUGMENT(v2.functional.pil_to_tensor(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+def to_block(data: bytes) -> Tensor:
+    """What one writes for tokens."""
+    return torch.from_numpy(np.load(io.BytesIO(data)).astype(np.int64))
+
+
+FINISH: dict[str, Callable[[bytes], Tensor]] = {"audio": to_sound, "vision": to_image, "text": to_block}
+
+
+class Files(Dataset[Tensor]):
+    """One file an item."""
+
+    def __init__(self, files: list[Path], finish: Callable[[bytes], Tensor]) -> None:
+        self.files, self.finish = files, finish
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, i: int) -> Tensor:
+        return self.finish(self.files[i].read_bytes())
+
+
+def ours(source: Any, seed: int) -> Iterator[Any]:
+    """A pass in the order of a run."""
+    plan = Plan(getattr(source.corpus, "shard_sizes", len(source)), seed, ROWS, source.lengths)
+    slots = [Slot(ids, seed, ()) for ids in plan.window(0)]
+    return iter(DataLoader(MicroBatches(source), None, sampler=slots))  # type: ignore[arg-type]
+
+
+def batched(rows: list[Tensor]) -> Any:
+    """As ours, with padding."""
+    return collate(rows, np.arange(len(rows)))
+
+
+def rivals(folder: Path, modality: str) -> dict[str, Callable[[int], Iterator[Any]]]:
+    """A plain webdataset pipeline, and a DataLoader over files."""
+    tars, files = sorted((folder / "shards").glob("*.tar")), sorted((folder / "files").iterdir())
+    ending, finish = MADE[modality][0], FINISH[modality]
+
+    def streamed(seed: int) -> Iterator[Any]:
+        pipeline = webdataset.WebDataset([str(tar) for tar in tars], shardshuffle=False).shuffle(100, seed=seed)
+        return iter(pipeline.map(lambda sample: finish(sample[ending])).batched(ROWS, collation_fn=batched))
+
+    def loaded(seed: int) -> Iterator[Any]:
+        order = torch.Generator().manual_seed(seed)
+        return iter(DataLoader(Files(files, finish), ROWS, shuffle=True, collate_fn=batched, generator=order))
+
+    return {"webdataset": streamed, "DataLoader over files": loaded}
+
+
+def rate(passes: dict[str, Callable[[int], Iterator[Any]]], repeats: int = 25) -> dict[str, float]:
+    """Samples a second of CPU time, the fastest of passes that take turns: others are at work on the machine too."""
+    seconds: dict[str, list[float]] = {name: [] for name in passes}
+    count = {name: sum(len(batch.ids) for batch in one(0)) for name, one in passes.items()}
+    for seed in range(1, repeats + 1):
+        for name, one in passes.items():
+            start = time.process_time()
+            for _ in one(seed):
+                pass
+            seconds[name].append(time.process_time() - start)
+    return {name: count[name] / min(each) for name, each in seconds.items()}
+
+
+def stages(modality: str, source: Any) -> dict[str, float]:
+    """Microseconds of one core's time a sample, step by step."""
+    corpus, n = source.corpus, len(source.corpus)
+    places = [corpus._place(i) for i in np.random.default_rng(0).permutation(n).tolist()]
+    spans = [corpus._span(*place) for place in places]
+    members = [sample_of(span)[1] for span in spans]
+    lengths = [int(corpus.shards[s].lengths[p]) for s, p in places]
+    items = [corpus.decode(m, length) for m, length in zip(members, lengths)]
+    cfg = load([f"modality={modality}", f"experiment={modality}_data2vec2_base", "data.root=."])
+    mask, clones, ids = instantiate(cfg.masking), cfg.objective.clones, torch.arange(ROWS)
+    source.corpus = Decoded(items) if modality != "text" else corpus
+    rows = [source.read(i, 0) for i in range(n)]
+    batches = [rows[i : i + ROWS] for i in range(0, n, ROWS)]
+    steps: dict[str, Callable[[], Any]] = {
+        "read": lambda: [sample_of(corpus._span(*place)) for place in places],
+        "decode": lambda: [corpus.decode(m, length) for m, length in zip(members, lengths)],
+        "crop": lambda: [source.read(i, 1) for i in range(n)] if modality != "text" else None,
+        "collate": lambda: [batched(batch) for batch in batches],
+        "mask": lambda: [mask(key, ids, clones, GRID[modality]) for key in range(len(batches))],
+    }
+    if modality == "audio":  # of sounds at 8 kHz
+        halves = [torch.from_numpy(item[::2].copy()) for item in items]
+        steps["resample"] = lambda: [_resampler(8000)(half) for half in halves]
+    times = {name: 1e6 * min(spent(work) for _ in range(3)) / n for name, work in steps.items()}
+    source.corpus = corpus
+    return times
+
+
+def spent(work: Callable[[], Any]) -> float:
+    """Seconds of CPU that it takes."""
+    start = time.process_time()
+    work()
+    return time.process_time() - start
+
+
+def large(folder: str, shards: int = 1000, each: int = 1000) -> dict[str, float]:
+    """Start-up with a million samples of sound in shards that are but holes and an index; memory of the indexes."""
+    draw = np.random.default_rng(0)
+    for s in range(shards):
+        rows = np.zeros(each, ENTRY)
+        rows["offset"], rows["bytes"] = np.arange(each) * 100_352, 100_352
+        rows["length"] = draw.integers(32_000, 320_000, each)
+        tar = Path(folder) / f"{s:05d}.tar"
+        tar.touch()
+        os.truncate(tar, each * 100_352 + 1024)
+        save(Index(rows, each * 100_352 + 1024, 0), tar.with_suffix(".idx"))
+    corpus = AudioShards(folder, 0.2, 120, 0.1, None, f"{folder}/cache", 1.0, None, 1)
+    start, before = time.perf_counter(), _resident()
+    count, opened = len(corpus), time.perf_counter() - start
+    plan = Plan(corpus.shard_sizes, 0, ROWS, corpus.lengths, 3_800_000)
+    plan.window(0)
+    begun = time.perf_counter() - start
+    return {"samples": count, "indexes opened, s": opened, "first batch planned, s": begun,
+            "memory, MB": (_resident() - before) / 1e6,
+            "on the disk, MB": shards * each * ENTRY.itemsize / 1e6}  # fmt: skip
+
+
+def planning(count: int = 10_000_000) -> dict[str, float]:
+    """Seconds and memory of the plan of a pass over so many lengths, all shuffled together, under a token budget."""
+    lengths = np.random.default_rng(0).integers(32_000, 320_000, count).astype(np.uint32)
+    before, start = _resident(), time.perf_counter()
+    batches = Plan(np.full(10_000, count // 10_000), 0, ROWS, lengths, 3_800_000).window(0)
+    seconds, status = time.perf_counter() - start, Path("/proc/self/status").read_text()
+    peak = 1024 * int(status.split("VmHWM:")[1].split()[0])
+    return {"lengths": count, "batches": len(batches), "s": seconds, "peak, MB": (peak - before) / 1e6}
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def alone(function: Callable[..., dict[str, float]], *arguments: Any) -> dict[str, float]:
+    """Its result in a process of its own, whose memory is only its own."""
+    with get_context("spawn").Pool(1) as pool:
+        return pool.apply(function, arguments)
+
+
+def measure(modality: str, folder: Path, n: int) -> dict[str, dict[str, float]]:
+    """Rates and stages of a modality."""
+    make(folder, modality, n)
+    shards = source_of(modality, "shards", folder)
+    passes = {"ours, shards": lambda seed: ours(shards, seed)}
+    if modality != "text":  # a folder of text is in memory: nothing is read while training
+        files = source_of(modality, "folder", folder)
+        passes["ours, folder"] = lambda seed: ours(files, seed)
+    return {"samples a second": rate(passes | rivals(folder, modality)), "us a sample": stages(modality, shards)}
+
+
+def main() -> None:
+    """Measure, print, write."""
+    torch.set_num_threads(1)
+    n = int(sys.argv[1]) if len(sys.argv) > 1 else 100
+    result: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for modality in MADE:
+            result[modality] = measure(modality, Path(folder) / modality, n * (5 if modality == "text" else 1))
+            for title, numbers in result[modality].items():
+                print(f"{modality}, {title}: " + ", ".join(f"{name} {value:,.0f}" for name, value in numbers.items()))
+        (Path(folder) / "large").mkdir()
+        result["start-up"] = alone(large, f"{folder}/large")
+        result["planning"] = alone(planning)
+    for title in ("start-up", "planning"):
+        print(f"{title}: " + ", ".join(f"{name} {value:,.2f}" for name, value in result[title].items()))
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(result | {"load": os.getloadavg()[0]}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
