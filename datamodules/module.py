@@ -159,7 +159,9 @@ class PretrainDataModule(LightningDataModule):
 
     def health_batches(self, n: int) -> list[Batch]:
         """About n samples spread evenly over the data, unlabelled, always the same: for effective rank and spread."""
-        ids = np.unique(np.linspace(0, len(self.source) - 1, n).astype(np.int64))
+        corpus = _corpus(self.source)
+        ids = corpus.some(n) if hasattr(corpus, "some") else np.linspace(0, len(self.source) - 1, n).astype(np.int64)
+        ids = np.unique(ids)
         cuts = range(self.micro_batch, len(ids), self.micro_batch)
         batches = MicroBatches(self.source)
         return [self.finished(batches[Slot(part, 0, ())]) for part in np.split(ids, cuts)]
