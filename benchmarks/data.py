@@ -1,6 +1,6 @@
 """Reading data: samples a second of one core against webdataset and a DataLoader over files, and where the time goes.
 
-    python -m benchmarks.data [samples, 100]
+    python -m benchmarks.data [samples, 60]
 
 Self-made sounds, images and token blocks; the crops and augmentation of the published data2vec 2.0 base recipes; one
 process, one thread, warm files. Also start-up with a million samples and the planning of ten million lengths. Prints
@@ -16,6 +16,7 @@ import sys
 import tarfile
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from multiprocessing import get_context
 from pathlib import Path
@@ -32,12 +33,14 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from d2v_pretrain.config import load
+from datamodules.audio import AudioSource
 from datamodules.audio_folder import _resampler
 from datamodules.module import MicroBatches
 from datamodules.probe import collate
 from datamodules.shards.audio import AudioShards
 from datamodules.shards.corpus import sample_of
 from datamodules.shards.index import ENTRY, Index, build_index, save
+from datamodules.shards.text import TokenBlocks
 from datamodules.stream import Plan, Slot
 
 RESULTS = Path(__file__).parent / "results" / "data.json"
@@ -71,19 +74,20 @@ def block(i: int) -> bytes:
     return file.getvalue()
 
 
-MADE: dict[str, tuple[str, Callable[[int], bytes]]] = {
-    "audio": ("flac", sound), "vision": ("jpg", image), "text": ("npy", block),
+# Ending, maker, and how many times as many: blocks are quick.
+MADE: dict[str, tuple[str, Callable[[int], bytes], int]] = {
+    "audio": ("flac", sound, 1), "vision": ("jpg", image, 1), "text": ("npy", block, 5),
 }  # fmt: skip
 
 
 def make(folder: Path, modality: str, n: int) -> None:
     """The same samples as files and as shards with an index."""
-    ending, one = MADE[modality]
+    ending, one, times = MADE[modality]
     (folder / "files").mkdir(parents=True), (folder / "shards").mkdir()
-    for begin in range(0, n, SHARD):
+    for begin in range(0, n * times, SHARD):
         tar_path = folder / "shards" / f"{begin // SHARD:04d}.tar"
         with tarfile.open(tar_path, "w") as tar:
-            for i in range(begin, min(n, begin + SHARD)):
+            for i in range(begin, min(n * times, begin + SHARD)):
                 data, member = one(i), tarfile.TarInfo(f"{i:06d}.{ending}")
                 (folder / "files" / member.name).write_bytes(data)
                 member.size = len(data)
@@ -173,16 +177,13 @@ def rivals(folder: Path, modality: str) -> dict[str, Callable[[int], Iterator[An
     return {"webdataset": streamed, "DataLoader over files": loaded}
 
 
-def rate(passes: dict[str, Callable[[int], Iterator[Any]]], repeats: int = 25) -> dict[str, float]:
+def rate(passes: dict[str, Callable[[int], Iterator[Any]]], repeats: int = 60) -> dict[str, float]:
     """Samples a second of CPU time, the fastest of passes that take turns: others are at work on the machine too."""
     seconds: dict[str, list[float]] = {name: [] for name in passes}
     count = {name: sum(len(batch.ids) for batch in one(0)) for name, one in passes.items()}
     for seed in range(1, repeats + 1):
         for name, one in passes.items():
-            start = time.process_time()
-            for _ in one(seed):
-                pass
-            seconds[name].append(time.process_time() - start)
+            seconds[name].append(spent(lambda one=one, seed=seed: deque(one(seed), 0)))  # type: ignore[misc]
     return {name: count[name] / min(each) for name, each in seconds.items()}
 
 
@@ -196,17 +197,18 @@ def stages(modality: str, source: Any) -> dict[str, float]:
     items = [corpus.decode(m, length) for m, length in zip(members, lengths)]
     cfg = load([f"modality={modality}", f"experiment={modality}_data2vec2_base", "data.root=."])
     mask, clones, ids = instantiate(cfg.masking), cfg.objective.clones, torch.arange(ROWS)
-    source.corpus = Decoded(items) if modality != "text" else corpus
+    whole = isinstance(source, TokenBlocks)  # nothing is cropped
+    source.corpus = corpus if whole else Decoded(items)
     rows = [source.read(i, 0) for i in range(n)]
     batches = [rows[i : i + ROWS] for i in range(0, n, ROWS)]
     steps: dict[str, Callable[[], Any]] = {
         "read": lambda: [sample_of(corpus._span(*place)) for place in places],
         "decode": lambda: [corpus.decode(m, length) for m, length in zip(members, lengths)],
-        "crop": lambda: [source.read(i, 1) for i in range(n)] if modality != "text" else None,
+        "crop": lambda: None if whole else [source.read(i, 1) for i in range(n)],
         "collate": lambda: [batched(batch) for batch in batches],
         "mask": lambda: [mask(key, ids, clones, GRID[modality]) for key in range(len(batches))],
     }
-    if modality == "audio":  # of sounds at 8 kHz
+    if isinstance(source, AudioSource):  # of sounds at 8 kHz
         halves = [torch.from_numpy(item[::2].copy()) for item in items]
         steps["resample"] = lambda: [_resampler(8000)(half) for half in halves]
     times = {name: 1e6 * min(spent(work) for _ in range(3)) / n for name, work in steps.items()}
@@ -268,7 +270,7 @@ def measure(modality: str, folder: Path, n: int) -> dict[str, dict[str, float]]:
     make(folder, modality, n)
     shards = source_of(modality, "shards", folder)
     passes = {"ours, shards": lambda seed: ours(shards, seed)}
-    if modality != "text":  # a folder of text is in memory: nothing is read while training
+    if not isinstance(shards, TokenBlocks):  # a folder of text is in memory: nothing is read while training
         files = source_of(modality, "folder", folder)
         passes["ours, folder"] = lambda seed: ours(files, seed)
     return {"samples a second": rate(passes | rivals(folder, modality)), "us a sample": stages(modality, shards)}
@@ -277,11 +279,11 @@ def measure(modality: str, folder: Path, n: int) -> dict[str, dict[str, float]]:
 def main() -> None:
     """Measure, print, write."""
     torch.set_num_threads(1)
-    n = int(sys.argv[1]) if len(sys.argv) > 1 else 100
+    n = int(sys.argv[1]) if len(sys.argv) > 1 else 60
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for modality in MADE:
-            result[modality] = measure(modality, Path(folder) / modality, n * (5 if modality == "text" else 1))
+            result[modality] = measure(modality, Path(folder) / modality, n)
             for title, numbers in result[modality].items():
                 print(f"{modality}, {title}: " + ", ".join(f"{name} {value:,.0f}" for name, value in numbers.items()))
         (Path(folder) / "large").mkdir()

@@ -145,7 +145,7 @@ def waveform(file: str | BinaryIO, start: int = 0, frames: int = -1) -> np.ndarr
     except (soundfile.SoundFileError, RuntimeError, OSError) as error:
         raise Unusable(f"cannot be decoded ({error})") from None
     mono = sound[:, 0] if sound.shape[1] == 1 else sound.mean(1)
-    if not len(mono) or not math.isfinite(mono.sum()):  # one number that is not makes the sum another
+    if not len(mono) or not math.isfinite(np.dot(mono, mono)):  # as isfinite().all(), in half the time
         raise Unusable("has no sound, or samples that are not finite")
     return mono if rate == RATE else _resampler(rate)(torch.from_numpy(mono)).numpy()
 

@@ -118,6 +118,8 @@ class PretrainDataModule(LightningDataModule):
         digest = hashlib.sha256(np.ascontiguousarray(plan.ends).tobytes())
         if plan.lengths is not None:
             digest.update(np.ascontiguousarray(plan.lengths, np.int64).tobytes())
+        if hasattr(corpus := _corpus(self.source), "checksums"):
+            digest.update(corpus.checksums.tobytes())
         return f"{plan.size} samples, {plan.windows} windows, {lanes_for(plan, self.slots)} lanes, {digest.hexdigest()}"
 
     def train_dataloader(self) -> DataLoader[Batch]:

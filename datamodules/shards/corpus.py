@@ -126,6 +126,11 @@ class ShardCorpus(ABC, Generic[Raw]):
         kept = [shard.lengths[self._used(shard.lengths)] for shard, n in zip(self.shards, self.shard_sizes) if n]
         return np.concatenate(kept)
 
+    @property
+    def checksums(self) -> np.ndarray:
+        """(n,) uint32 CRC-32 of each shard: what the data are, wherever they lie."""
+        return np.array([shard.tar_crc for shard in self.shards], np.uint32)
+
     @cached_property
     def _ends(self) -> np.ndarray:
         return np.cumsum(self.shard_sizes)

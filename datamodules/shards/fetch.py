@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import http.client
 import subprocess
 import sys
@@ -21,6 +22,7 @@ TRIES = 12
 WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds before the second try, twice as many before each further one: 6 minutes in all
 STALL = 30.0  # seconds without a byte after which a connection counts as broken
 _AGAIN = {408, 425, 429, *range(500, 600)}  # HTTP's answers after which another try may do
+_OURS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # nothing that waiting for the server would mend
 _CHUNK = 1 << 20
 _QUIET = 30  # seconds between lines of progress
 
@@ -39,6 +41,7 @@ def fetch(url: str, path: Path) -> int:
 
     Raises:
         Unusable: if it is not there, or may not be read, or the tries are used up.
+        OSError: if it cannot be written.
     """
     fetched = _Part(url, path)
     for tried in range(TRIES):
@@ -48,6 +51,8 @@ def fetch(url: str, path: Path) -> int:
         except (FileNotFoundError, PermissionError) as error:
             raise Unusable(f"not there, or may not be read ({error})") from None
         except (OSError, http.client.HTTPException) as error:
+            if isinstance(error, OSError) and error.errno in _OURS:
+                raise
             if isinstance(error, HTTPError) and error.code not in _AGAIN:
                 raise Unusable(f"the server says {error}") from None
             cause = f"{type(error).__name__}: {error}"

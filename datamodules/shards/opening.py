@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -53,7 +54,9 @@ def open_all(names: Sequence[str], cache: Cache, reasons: dict[str, str]) -> lis
     shards = dict(zip(names, _at_once(look, names, "reading indexes")))
     missing = [name for name, shard in shards.items() if shard is None]
     if missing:
-        with cache.alone(f"index {missing[0]}"):  # the other ranks of the node wait, and then find them
+        with ExitStack() as stack:
+            with suppress(ConfigError):  # without a cache the other ranks of the node do not wait, and make them too
+                stack.enter_context(cache.alone(f"index {missing[0]}"))
             missing = [name for name in missing if look(name) is None]
             _make(missing, cache, reasons)
         shards |= {name: look(name) for name, shard in shards.items() if shard is None}
@@ -102,7 +105,7 @@ def _look_far(name: str, cache: Cache, reasons: dict[str, str]) -> Shard | None:
                 fetch(index_path(head) + mark + query, half)
                 load(half)
                 os.replace(half, path)
-            except (Unusable, Damaged):  # then from the shard itself
+            except (Unusable, Damaged, OSError):  # then from the shard itself
                 half.unlink(missing_ok=True)
     found = _load([path], reasons)
     return found and _shard(*found, found[1].tar_bytes)

@@ -47,13 +47,21 @@ class Cache:
 
     @contextmanager
     def alone(self, url: str) -> Iterator[None]:
-        """Nobody else on this node is here for this address."""
+        """Nobody else on this node is here for this address.
+
+        Raises:
+            ConfigError: if the folder cannot be written.
+        """
         if self.pid != os.getpid():  # a fork: a lock that a thread of the parent held would never be free
             self.locks, self.pid = defaultdict(threading.Lock), os.getpid()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        # lockf, not flock: a forked child does not hold the lock of its parent
-        with self.locks[url], self.path(url, ".lock").open("a") as file:
-            fcntl.lockf(file, fcntl.LOCK_EX)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            file = self.path(url, ".lock").open("a")
+        except OSError as error:
+            rule = f"cannot be written ({error.strerror or error})"
+            raise ConfigError("data.cache_folder", self.folder, rule, "give a folder on a disk of the node") from None
+        with self.locks[url], file:
+            fcntl.lockf(file, fcntl.LOCK_EX)  # not flock: a forked child does not hold the lock of its parent
             yield
 
     def open(self, url: str, expected: Sum | None) -> int:

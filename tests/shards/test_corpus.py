@@ -17,9 +17,11 @@ from PIL import Image
 
 from d2v_pretrain.errors import ConfigError
 from datamodules.audio import AudioSource, normalise
+from datamodules.module import PretrainDataModule
 from datamodules.shards.text import TokenBlocks, text_source
 from datamodules.stream import Plan
 from datamodules.text import TextSource
+from datamodules.vision import VisionSource
 from tests.shards.made import audio, batches, flac, images, npy, png, sounds, texts, write
 
 
@@ -148,6 +150,17 @@ def test_plain_texts(tmp_path: Path) -> None:
 
 
 ROOTS = ["a", "a/s-{000..004}.tar", "a/s-*.tar", ["a/s-00{0,1}.tar", "a/s-00[234].tar", "a/s-001.tar"]]
+
+
+def test_other_images_are_other_data(tmp_path: Path) -> None:
+    """All have length 1, so sizes alone would not tell: the fingerprint that a checkpoint keeps must."""
+    prints = []
+    for name, seed in (("a", 0), ("b", 0), ("c", 5)):
+        write(tmp_path / name / "0.tar", [(f"{i}.png", png(seed + i)) for i in range(4)])
+        half = (0.5, 0.5, 0.5)
+        source = VisionSource(images(tmp_path / name, tmp_path), 8, (0.5, 1), (1, 1), 0, 0, half, half, 1, False, 0)
+        prints.append(PretrainDataModule(source, 2, 2, 0).fingerprint)
+    assert prints[0] == prints[1] != prints[2]
 
 
 @pytest.mark.parametrize("root", ROOTS, ids=str)

@@ -174,6 +174,25 @@ def test_tries_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert server.asked["s-000.tar"] == 3
 
 
+def test_a_disk_that_is_full_or_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Told at once: no server is waited for, and nothing half written is left."""
+    root = indexed(tmp_path / "a")
+    with serving(root) as server:
+        corpus = audio(server.url + PATTERN, tmp_path, max_bad_share=0.9)
+        assert len(corpus) == 21
+        monkeypatch.setattr(fetch.zlib, "crc32", _full)
+        assert corpus.read(0) is None and server.asked["s-000.tar"] == 1
+        assert "No space left" in (tmp_path / "skipped.jsonl").read_text()
+        assert not list((tmp_path / "cache").glob("*.part"))
+        (tmp_path / "file").touch()
+        with pytest.raises(ConfigError, match=r"data.cache_folder=\S+file cannot be written"):
+            len(audio(server.url + PATTERN, tmp_path, cache_folder=str(tmp_path / "file")))
+
+
+def _full(*_: object) -> int:
+    raise OSError(28, "No space left on device")
+
+
 def test_pipes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """A command that fails every other time; read into the cache once."""
     root = indexed(tmp_path / "a")
