@@ -69,7 +69,8 @@ def lanes(slots: int = 64, shards: int = 4096) -> dict[str, float]:
     draw = np.random.default_rng(0)
     plan = Plan(np.full(shards, 1000), 0, 16, draw.integers(32_000, 320_000, shards * 1000), 3_800_000, window=8)
     count, steps = lanes_for(plan, slots), 600
-    return {"lanes": count, "stream": timed(lambda: list(islice(Stream(plan, slots, lanes=count), steps * slots))) / steps}
+    seconds = timed(lambda: list(islice(Stream(plan, slots, lanes=count), steps * slots)))
+    return {"lanes": count, "stream": seconds / steps}
 
 
 def agreement(world: int = 2, steps: int = 500) -> float:

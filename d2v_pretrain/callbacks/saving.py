@@ -29,8 +29,8 @@ class Saving(Checkpoint, Meter):
         keep_last: so many ``step=N.ckpt`` stay.
         keep_every: those of steps that divide by it stay too; None for no others.
         best: a number of ``metrics.jsonl`` that needs no labels (``effective_rank``, ``loss_relative``); ``best.ckpt``
-            is the checkpoint saved when it was best so far. Of what is named loss less is better, else more. None for no
-            ``best.ckpt``.
+            is the checkpoint saved when it was best so far. Of what is named loss less is better, else more. None for
+            no ``best.ckpt``.
         asynchronous: see ``AtomicCheckpointIO``.
 
     ``io`` is the plugin that writes, for the trainer.
