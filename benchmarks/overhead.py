@@ -42,7 +42,7 @@ def timed(work: Callable[[], Any]) -> float:
 
 
 def tiny_step(modality: str, repeats: int = 5) -> dict[str, float]:
-    """Seconds of the small recipe's optimizer step (forward, backward, Adam, teacher) and of its stream's part in it."""
+    """Seconds of the small recipe's step (forward, backward, Adam, teacher) and of the stream's part in it."""
     cfg = load([f"modality={modality}", "trainer=cpu", "probe=null", "steps=100"])
     data = build_data(cfg)
     assert isinstance(data, PretrainDataModule)
