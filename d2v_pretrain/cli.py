@@ -24,6 +24,8 @@ def main() -> None:
     # Hydra prints its errors and exits, with a trace for those that are not its own; asked for full errors, it raises.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     register_resolvers()
+    if {"-h", "--help"} & set(sys.argv[1:]) and not any(a.startswith(("modality=", "experiment=")) for a in sys.argv):
+        sys.argv.append("modality=audio")  # something must be composed to be shown
     # argparse takes no more overrides after an option in their midst.
     sys.argv[1:] = sorted(spelled_for_hydra(sys.argv[1:]), key=lambda a: a not in ("-m", "--multirun"))
     try:
@@ -114,6 +116,9 @@ def _no_such_key(key: str) -> ConfigError:
         keys = sorted(_keys(load(["modality=audio"])))
     groups = sorted(p.relative_to(config_folder()).parent.as_posix() for p in config_folder().glob("*/*.yaml"))
     near = _nearest(key, keys + list(dict.fromkeys(groups)))
+    if key.startswith("data.") and not near and not any(word.startswith(("data=", "experiment=")) for word in typed):
+        rule = "is not a setting of the embedded data"
+        return ConfigError(key, value, rule, "type data=folder too, or data=shards, or a set by name")
     return ConfigError(key, value, f"is not a setting{near}", f"the settings are in {_file(key)}")
 
 

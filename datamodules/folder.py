@@ -84,11 +84,13 @@ def scan(root: str, endings: tuple[str, ...], check: Callable[[str], Info], skip
     Raises:
         ConfigError: if there is no such folder, nothing usable, or too much unusable.
     """
-    files = _files(root, {os.path.realpath(file) for file in ignore}) if files is None else sorted(files)
+    closed: dict[str, str] = {}
+    files = _files(root, {os.path.realpath(file) for file in ignore}, closed) if files is None else sorted(files)
     wanted = [file for file in files if file.lower().endswith(endings)]
     others = [file for file in files if not file.lower().endswith(endings)]
     looked_for = ", ".join(endings)
     found, bad = _check_all(wanted, check)
+    bad |= closed
     skipped.start(bad | dict.fromkeys(others, f"not looked at: its name does not end in {looked_for}"))
     if not found:
         kinds = Counter(os.path.splitext(file)[1] or os.path.basename(file) for file in files)
@@ -98,18 +100,31 @@ def scan(root: str, endings: tuple[str, ...], check: Callable[[str], Info], skip
     if len(bad) > max_bad_share * len(wanted):
         rule = f"has {len(bad)} unusable of {len(wanted)} files, more than max_bad_share={max_bad_share:g} allows"
         raise ConfigError("data.root", root, rule + _first(bad), "mend or remove them, or raise data.max_bad_share")
+    if bad and skipped.path:
+        print(f"{len(bad):,} of {len(wanted):,} files cannot be used: {skipped.path} says why", file=sys.stderr)
     return found
 
 
-def _files(root: str, ignore: set[str]) -> list[str]:
-    """Files below a folder, sorted, without hidden ones, or the one file (strings: ``Path`` takes ten times longer)."""
+def _files(root: str, ignore: set[str], closed: dict[str, str]) -> list[str]:
+    """Files below a folder, sorted, without hidden ones, or the one file (strings: ``Path`` takes ten times longer).
+
+    ``closed`` gets the folders that cannot be opened.
+    """
+
+    def note(error: OSError) -> None:
+        closed[error.filename] = f"cannot be opened ({error.strerror})"
+
     if os.path.isfile(root):
         return [root]
     if not os.path.isdir(root):
         raise ConfigError("data.root", root, "is not a folder", "give the folder that holds the data")
     files: list[str] = []
-    for folder, below, names in os.walk(root, followlinks=True):
-        below[:] = [name for name in below if not name.startswith((".", "__MACOSX"))]
+    above = {root: {os.path.realpath(root)}}  # a link to a folder above itself would lead around for ever
+    for folder, below, names in os.walk(root, onerror=note, followlinks=True):
+        seen = above.pop(folder)
+        real = {name: os.path.realpath(os.path.join(folder, name)) for name in below}
+        below[:] = [name for name in below if real[name] not in seen and not name.startswith((".", "__MACOSX"))]
+        above |= {os.path.join(folder, name): seen | {real[name]} for name in below}
         files += [os.path.join(folder, name) for name in names if not name.startswith(".")]
     return sorted(file for file in files if not ignore or os.path.realpath(file) not in ignore)
 
@@ -119,7 +134,9 @@ def _check_all(files: list[str], check: Callable[[str], Info]) -> tuple[dict[str
 
     def safe(file: str) -> Info | Unusable:
         try:
-            return check(file) if os.path.getsize(file) else Unusable("empty")
+            if os.path.getsize(file) == 0:
+                return Unusable("empty")
+            return check(file) if os.access(file, os.R_OK) else Unusable("may not be read (no permission)")
         except Unusable as error:
             return error
         except OSError as error:

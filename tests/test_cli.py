@@ -44,6 +44,7 @@ WRONG = {
     "modality=audio steps=${nothing}": "cannot be worked out",
     "modality=audio steps=many": "steps=many must be a positive whole number",
     "modality=audio data=folder": "data.root=??? has no value",
+    "modality=audio data.root=DIR": "data.root=DIR is not a setting of the embedded data; type data=folder too",
     "modality=audio data=folder data.root=no/such": "data.root=no/such is not a folder",
 }
 
@@ -52,6 +53,14 @@ def type_in(monkeypatch: pytest.MonkeyPatch, folder: Path, arguments: list[str])
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["train.py", *arguments])
     cli.main()
+
+
+def test_help_needs_no_other_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        type_in(monkeypatch, tmp_path, ["--help"])
+    assert stop.value.code == 0 and "data: ag_news" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("typed, sentence", list(WRONG.items()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -16,7 +17,7 @@ from datamodules.prepare.packing import Plan, pack
 _PLANS: dict[str, Callable[[Any, Output], Plan]] = {"audio": audio.plan, "vision": vision.plan, "text": text.plan}
 _CHECKS: dict[str, Callable[[Any], int]] = {"index": verify.index, "verify": verify.verify}
 # The corpora name their settings as a run's configuration does.
-_NAMES = {"data.root": "input", "source.": "", "data.": ""}
+_NAMES = {r"\bdata\.root\b": "input", r"\b(source|data)\.(?=\w)": ""}
 _AGAIN = "the same command goes on where this one stopped"
 
 
@@ -69,7 +70,7 @@ def _report(manifest: dict[str, Any], output: Output) -> None:
 
 def _translated(message: str) -> str:
     for theirs, ours in _NAMES.items():
-        message = message.replace(theirs, ours)
+        message = re.sub(theirs, ours, message)
     return message
 
 

@@ -117,6 +117,8 @@ def parse(kind: type[Kind], words: Sequence[str]) -> Kind:
 def _stranger(name: str, value: str, known: list[str]) -> ConfigError:
     if name in known:
         return ConfigError(name, value, "has no value", f"type {name}=…")
+    if os.sep in name:
+        return ConfigError("command", name, "is not of the form key=value", f"type input={name}, or output={name}")
     near = difflib.get_close_matches(name, known, 2, 0.6)
     meant = f" (did you mean {' or '.join(near)}?)" if near else ""
     return ConfigError(name, value, f"is not a setting{meant}", f"the settings are {', '.join(known)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -94,6 +95,9 @@ class ShardCorpus(ABC, Generic[Raw]):
                 reasons[f"{shown(name)}: length"] = f"{beside:,} samples are {self.outside}"
         self.skipped.start(reasons)
         self._check(shards, reasons)
+        if bad := sum(shard.bad for shard in shards):
+            told = f": {self.skipped.path} says why" if self.skipped.path else ""
+            print(f"{bad:,} of {sum(len(s.lengths) for s in shards):,} samples cannot be used{told}", file=sys.stderr)
         return shards
 
     def _used(self, lengths: np.ndarray) -> np.ndarray:

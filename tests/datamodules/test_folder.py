@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -115,6 +118,37 @@ def test_nothing_usable_says_what_was_looked_for(tmp_path: Path) -> None:
         len(images(tmp_path / "0.jpg").files) if (tmp_path / "new").mkdir() else len(images(tmp_path / "new"))
     with pytest.raises(ConfigError, match="nowhere is not a folder; give the folder"):
         len(images(tmp_path / "nowhere"))
+
+
+def test_links_in_a_circle_end_and_a_second_way_to_files_does_not_hide_them(tmp_path: Path) -> None:
+    root = tmp_path / "data"
+    for name in ("a/0.wav", "b/1.wav"):
+        tone(root / name)
+    (root / "a" / "up").symlink_to(root)
+    (root / "a" / "me").symlink_to(root / "a")
+    (root / "b" / "other").symlink_to(root / "a")
+    corpus = audio(root)
+    assert [corpus.name(i) for i in range(len(corpus))] == [f"{root}/{x}.wav" for x in ("a/0", "b/1", "b/other/0")]
+
+
+def test_a_folder_that_cannot_be_opened_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, log = tmp_path / "data", tmp_path / "run" / "skipped.jsonl"
+    for i in range(10):
+        tone(root / f"open/{i}.wav")
+    tone(root / "closed/0.wav")
+    there = os.scandir  # root may open any folder, so that modes are no test
+
+    def scandir(folder: str) -> Any:
+        if folder.endswith("closed"):
+            raise PermissionError(errno.EACCES, "Permission denied", folder)
+        return there(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    assert len(audio(root, skipped_path=str(log))) == 10
+    assert listed(log) == {"closed": "cannot be opened (Permission denied)"}
+    assert f"1 of 10 files cannot be used: {log} says why" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_file_that_fails_in_training_weighs_nothing_and_is_listed_once(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ def test_words_become_values_of_their_types() -> None:
         ("shard_mb=nan", r"shard_mb=nan must be at least"),
         ("processes=0", r"processes=0 must be at least 1"),
         ("output=", r"output= must not be empty"),
+        ("my/data", r"command=my/data is not of the form key=value; type input=my/data, or output=my/data"),
     ],
 )
 def test_a_wrong_word_is_told(word: str, complaint: str) -> None:
@@ -62,6 +63,8 @@ def test_help_lists_every_setting(name: str, capsys: pytest.CaptureFixture[str])
 def test_a_folder_that_is_not_there_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("audio", "vision", "text"):
         assert main([name, f"input={tmp_path / 'no'}", f"output={tmp_path / 'out'}"]) == 2
-        assert "input=" in (told := said(capsys)) and "is not a folder" in told and "data.root" not in told
+        told = said(capsys)
+        assert "input=" in told and "is not a folder; give the folder that holds the data" in told
+        assert "data.root" not in told
     assert main(["verify", f"input={tmp_path}"]) == 2
     assert "has no .tar file in it" in said(capsys)
