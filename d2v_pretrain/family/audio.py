@@ -158,6 +158,9 @@ class Data2VecAudioModel(Data2VecAudioPreTrainedModel):
         if chosen is None and self.training and c.mask_time_prob > 0:
             spans = c.mask_time_prob, c.mask_time_length, c.mask_time_min_masks
             chosen = span_mask(rows, frames, *spans, lengths, x.device)
+        if chosen is not None and chosen.shape != (rows, frames):
+            rule = f"must be {(rows, frames)}, clips by frames"
+            raise ConfigError("mask_time_indices", f"of shape {tuple(chosen.shape)}", rule)
         if chosen is not None and vector is None:
             rule = "has no vector to stand for masked frames: the configuration masks nothing"
             raise ConfigError("mask_time_indices", "given", rule, "set mask_time_prob above 0")

@@ -74,6 +74,8 @@ class Config:
     extra: dict = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if type(self.num_labels) is not int or self.num_labels < 0:
+            self._refuse("num_labels", "must be a whole number, 0 or more")
         if self.id2label is not None and self.num_labels not in (2, len(self.id2label)):  # 2 is also "not given"
             self._refuse("num_labels", f"must be the {len(self.id2label)} names of id2label", "leave one of them out")
         names = _label_names(self.num_labels) if self.id2label is None else self.id2label
@@ -183,8 +185,9 @@ class Config:
         path = Path(directory) / "config.json"
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ConfigError(str(path), "missing", "is needed", "name a directory with a config.json") from None
+        except (FileNotFoundError, NotADirectoryError):
+            remedy = "name a directory with a config.json; nothing is fetched from Hugging Face's hub"
+            raise ConfigError(str(path), "missing", "is needed", remedy) from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise ConfigError(str(path), error, "is no valid JSON", "copy the file again") from None
         if not isinstance(content, dict):

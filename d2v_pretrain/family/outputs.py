@@ -39,21 +39,6 @@ class ModelOutput(Mapping):
 
 
 @dataclass(eq=False)
-class BaseModelOutput(ModelOutput):
-    """Of an encoder.
-
-    Args:
-        last_hidden_state: (B, T, D).
-        hidden_states: (B, T, D) each: the first block's input and every block's output.
-        attentions: (B, H, T, T) each.
-    """
-
-    last_hidden_state: Tensor | None = None
-    hidden_states: Tensors | None = None
-    attentions: Tensors | None = None
-
-
-@dataclass(eq=False)
 class Wav2Vec2BaseModelOutput(ModelOutput):
     """Of the audio encoder; ``extract_features`` (B, T, C) are the normalised features before the projection."""
 

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -148,10 +148,15 @@ class PreTrained(nn.Module):
         states = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
         return Trace(attentions), states
 
-    @classmethod
-    def from_config(cls, config: Any) -> Self:
-        """A fresh model."""
-        return cls(config)
+    def heads(self, head_mask: Tensor | None) -> list[Tensor | None]:
+        """Each block's factors of its attention heads, (H,): 1 keeps one, 0 silences it. Given (H,) or (depth, H)."""
+        depth, heads = self.config.num_hidden_layers, self.config.num_attention_heads
+        if head_mask is None:
+            return [None] * depth
+        if tuple(head_mask.shape) not in ((heads,), (depth, heads)):
+            rule = f"must be {(heads,)}, heads, or {(depth, heads)}, blocks by heads"
+            raise ConfigError("head_mask", f"of shape {tuple(head_mask.shape)}", rule)
+        return list(head_mask.to(self.dtype).expand(depth, heads))
 
     def save_pretrained(self, directory: str | Path, max_shard_size: int | str = "5GB") -> None:
         """Write ``config.json`` and ``model.safetensors`` as transformers does, readable by its versions 4 and 5.
@@ -199,6 +204,7 @@ class PreTrained(nn.Module):
         Raises:
             ConfigError: the file lacks encoder weights, or shapes differ.
         """
+        dtype = config_overrides.pop("torch_dtype", dtype)  # its name before transformers 5
         if config is not None and config_overrides:
             raise ConfigError(
                 "config", ", ".join(config_overrides), "is given with it", "change the configuration instead"

@@ -86,6 +86,7 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        head_mask: Tensor | None = None,
     ) -> BaseModelOutputWithPoolingAndCrossAttentions:
         """Encode token ids, or vectors in their place.
 
@@ -103,6 +104,7 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
             use_cache: a decoder returns ``past_key_values``; ``config.use_cache`` by default.
             output_attentions: see ``Config``.
             output_hidden_states: see ``Config``.
+            head_mask: (H,) or (depth, H), 0 for attention heads to silence.
 
         Raises:
             ConfigError: not exactly one of ids and vectors; a context without cross attention; too many tokens.
@@ -112,14 +114,14 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
         past = 0 if past_key_values is None else past_key_values[0][0].shape[2]
         x = self._embed(input_ids, token_type_ids, position_ids, inputs_embeds, past)
         cached = self._cached(use_cache)
-        contexts = self._contexts(encoder_hidden_states, encoder_attention_mask, past_key_values, cached)
+        contexts = self._contexts(encoder_hidden_states, encoder_attention_mask, past_key_values, cached, head_mask)
         allowed = self._allowed(attention_mask, past, x)
         encoded = self.encoder(Tokens(x, x.shape[1:2]), trace=trace, allowed=allowed, contexts=contexts)
         return BaseModelOutputWithPoolingAndCrossAttentions(
             last_hidden_state=encoded.x,
             pooler_output=None if self.pooler is None else self.pooler(encoded.x[:, 0]).tanh(),
             hidden_states=tuple(trace.hidden) if states else None,
-            past_key_values=_past(contexts) if contexts and cached else None,
+            past_key_values=_past(contexts) if cached else None,
             attentions=tuple(trace.attentions) if trace.attentions else None,
             cross_attentions=tuple(trace.cross_attentions) if trace.cross_attentions else None,
         )
@@ -164,16 +166,15 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
         return self.config.is_decoder and (self.config.use_cache if use_cache is None else use_cache)
 
     def _contexts(
-        self, states: Tensor | None, mask: Tensor | None, past: Past | None, cached: bool
-    ) -> list[Context] | None:
-        """What each block of a decoder reads and remembers."""
-        if states is None and past is None and not cached:
-            return None
+        self, states: Tensor | None, mask: Tensor | None, past: Past | None, cached: bool, head_mask: Tensor | None
+    ) -> list[Context]:
+        """What each block reads and, in a decoder, remembers."""
+        heads = self.heads(head_mask)
         bias = None if mask is None or states is None else _readable(mask, states.shape[1])
         if past is None and not cached:
-            return [Context(states=states, bias=bias)] * self.config.num_hidden_layers
-        known = past or [()] * self.config.num_hidden_layers
-        return [Context(KeyValues(*k[:2]), states, bias, KeyValues(*k[2:4])) for k in known]
+            return [Context(states=states, bias=bias, heads=h) for h in heads]
+        known = past or [()] * len(heads)
+        return [Context(KeyValues(*k[:2]), states, bias, KeyValues(*k[2:4]), h) for k, h in zip(known, heads)]
 
 
 def _readable(mask: Tensor, size: int) -> Tensor:

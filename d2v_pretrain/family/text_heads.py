@@ -50,6 +50,7 @@ class Data2VecTextForSequenceClassification(Data2VecTextPreTrainedModel):
         labels: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        head_mask: Tensor | None = None,
     ) -> SequenceClassifierOutput:
         """See ``Data2VecTextModel.forward`` and, for ``labels``, ``losses.classification_loss``."""
         out = self.data2vec_text(
@@ -60,6 +61,7 @@ class Data2VecTextForSequenceClassification(Data2VecTextPreTrainedModel):
             inputs_embeds,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
+            head_mask=head_mask,
             return_dict=True,
         )
         logits = self.classifier(out.last_hidden_state)
@@ -87,6 +89,7 @@ class Data2VecTextForMultipleChoice(Data2VecTextPreTrainedModel):
         labels: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        head_mask: Tensor | None = None,
     ) -> MultipleChoiceModelOutput:
         """See ``Data2VecTextModel.forward``; inputs have a dimension of choices after the batch's, ``labels`` (B,)
         name the right one.
@@ -97,6 +100,7 @@ class Data2VecTextForMultipleChoice(Data2VecTextPreTrainedModel):
             *(None if t is None else t.flatten(0, 1) for t in given),
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
+            head_mask=head_mask,
             return_dict=True,
         )
         assert first is not None
@@ -125,6 +129,7 @@ class Data2VecTextForTokenClassification(Data2VecTextPreTrainedModel):
         labels: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        head_mask: Tensor | None = None,
     ) -> TokenClassifierOutput:
         """See ``Data2VecTextModel.forward``; ``labels`` (B, T) are classes, -100 to leave out."""
         out = self.data2vec_text(
@@ -135,6 +140,7 @@ class Data2VecTextForTokenClassification(Data2VecTextPreTrainedModel):
             inputs_embeds,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
+            head_mask=head_mask,
             return_dict=True,
         )
         logits = self.classifier(self.dropout(out.last_hidden_state))
@@ -164,6 +170,7 @@ class Data2VecTextForQuestionAnswering(Data2VecTextPreTrainedModel):
         end_positions: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        head_mask: Tensor | None = None,
     ) -> QuestionAnsweringModelOutput:
         """See ``Data2VecTextModel.forward``; positions (B,) beyond the text are left out of the loss."""
         out = self.data2vec_text(
@@ -174,6 +181,7 @@ class Data2VecTextForQuestionAnswering(Data2VecTextPreTrainedModel):
             inputs_embeds,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
+            head_mask=head_mask,
             return_dict=True,
         )
         start, end = self.qa_outputs(out.last_hidden_state).unbind(-1)

@@ -72,6 +72,7 @@ class Data2VecTextForMaskedLM(_LanguageModel):
         labels: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        head_mask: Tensor | None = None,
     ) -> MaskedLMOutput:
         """See ``Data2VecTextModel.forward``; ``labels`` (B, T) are ids, -100 where there is nothing to predict."""
         out = self.data2vec_text(
@@ -85,6 +86,7 @@ class Data2VecTextForMaskedLM(_LanguageModel):
             use_cache=False,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
+            head_mask=head_mask,
             return_dict=True,
         )
         logits = self._logits(out.last_hidden_state)
@@ -114,6 +116,7 @@ class Data2VecTextForCausalLM(_LanguageModel):
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        head_mask: Tensor | None = None,
     ) -> CausalLMOutputWithCrossAttentions:
         """See ``Data2VecTextModel.forward``; ``labels`` (B, T) are the input's own ids, -100 to leave out."""
         out = self.data2vec_text(
@@ -128,6 +131,7 @@ class Data2VecTextForCausalLM(_LanguageModel):
             use_cache if labels is None else False,
             output_attentions,
             output_hidden_states,
+            head_mask,
             return_dict=True,
         )
         logits = self._logits(out.last_hidden_state)

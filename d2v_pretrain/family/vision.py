@@ -14,7 +14,7 @@ from d2v_pretrain.family.outputs import BaseModelOutputWithPooling, ImageClassif
 from d2v_pretrain.family.pretrained import PreTrained
 from d2v_pretrain.interop import hf_vision
 from d2v_pretrain.interop.keymap import Names, affine
-from d2v_pretrain.models.block import Block
+from d2v_pretrain.models.block import Block, Context
 from d2v_pretrain.models.encoder import Encoder
 from d2v_pretrain.models.positions import LearnedPositions, RelativeBias
 from d2v_pretrain.models.stems import VisionStem
@@ -102,6 +102,7 @@ class Data2VecVisionModel(Data2VecVisionPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         interpolate_pos_encoding: bool = False,
+        head_mask: Tensor | None = None,
     ) -> BaseModelOutputWithPooling:
         """Encode images.
 
@@ -111,6 +112,7 @@ class Data2VecVisionModel(Data2VecVisionPreTrainedModel):
             output_attentions: return the attention probabilities of each block.
             output_hidden_states: return the blocks' input and each block's output, before any norm.
             interpolate_pos_encoding: without effect, as in transformers 5: tables always fit the image.
+            head_mask: (H,) or (depth, H), 0 for attention heads to silence.
 
         Returns:
             ``last_hidden_state`` (B, 1 + N, D), CLS first, normalised unless ``use_mean_pooling``; ``pooler_output``
@@ -122,7 +124,9 @@ class Data2VecVisionModel(Data2VecVisionPreTrainedModel):
         """
         trace, states = self.trace(output_hidden_states, output_attentions)
         asked = states or trace.attentions is not None  # else every state would be kept for nothing
-        x = self.encoder(self._tokens(pixel_values, bool_masked_pos), trace=trace if asked else None).x
+        contexts = [Context(heads=h) for h in self.heads(head_mask)]
+        tokens = self._tokens(pixel_values, bool_masked_pos)
+        x = self.encoder(tokens, trace=trace if asked else None, contexts=contexts).x
         pooled = None if self.pooler is None else self.pooler(x)
         attentions = None if trace.attentions is None else tuple(trace.attentions)
         return BaseModelOutputWithPooling(x, pooled, tuple(trace.hidden) if states else None, attentions)
@@ -223,6 +227,7 @@ class Data2VecVisionForImageClassification(Data2VecVisionPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         interpolate_pos_encoding: bool = False,
+        head_mask: Tensor | None = None,
     ) -> ImageClassifierOutput:
         """Classify images.
 
@@ -235,7 +240,7 @@ class Data2VecVisionForImageClassification(Data2VecVisionPreTrainedModel):
             ``loss`` if there are labels, ``logits`` (B, C), and what was asked for.
         """
         out = self.data2vec_vision(
-            pixel_values, None, output_attentions, output_hidden_states, interpolate_pos_encoding, return_dict=True
+            pixel_values, None, output_attentions, output_hidden_states, head_mask=head_mask, return_dict=True
         )
         logits = self.classifier(out.pooler_output)
         loss = None if labels is None else classification_loss(logits, labels, self.config.problem_type)

@@ -140,6 +140,7 @@ class Data2VecVisionForSemanticSegmentation(Data2VecVisionPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         interpolate_pos_encoding: bool = False,
+        head_mask: Tensor | None = None,
     ) -> SemanticSegmenterOutput:
         """Label pixels.
 
@@ -158,9 +159,7 @@ class Data2VecVisionForSemanticSegmentation(Data2VecVisionPreTrainedModel):
         if labels is not None and c.num_labels == 1:
             raise ConfigError("num_labels", 1, "leaves nothing to learn", "set num_labels=2, background and class")
         keep = c.output_hidden_states if output_hidden_states is None else output_hidden_states
-        out = self.data2vec_vision(
-            pixel_values, None, output_attentions, True, interpolate_pos_encoding, return_dict=True
-        )
+        out = self.data2vec_vision(pixel_values, None, output_attentions, True, head_mask=head_mask, return_dict=True)
         features = self._features(out.hidden_states, self.data2vec_vision.grid(pixel_values))
         logits = self.decode_head(features)
         loss = None if labels is None else self._loss(features, logits, labels)

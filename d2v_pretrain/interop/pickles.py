@@ -17,7 +17,7 @@ import torch
 from d2v_pretrain.errors import ConfigError
 
 # What a tensor is rebuilt with; torch itself looks up the storage types.
-_REAL = {
+_REAL: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor"): torch._utils._rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
     ("torch._utils", "_rebuild_parameter"): torch._utils._rebuild_parameter,
@@ -64,7 +64,9 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         module = IMPORT_MAPPING.get(module, module)  # names of Python 2, which pickle protocols up to 2 use
         if (module, name) in _REAL:
-            return _REAL[module, name]
+            real = _REAL[module, name]
+            # Wrapped, because a file may set attributes (__defaults__ …) of a function that it names.
+            return real if isinstance(real, type) else lambda *args: real(*args)
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
         if module == "builtins":

@@ -49,6 +49,7 @@ class Attention(nn.Module):
         weights: list[Tensor] | None = None,
         past: KeyValues | None = None,
         context: Tensor | None = None,
+        heads: Tensor | None = None,
     ) -> Tensor:
         """(B, T, D) -> (B, T, D).
 
@@ -59,6 +60,7 @@ class Attention(nn.Module):
                 one, and a row that may attend to nothing attends to everything alike.
             past: what was attended to before; it grows by x, or holds the keys and values of ``context``.
             context: (B, S, D) to attend to instead of x.
+            heads: (H,) factors of the heads' probabilities, or None.
         """
         rows, size, width = x.shape
         if context is None:
@@ -67,11 +69,13 @@ class Attention(nn.Module):
                 k, v = past.extend(k, v)
         else:
             q, k, v = self._across(x, context, past)
+        v = v if heads is None else v * heads.to(v.dtype)[:, None, None]
         if weights is None:
             y = F.scaled_dot_product_attention(q, k, v, bias, self.dropout if self.training else 0.0)
         else:
             weights.append(self._weights(q, k, bias))
             y = weights[-1] @ v
+            weights[-1] = weights[-1] if heads is None else weights[-1] * heads[:, None, None]
         return self.out(y.transpose(1, 2).reshape(rows, size, width))
 
     def _project(self, x: Tensor) -> Tensor:

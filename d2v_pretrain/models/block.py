@@ -32,19 +32,21 @@ class Trace:
 
 @dataclass
 class Context:
-    """What a decoder's block reads beside its input.
+    """What a block reads beside its input.
 
     Args:
         past: of its own attention, or None to remember nothing.
         states: (R, S, D) another encoder's output, or None.
         bias: over ``states``; see ``Attention``.
         past_states: keys and values of ``states``.
+        heads: (H,) factors of the attention heads, or None.
     """
 
     past: KeyValues | None = None
     states: Tensor | None = None
     bias: Tensor | None = None
     past_states: KeyValues | None = None
+    heads: Tensor | None = None
 
 
 class Block(nn.Module):
@@ -106,21 +108,21 @@ class Block(nn.Module):
         self, x: Tensor, bias: Tensor | None = None, trace: Trace | None = None, context: Context | None = None
     ) -> tuple[Tensor, Tensor]:
         """(B, T, D) -> block output and feed-forward output, both (B, T, D); ``bias`` as in ``Attention``."""
-        weights = None if trace is None else trace.attentions
+        weights, context = None if trace is None else trace.attentions, context or Context()
         if self.norm_first:
-            x = x + self._branch(self.attention(self.norm1(x), bias, weights), self.gamma1)
+            x = x + self._branch(self.attention(self.norm1(x), bias, weights, heads=context.heads), self.gamma1)
             ffn = self._mlp(self.norm2(x))
             return x + self._branch(ffn, self.gamma2), ffn
-        past = None if context is None else context.past
-        x = self.norm1(x + self._branch(self.attention(x, bias, weights, past), self.gamma1))
-        if context is not None and context.states is not None:
+        read = self.attention(x, bias, weights, context.past, heads=context.heads)
+        x = self.norm1(x + self._branch(read, self.gamma1))
+        if context.states is not None:
             x = self._read(x, context, None if trace is None else trace.cross_attentions)
         ffn = self._mlp(x)
         return self.norm2(x + self._branch(ffn, self.gamma2)), ffn
 
     def _read(self, x: Tensor, context: Context, weights: list[Tensor] | None) -> Tensor:
         assert self.cross is not None and self.cross_norm is not None, "this block was built without cross attention"
-        y = self.cross(x, context.bias, weights, context.past_states, context.states)
+        y = self.cross(x, context.bias, weights, context.past_states, context.states, context.heads)
         return self.cross_norm(x + self._branch(y, None))
 
     def _mlp(self, x: Tensor) -> Tensor:

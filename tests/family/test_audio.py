@@ -257,6 +257,8 @@ def test_inputs_that_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="input_values=1 frames must have at least 9"):
         family.Data2VecAudioForXVector(config)(wave[:, :40])
     unmasked = family.Data2VecAudioModel(family.Data2VecAudioConfig(**SIZES, mask_time_prob=0.0))
+    with pytest.raises(ConfigError, match=r"mask_time_indices=of shape \(3, 7\) must be \(3, "):
+        unmasked(wave, mask_time_indices=torch.zeros(3, 7, dtype=torch.bool))
     with pytest.raises(ConfigError, match="mask_time_indices=given has no vector"):
         unmasked(wave, mask_time_indices=torch.zeros(3, T, dtype=torch.bool))
 

@@ -184,6 +184,8 @@ def test_overrides_replace_what_the_file_says(tmp_path: Path) -> None:
         ("Text", {"problem_type": "guess"}, "problem_type=guess must be one of regression"),
         ("Text", {"problem_type": "single_label_classification", "num_labels": 1}, "num_labels=1 leaves nothing"),
         ("Text", {"num_labels": 3, "id2label": {0: "a"}}, "num_labels=3 must be the 1 names of id2label"),
+        ("Text", {"num_labels": "3"}, "num_labels=3 must be a whole number"),
+        ("Text", {"num_labels": -1}, "num_labels=-1 must be a whole number"),
         ("Audio", {"conv_stride": [5, 2]}, "conv_stride=.* must have as many entries as conv_dim, 7"),
         ("Audio", {"tdnn_kernel": [5]}, "tdnn_kernel=.* must have as many entries as tdnn_dim, 5"),
         ("Audio", {"num_conv_pos_embedding_groups": 7}, "must divide hidden_size, 768"),

@@ -97,7 +97,8 @@ def test_dtypes(tmp_path: Path) -> None:
     model.to(torch.bfloat16).save_pretrained(tmp_path)
     kinds = {None: torch.float32, "auto": torch.bfloat16, "float64": torch.float64, torch.float16: torch.float16}
     for asked, dtype in kinds.items():
-        assert {p.dtype for p in Model.from_pretrained(tmp_path, dtype=asked).parameters()} == {dtype}
+        for name in ("dtype", "torch_dtype"):  # as transformers 5 and 4 call it
+            assert {p.dtype for p in Model.from_pretrained(tmp_path, **{name: asked}).parameters()} == {dtype}
     with pytest.raises(ConfigError, match="dtype=float17"):
         Model.from_pretrained(tmp_path, dtype="float17")
 

@@ -13,7 +13,7 @@ transformers = pytest.importorskip("transformers")
 from transformers import modeling_outputs as theirs  # noqa: E402
 
 CLASSES = [
-    "BaseModelOutput", "Wav2Vec2BaseModelOutput", "BaseModelOutputWithPooling",
+    "Wav2Vec2BaseModelOutput", "BaseModelOutputWithPooling",
     "BaseModelOutputWithPoolingAndCrossAttentions", "CausalLMOutput", "MaskedLMOutput", "SequenceClassifierOutput",
     "TokenClassifierOutput", "MultipleChoiceModelOutput", "ImageClassifierOutput", "SemanticSegmenterOutput",
     "CausalLMOutputWithCrossAttentions", "QuestionAnsweringModelOutput", "XVectorOutput",

@@ -453,3 +453,29 @@ def test_38_tokens_fit_into_40_rows_and_padding_costs_no_position() -> None:
     mine = ours("Model")
     assert mine(input_ids=tokens(size=38))[0].shape == (3, 38, 32)
     assert mine(input_ids=torch.cat([tokens(size=38), torch.full((3, 9), PAD)], 1))[0].shape == (3, 47, 32)
+
+
+@pytest.mark.parametrize("per_block", [False, True])
+@pytest.mark.parametrize("attentions", [False, True], ids=["fused", "explicit"])
+def test_silenced_heads(attentions: bool, per_block: bool, tmp_path: Path) -> None:
+    """``head_mask`` of transformers 4: as if the projections behind the attentions did not read those heads."""
+    mine, their = both("ForCausalLM", tmp_path, torch.float64, **CROSS)
+    mask = torch.rand(3, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64).round(decimals=1)
+    mask = mask if per_block else mask[:1]
+    for layer, row in zip(their.data2vec_text.encoder.layer, mask.expand(3, 4), strict=True):
+        for attention in (layer.attention, layer.crossattention):
+            attention.output.dense.weight.data *= row.repeat_interleave(8)
+    states = torch.randn(3, 5, 32, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    given = {**padded("right"), "encoder_hidden_states": states, "output_hidden_states": True}
+    out = mine(**given, head_mask=mask if per_block else mask[0], output_attentions=attentions)
+    want = their(**given)
+    torch.testing.assert_close(out.logits, want.logits, atol=1e-12, rtol=0)
+    torch.testing.assert_close(out.past_key_values[2][0], want.past_key_values.self_attention_cache.layers[2].keys)
+    if attentions:
+        sums = mask.expand(3, 4)[:, None, :, None].expand(3, 3, 4, 5)
+        torch.testing.assert_close(torch.stack(out.cross_attentions)[..., :5, :].sum(-1), sums, atol=1e-12, rtol=0)
+
+
+def test_a_head_mask_of_another_shape() -> None:
+    with pytest.raises(ConfigError, match=r"head_mask=of shape \(5,\) must be \(4,\), heads, or \(3, 4\)"):
+        ours("Model")(**padded("right"), head_mask=torch.ones(5))

@@ -35,7 +35,8 @@ def test_both_directions(tmp_path: Path) -> None:
             if head == "ForCausalLM":
                 given["encoder_hidden_states"] = torch.randn(3, 5, 32, dtype=torch.float64)
             cases[case] = (cls.__name__, given)
-            cases[f"{case}-bare"] = (cls.__name__, {k: v for k, v in given.items() if "labels" not in k})
+            bare = {k: v for k, v in given.items() if "labels" not in k} | {"head_mask": torch.rand(3, 4)}
+            cases[f"{case}-bare"] = (cls.__name__, bare)
             models[f"{case}-bare"] = models[case]
             models[case].save_pretrained(tmp_path / f"{case}-bare")
     torch.save(cases, tmp_path / "cases.pt")

@@ -302,3 +302,18 @@ def test_outputs_as_tuples(tmp_path: Path) -> None:
         a, b = (m(images(), labels=torch.tensor([0, 1]), return_dict=False, **ASKED) for m in (mine, their))
     assert isinstance(a, tuple) and len(a) == len(b) == 4
     torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_silenced_heads(head: str, tmp_path: Path) -> None:
+    """``head_mask`` of transformers 4: as if the projections behind the attentions did not read those heads."""
+    mine, their = both(head, tmp_path, **BIASES)
+    mask = torch.rand(4, 4, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    for layer, row in zip(their.base_model.encoder.layer, mask, strict=True):
+        layer.attention.output.dense.weight.data *= row.repeat_interleave(8)
+    with torch.no_grad():
+        out, want = (
+            mine(images(), head_mask=mask, output_hidden_states=True),
+            their(images(), output_hidden_states=True),
+        )
+    agree(out, want, 1e-12)

@@ -26,6 +26,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "masked": ("Model", {"use_mask_token": True, **BIASES}, {"bool_masked_pos": chosen()}),
     "absolute": ("Model", {"use_absolute_position_embeddings": True, "use_mean_pooling": False}, {}),
     "not square": ("Model", {"image_size": [16, 40], **BIASES}, {"pixel_values": images(16, 40)}),
+    "some heads": ("ForSemanticSegmentation", {}, {"head_mask": torch.rand(4, 4, dtype=torch.float64)}),
     "classes": ("ForImageClassification", BIASES, {"labels": torch.tensor([1, 2])}),
     "no layer scale": ("ForImageClassification", {"use_mean_pooling": False, "layer_scale_init_value": 0.0}, {}),
     "pixels": ("ForSemanticSegmentation", {"auxiliary_concat_input": True, **BIASES}, {"labels": LABELS}),

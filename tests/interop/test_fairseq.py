@@ -253,6 +253,13 @@ def test_a_function_of_an_installed_package_is_not_called() -> None:
     assert called == [1] and isinstance(inert, pickles.Record)
 
 
+def test_a_file_changes_no_function_that_it_names() -> None:
+    code = b"ctorch._utils\n_rebuild_tensor_v2\n(N}S'__defaults__'\n(I1\ntstb."
+    before = torch._utils._rebuild_tensor_v2.__defaults__
+    pickles._load(io.BytesIO(code))
+    assert torch._utils._rebuild_tensor_v2.__defaults__ == before
+
+
 @pytest.mark.parametrize(
     "content, rule",
     [(b"", "cannot be read"), (b"not a checkpoint at all", "cannot be read"), (None, "cannot be read")],
