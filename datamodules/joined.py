@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from typing import Any
 
@@ -58,6 +59,22 @@ class Joined:
     def ahead(self) -> Any:
         """The clips' own, if they have it."""
         return self.clips.ahead
+
+    @property
+    def checksums(self) -> np.ndarray:
+        """The clips' own, if they have them."""
+        return self.clips.checksums
+
+    @property
+    def some(self) -> Callable[[int], np.ndarray]:
+        """About n utterances around the clips that can be had cheaply, if the clips say which these are."""
+        pick = self.clips.some
+
+        def around(n: int) -> np.ndarray:
+            near = set(pick(n).tolist())
+            return np.flatnonzero([not near.isdisjoint(group.tolist()) for group in self.groups])
+
+        return around
 
     def __len__(self) -> int:
         return len(self.groups)
