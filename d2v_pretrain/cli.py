@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import re
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -17,6 +19,8 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 from d2v_pretrain.config import choices, config_folder, load, register_resolvers, spelled_for_hydra
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.stopping import AGAIN, STOP
+
+_UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST}
 
 
 def main() -> None:
@@ -46,6 +50,17 @@ def _task(cfg: DictConfig) -> None:
     except (ConfigError, HydraException, OmegaConfBaseException) as error:
         STOP.uninstall()
         _stop(error)  # here, before Hydra adds a line of its own
+    except OSError as error:
+        STOP.uninstall()
+        if error.errno not in _UNWRITABLE or not _is_in(error.filename, cfg.folder):
+            raise
+        rule = f"cannot be written ({error.strerror})"
+        _stop(ConfigError("folder", cfg.folder, rule, "with that mended, or another folder=DIR, type the same command"))
+
+
+def _is_in(file: object, folder: str) -> bool:
+    """Whether a file that could not be written is a run's; a full disk does not say which it was."""
+    return not isinstance(file, str) or Path(os.path.abspath(file)).is_relative_to(os.path.abspath(folder))
 
 
 def _go_again(first: bool) -> None:

@@ -45,6 +45,7 @@ WRONG = {
     "modality=audio steps=many": "steps=many must be a positive whole number",
     "modality=audio data=folder": "data.root=??? has no value",
     "modality=audio data.root=DIR": "data.root=DIR is not a setting of the embedded data; type data=folder too",
+    "modality=audio data.sequences=40 data.words=10 folder=/dev/null/run": "cannot be written (Not a directory)",
     "modality=audio data=folder data.root=no/such": "data.root=no/such is not a folder",
 }
 

@@ -133,7 +133,7 @@ class Output:
         """Raise ConfigError unless this many bytes are free."""
         free = shutil.disk_usage(self.folder).free
         if needed > free:
-            rule = f"needs about {needed / 1e9:,.1f} GB, and {free / 1e9:,.1f} GB are free"
+            rule = f"needs about {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free"
             raise ConfigError("output", self.folder, rule, "free some space, or give a folder on another disk")
 
     def finish(self, records: Iterable[Record], skipped: dict[str, str], source: dict[str, Any],

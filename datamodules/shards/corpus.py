@@ -122,7 +122,16 @@ class ShardCorpus(ABC, Generic[Raw]):
         sizes = np.array([int(self._used(shard.lengths).sum()) for shard in self.shards])
         if self.label_key is not None:
             sizes[-self.test_shards :] = 0
+            self._check_label()
         return sizes
+
+    def _check_label(self) -> None:
+        """Whether some samples of the first and last shard have the label, before the run and not at its end."""
+        places = [(s, int(p)) for s in (0, len(self.shards) - 1)
+                  for p in np.flatnonzero(self._used(self.shards[s].lengths))[:_SOME]]  # fmt: skip
+        if all(self._label(s, p) is None for s, p in places):
+            rule = "is no member, or no field of one, of the samples at the beginning and end"
+            raise ConfigError("data.label_key", self.label_key, rule, "such as cls, or json.speaker; or set it to null")
 
     @cached_property
     def lengths(self) -> np.ndarray:

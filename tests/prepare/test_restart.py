@@ -179,7 +179,7 @@ def test_too_little_space_is_told_before_the_start(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(output.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     for modality, words in WORDS.items():
         assert prepare(modality, source(modality, tmp_path / modality), tmp_path / "out" / modality, *words) == 2
-        assert "GB are free; free some space" in said(capsys)
+        assert "MB are free; free some space" in said(capsys)
         assert not list((tmp_path / "out" / modality).glob("*.tar"))
 
 

@@ -121,6 +121,9 @@ def test_labels_from_a_field_of_json(tmp_path: Path) -> None:
         write(tmp_path / f"{s}.tar", sorted([*rows, *((f"{i}.png", png(i)) for i in range(6))]))
     [task] = images(tmp_path, tmp_path, label_key="json.who").labelled()
     assert task.classes == 3 and Counter(task.test.labels.tolist()) == {0: 2, 1: 2, 2: 2}
+    for key in ("cls", "json.whom"):
+        with pytest.raises(ConfigError, match=f"data.label_key={key} is no member"):
+            len(images(tmp_path, tmp_path, label_key=key))
 
 
 def test_blocks_of_tokens(tmp_path: Path) -> None:
