@@ -69,7 +69,7 @@ class Attention(nn.Module):
                 k, v = past.extend(k, v)
         else:
             q, k, v = self._across(x, context, past)
-        v = v if heads is None else v * heads.to(v.dtype)[:, None, None]
+        v = v if heads is None else v * heads[:, None, None]
         if weights is None:
             y = F.scaled_dot_product_attention(q, k, v, bias, self.dropout if self.training else 0.0)
         else:

@@ -317,5 +317,3 @@ def test_silenced_heads(head: str, tmp_path: Path) -> None:
             their(images(), output_hidden_states=True),
         )
     agree(out, want, 1e-12)
-    with torch.autocast("cpu", torch.bfloat16):  # values are bfloat16 there, the mask is not
-        assert mine.float()(images(dtype=torch.float32), head_mask=mask)[0].isfinite().all()
