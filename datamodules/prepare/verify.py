@@ -141,7 +141,7 @@ def _index_fault(tar: str) -> str | None:
     if (said.tar_bytes, said.tar_crc) != (found.tar_bytes, found.tar_crc) or not np.array_equal(
         said.entries, found.entries
     ):
-        return "is not that of its tar; write it anew with: index input="
+        return f"is not that of its tar; if the tar is right: python -m datamodules.prepare index input={tar}"
     return None
 
 
