@@ -30,10 +30,14 @@ def choices(group: str) -> list[str]:
     return sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
 
 
+def _share(x: float, least: int = 0, *, _root_: DictConfig) -> int:
+    return max(least, int(x * _root_.steps))
+
+
 def register_resolvers() -> None:
     """Make our ``${...:}`` functions known to OmegaConf; may be called again."""
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
-    OmegaConf.register_new_resolver("share", lambda x, *, _root_: int(x * _root_.steps), replace=True)
+    OmegaConf.register_new_resolver("share", _share, replace=True)
     OmegaConf.register_new_resolver("ratio", lambda a, b: a // b, replace=True)
     OmegaConf.register_new_resolver("precision_here", precision_here, replace=True)
     OmegaConf.register_new_resolver("devices_here", devices_here, replace=True)

@@ -243,3 +243,8 @@ def test_conf_is_found_in_a_clone_and_in_a_wheel(tmp_path: Path, monkeypatch: py
     (package / "conf").mkdir(parents=True)
     (package / "conf" / "pretrain.yaml").touch()
     assert config_folder() == package / "conf"
+
+
+@pytest.mark.parametrize("modality", ["audio", "vision", "text"])
+def test_a_single_step_is_a_run(modality: str) -> None:
+    check(load([f"modality={modality}", "steps=1"]))
