@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from d2v_pretrain.errors import ConfigError
-from d2v_pretrain.rules import RULES, check_numbers
+from d2v_pretrain.rules import METHOD_RULES, RULES, check_numbers
 
 _SPECIAL = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 _SIMPLE: dict[str, Any] = {"int": int, "float": (int, float), "bool": bool, "str": str, "None": type(None)}
@@ -98,7 +98,8 @@ def check(cfg: DictConfig) -> None:
     Raises:
         ConfigError: naming the key as the user types it, its value, the rule and a remedy.
     """
-    for rule in (_check_experiment, _check_missing, check_numbers, _check_constructors, *RULES):
+    method = METHOD_RULES if cfg.task == "pretrain" else ()
+    for rule in (_check_experiment, _check_missing, check_numbers, _check_constructors, *RULES, *method):
         rule(cfg)
 
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from rich.table import Table
 from torch import Tensor
 
+from d2v_pretrain.models.encoder import Encoder, mean_of_valid
 from d2v_pretrain.probe import effective_rank, few_shot, knn, linear, standardise
 from d2v_pretrain.types import Batch
-
-if TYPE_CHECKING:
-    from d2v_pretrain.models.encoder import Encoder
 
 Labelled = tuple[Tensor, Tensor | None]
 METRICS = {"few_shot": "few-shot, 5 labels a class", "linear": "linear", "knn": "20-NN"}
@@ -66,12 +64,7 @@ def features(encoder: Encoder, batches: Iterable[Batch], layers: int | None = No
 def _pool(encoder: Encoder, batch: Batch, top: int) -> Tensor:
     """(B, D): mean over time of the mean of the top blocks. Extra tokens are not in ``layers``."""
     encoded = encoder.encode(batch, top_k=top, tensor="block")
-    x = torch.stack(encoded.layers).float().mean(0)
-    if encoded.valid is None:
-        return x.mean(1)
-    weight = encoded.valid.unsqueeze(2).to(x.dtype)
-    # Not a product with the weight: padding may hold anything, NaN included.
-    return x.masked_fill(weight == 0, 0.0).sum(1) / weight.sum(1).clamp_min(1.0)
+    return mean_of_valid(torch.stack(encoded.layers).float().mean(0), encoded.valid)
 
 
 @torch.no_grad()

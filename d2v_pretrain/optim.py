@@ -28,7 +28,7 @@ def parameter_groups(
         for name, parameter in module.named_parameters():
             if parameter.requires_grad:
                 flat = parameter.ndim < 2 and not name.endswith("mask_vector")  # three axes in BEiT: decays
-                exempt = decay == "matrices" and (flat or name == "extra")
+                exempt = decay == "matrices" and (flat or name.rpartition(".")[2] == "extra")
                 groups.setdefault((_scale(name, lr_scales or {}), not exempt), []).append(parameter)
     return [{"params": params, "lr_scale": scale, "decays": decays} for (scale, decays), params in groups.items()]
 

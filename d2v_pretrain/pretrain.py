@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -12,6 +12,7 @@ from torch import Tensor
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.objective.data2vec import Data2Vec
 from d2v_pretrain.objective.statistics import spread
+from d2v_pretrain.objective.supervised import Supervised
 from d2v_pretrain.optim import fairseq_eps, parameter_groups, scale_gradients, set_rates
 from d2v_pretrain.rng import fold_in, seed_default
 from d2v_pretrain.schedules import Schedule
@@ -37,28 +38,26 @@ class Pretrain(L.LightningModule):
         eps: of Adam.
         eps_inside: add eps before the bias correction, as fairseq's Adam does (all but data2vec 1 vision).
         decay: which parameters decay, see ``parameter_groups``.
-        lr_scales: learning-rate factors by parameter name, see ``parameter_groups``.
         clip: largest norm of the gradient, None for no clipping.
         seed: of everything drawn in training.
     """
 
     def __init__(
         self,
-        objective: Data2Vec,
+        objective: Data2Vec | Supervised,
         rate: Schedule,
         optimizer: Callable[[list[dict]], torch.optim.Optimizer],
         weight_decay: float = 0.01,
         eps: float = 1e-6,
         eps_inside: bool = True,
         decay: str = "all",
-        lr_scales: Mapping[str, float] | None = None,
         clip: float | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__()
         self.objective, self.rate, self.make_optimizer = objective, rate, optimizer
         self.weight_decay, self.eps, self.eps_inside = weight_decay, eps, eps_inside
-        self.decay, self.lr_scales, self.clip, self.seed = decay, lr_scales, clip, seed
+        self.decay, self.clip, self.seed = decay, clip, seed
         self.updates, self.samples_seen = 0, 0
         self.cursor: tuple[int, ...] = ()
         self.config = ""  # of the run, as YAML; goes into its checkpoints
@@ -74,7 +73,7 @@ class Pretrain(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One optimizer over student and predictor; its rates are written by ``optimizer_step``."""
-        groups = parameter_groups([self.objective.student, self.objective.predictor], self.decay, self.lr_scales)
+        groups = parameter_groups([self.objective], self.decay, self.objective.lr_scales)
         optimizer = self.make_optimizer(groups)
         assert optimizer.defaults.get("fused"), "only torch's fused optimizers can skip a bad step on the device"
         return optimizer
@@ -142,9 +141,7 @@ class Pretrain(L.LightningModule):
         set_rates(optimizer, lr, self.weight_decay, eps)
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.updates += 1
-        teacher = self.objective.teacher
-        teacher.update(self.objective.student, self.updates)
-        self.log_metrics |= {"lr": lr, "decay": teacher.decay(self.updates)}
+        self.log_metrics |= {"lr": lr} | self.objective.follow(self.updates)
 
     def statistics(self) -> dict[str, Tensor]:
         """Of the last micro-batch, as device tensors: spread of targets and predictions, loss terms, relative loss.
@@ -153,7 +150,7 @@ class Pretrain(L.LightningModule):
         become larger or smaller: the loss itself may well rise while the teacher's layers come to agree.
         """
         output = self.last_output
-        assert output is not None
+        assert output is not None and isinstance(self.objective, Data2Vec)
         stats = {
             f"loss_{name}": value / output.count for name, value in output.losses.items() if len(output.losses) > 1
         }

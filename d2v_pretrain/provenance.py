@@ -16,6 +16,9 @@ from d2v_pretrain.errors import ConfigError
 PACKAGES = ("d2v-pretrain", "torch", "torchvision", "torchaudio", "lightning", "hydra-core", "numpy", "tokenizers")
 # What a run is: where one of these changes, its checkpoints no longer fit or its data order is another one.
 IDENTITY = (
+    "task",
+    "labels",
+    "init_from",
     "objective",
     "architecture",
     "masking",

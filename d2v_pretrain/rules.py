@@ -50,9 +50,7 @@ def _check_positive(key: str, value: Any, whole: bool, nullable: bool) -> None:
 
 
 def check_going_on(cfg: Any) -> None:
-    """Task, name, and what the run starts from."""
-    if cfg.task != "pretrain":
-        raise ConfigError("task", cfg.task, "must be pretrain", "fine-tuning is not part of this version")
+    """Name, and what the run starts from."""
     if cfg.resume not in ("auto", "never"):
         raise ConfigError("resume", cfg.resume, "must be auto or never")
     if not str(cfg.name) or set(str(cfg.name)) & set('/\\:*?"<>| '):
@@ -63,17 +61,22 @@ def check_going_on(cfg: Any) -> None:
 
 def check_sizes(cfg: Any) -> None:
     """Widths, depths and patches that must divide or bound one another."""
-    encoder, target = cfg.encoder, cfg.objective.targets
+    encoder = cfg.encoder
     if encoder.width % encoder.heads:
         raise ConfigError("encoder.heads", encoder.heads, f"must divide encoder.width={encoder.width}")
-    if not 1 <= target.top_k <= encoder.depth:
-        rule = f"must be between 1 and encoder.depth={encoder.depth}"
-        raise ConfigError("objective.targets.top_k", target.top_k, rule, "the targets average that many last blocks")
     if cfg.objective.cls_weight and not at(cfg, "architecture.extra_tokens"):
         raise ConfigError("objective.cls_weight", cfg.objective.cls_weight, "needs an architecture with a CLS token")
     patch = at(cfg, "architecture.stem.patch")
     if patch is not None and cfg.source.size % patch:
         raise ConfigError("source.size", cfg.source.size, f"must be a multiple of architecture.stem.patch={patch}")
+
+
+def check_targets(cfg: Any) -> None:
+    """The teacher has as many blocks as targets are made of."""
+    top_k, depth = cfg.objective.targets.top_k, cfg.encoder.depth
+    if not 1 <= top_k <= depth:
+        rule = f"must be between 1 and encoder.depth={depth}"
+        raise ConfigError("objective.targets.top_k", top_k, rule, "the targets average that many last blocks")
 
 
 def check_groups(cfg: Any) -> None:
@@ -164,7 +167,6 @@ RULES: tuple[Callable[[Any], None], ...] = (
     check_going_on,
     check_sizes,
     check_groups,
-    check_view,
-    check_mask,
     check_devices,
 )
+METHOD_RULES = (check_targets, check_view, check_mask)  # of pretraining

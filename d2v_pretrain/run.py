@@ -31,7 +31,7 @@ from d2v_pretrain.models.encoder import Encoder
 from d2v_pretrain.preflight import preflight
 from d2v_pretrain.pretrain import Pretrain
 from d2v_pretrain.rng import seed_default
-from d2v_pretrain.trained import weights
+from d2v_pretrain.trained import adopt, weights
 
 CPU = torch.device("cpu")
 
@@ -48,6 +48,8 @@ def pretrain(cfg: DictConfig) -> Trainer | None:
     Raises:
         ConfigError: before anything is allocated for what is wrong in ``cfg``; later for what is wrong with the data.
     """
+    if cfg.task == "finetune":
+        adopt(cfg)
     check(cfg)
     _preflight(cfg)
     _quiet_lightning()
@@ -55,12 +57,15 @@ def pretrain(cfg: DictConfig) -> Trainer | None:
     assert isinstance(plain, dict)
     last = _where_to_start(cfg, plain, folder)
     say(f"[bold]{cfg.name}[/] in {folder}")
-    probed = cfg.probe is None or (folder / "probe.json").exists()
-    if last is not None and (step := checkpoint.step_of(last)) >= cfg.steps and probed:
+    judges = {"probe.json": cfg.probe, "finetune.json": cfg.callbacks.get("accuracy")}
+    judged = all((folder / report).exists() for report, judge in judges.items() if judge is not None)
+    if last is not None and (step := checkpoint.step_of(last)) >= cfg.steps and judged:
         say(f"{last} is at step {step:,}: finished. Type steps=… for more, or name=… for a new run.")
         return None
     datamodule = build_data(cfg)
     say(datamodule.describe())  # type: ignore[attr-defined]
+    if cfg.task == "finetune":
+        cfg.classes = datamodule.source.classes  # type: ignore[attr-defined]  # only the data know
     if last is not None:
         say(f"going on from {last}, step {checkpoint.step_of(last):,} of {cfg.steps:,}")
     module = build_module(cfg, last)
@@ -128,7 +133,7 @@ def build_encoder(cfg: DictConfig) -> Encoder:
 
 
 def build_module(cfg: DictConfig, last: Path | None = None) -> Pretrain:
-    """Student, teacher, predictor and all that trains them, on the CPU, seeded.
+    """The objective and all that trains it, on the CPU, seeded.
 
     Args:
         cfg: see ``pretrain``. last: checkpoint that the run goes on from; ``init_from`` then no longer counts.
@@ -139,16 +144,18 @@ def build_module(cfg: DictConfig, last: Path | None = None) -> Pretrain:
     say(f"{size:.1f} M parameters in the encoder, {cfg.steps:,} updates of {cfg.global_batch} samples")
     if cfg.init_from is not None and last is None:
         load_student(module, Path(cfg.init_from))
+    if cfg.init_from is None and cfg.task == "finetune":
+        say("[yellow]fine-tuning starts from random weights: init_from=PATH would start it from trained ones[/]")
     return module
 
 
 def load_student(module: Pretrain, path: Path) -> None:
-    """Start student and teacher from the weights of a checkpoint, bundle, Hugging Face folder or published file.
+    """Start the encoders from the weights of a checkpoint, bundle, Hugging Face folder or published file.
 
     Raises:
         ConfigError: it cannot be read, or is of another architecture.
     """
-    encoders = (module.objective.student, module.objective.teacher.encoder)
+    encoders = module.objective.encoders
     say(seed(encoders, weights(path, "student") if checkpoint.step_of(path) >= 0 else source(path), path))
 
 
@@ -157,7 +164,7 @@ def build_trainer(cfg: DictConfig, folder: Path) -> Trainer:
     loggers: list[Logger] = [JsonlLogger(folder)]
     if cfg.logger:  # logger=csv is empty: those two files are always written
         loggers.append(instantiate(cfg.logger, _convert_="all"))
-    callbacks = [instantiate(node, _convert_="all") for node in cfg.callbacks.values()]
+    callbacks = [instantiate(node, _convert_="all") for node in cfg.callbacks.values() if node is not None]
     if cfg.probe is not None:
         callbacks.append(instantiate(cfg.probe)(folder=folder, random=partial(build_encoder, cfg)))
     saving = Saving(folder / "checkpoints", **cfg.checkpoint)

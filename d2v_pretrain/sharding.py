@@ -15,6 +15,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map_only
 
 from d2v_pretrain.objective.data2vec import Data2Vec
+from d2v_pretrain.objective.supervised import Supervised
 
 
 class Sharded(ModelParallelStrategy):
@@ -91,15 +92,14 @@ def _cut(value: Any, share: Tensor | None) -> Any:
     return distribute_tensor(value.to(share.device), share.device_mesh, share.placements, src_data_rank=None)
 
 
-def shard(objective: Data2Vec, mesh: Any) -> None:
+def shard(objective: Data2Vec | Supervised, mesh: Any) -> None:
     """Share an objective out over the ranks of ``mesh``: block by block, and the rest in one piece.
 
     Student blocks that layer drop may skip belong to the rest: ranks skip different ones, and gathering a block takes
     all of them.
     """
-    student, teacher = objective.student, objective.teacher.encoder
-    for encoder in (student, teacher):
-        if encoder is teacher or not encoder.layer_drop:
+    for encoder in objective.encoders:
+        if encoder is not objective.student or not encoder.layer_drop:
             for block in encoder.blocks:
                 fully_shard(block, mesh=mesh)
     # Its output is the first tensor that backward meets. What the objective returns is none, and without one there is

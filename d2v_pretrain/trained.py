@@ -11,6 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
@@ -22,6 +23,7 @@ from d2v_pretrain.interop.construct import construct
 from d2v_pretrain.interop.source import Source
 from d2v_pretrain.models.encoder import Encoder
 
+_CHOICES = {"architecture", "encoder", "experiment", "objective"}  # what decides on an encoder
 PARTS = {"student": "objective.student.", "teacher": "objective.teacher.encoder."}
 
 
@@ -99,6 +101,31 @@ class Trained:
         """The content of a JSON file in the run's folder, None if it is not there."""
         file = self.folder / name
         return json.loads(file.read_text()) if file.exists() else None
+
+
+def adopt(cfg: DictConfig) -> None:
+    """Take encoder and preparation of the inputs from the checkpoint of ours in ``init_from``, so that nobody types
+    them twice.
+
+    What is typed counts: a single setting beside the checkpoint's, a choice of ``_CHOICES`` in place of its encoder.
+
+    Raises:
+        ConfigError: it is of another modality.
+    """
+    if cfg.init_from is None or checkpoint.step_of(file := Path(cfg.init_from)) < 0:
+        return
+    old = Trained(file.absolute().parent.parent, file).cfg
+    if old["modality"] != cfg["modality"]:
+        raise ConfigError("init_from", file, f"is of modality={old['modality']}", "type that modality")
+    words = [word.lstrip("+~").partition("=")[0] for word in HydraConfig.get().overrides.task]
+    typed = {word: OmegaConf.select(cfg, word) for word in words if word.startswith(("architecture.", "source."))}
+    if not {word.partition(".")[0] for word in words if word not in typed} & _CHOICES:
+        cfg.architecture = old.architecture
+    kept = {key: value for key, value in old.source.items() if key not in ("_target_", "corpus", "seed", "cache")}
+    if "cache" in old.source and old.source.tokenizer is None:
+        kept["tokenizer"] = old.source.cache  # that was trained on the run's data
+    for key, value in {**{f"source.{key}": value for key, value in kept.items()}, **typed}.items():
+        OmegaConf.update(cfg, key, value)
 
 
 def weights(file: Path, which: str) -> Source:

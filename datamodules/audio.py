@@ -72,9 +72,12 @@ class AudioSource:
 
     def read(self, index: int, epoch: int, longest: int | None = None) -> Tensor | None:
         """(S,) float32 crop of at most ``longest`` samples, or None if the file cannot be read any more."""
-        wave, crop = self.corpus.read(index), self.crop if longest is None else longest
-        if wave is None:
-            return None
+        wave = self.corpus.read(index)
+        return None if wave is None else self.varied(wave, index, epoch, longest)
+
+    def varied(self, wave: np.ndarray, index: int, epoch: int, longest: int | None = None) -> Tensor:
+        """What training sees of a waveform in one pass: its crop, normalised."""
+        crop = self.crop if longest is None else longest
         spare = len(wave) - crop
         if spare <= 0:
             return normalise(wave)

@@ -28,7 +28,8 @@ class Source(Protocol):
     value of padding. A source in shards, or its ``corpus``, has ``shard_sizes`` (n,) samples of each, whose ids are
     consecutive, and may have ``ahead(shards)``, called before samples of these shards are read. One that crops all
     rows of a micro-batch alike has ``cut(ids)``, the length, and ``read`` takes it as ``longest``. One whose samples
-    are finished on the device (images stay uint8 up to there) has ``finish(inputs)``.
+    are finished on the device (images stay uint8 up to there) has ``finish(inputs)``. One with classes has ``labels``
+    (N,) int64.
     """
 
     fill: float
@@ -67,8 +68,9 @@ class MicroBatches(Dataset[Batch]):
             self.source.blank(int(i))[..., :cut] if item is None else item
             for i, item in zip(slot.ids, items, strict=True)
         ]
-        return collate(rows, slot.ids, self.source.fill, weight=weight, epoch=slot.epoch, cursor=slot.cursor,
-                       step_samples=slot.step_samples)  # fmt: skip
+        labels = torch.from_numpy(self.source.labels[slot.ids]) if hasattr(self.source, "labels") else None
+        return collate(rows, slot.ids, self.source.fill, weight=weight, labels=labels, epoch=slot.epoch,
+                       cursor=slot.cursor, step_samples=slot.step_samples)  # fmt: skip
 
 
 class PretrainDataModule(LightningDataModule):

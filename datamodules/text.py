@@ -99,6 +99,10 @@ class TextSource:
         size = f"{len(self.tokens):,} tokens, {len(self):,} blocks of {self.block}"
         return f"{self.corpus.describe()}: {size} ({self.vocab_size:,} ids, {kind})"
 
+    def varied(self, text: str, index: int, epoch: int) -> Tensor:
+        """What fine-tuning sees of a text: (T,) ids with <s> and </s>, cut to ``block``, the same in every pass."""
+        return self._whole(text)
+
     def plain(self) -> Iterator[Tensor]:
         """Every piece of text: (T,) ids with <s> and </s>, cut to ``block``."""
         yield from map(self._whole, self.corpus.texts())

@@ -71,8 +71,10 @@ class VisionSource:
     def read(self, index: int, epoch: int) -> Tensor | None:
         """(3, size, size) uint8, or None if the file cannot be read any more."""
         pixels = self.corpus.read(index)
-        if pixels is None:
-            return None
+        return None if pixels is None else self.varied(pixels, index, epoch)
+
+    def varied(self, pixels: np.ndarray, index: int, epoch: int) -> Tensor:
+        """What training sees of an image in one pass: (3, size, size) uint8, augmented."""
         # The transforms draw from torch's generator: lend it to them, so that training does not notice
         state = torch.get_rng_state()
         torch.default_generator.manual_seed(fold_in(self.seed, _AUGMENT, epoch, index))

@@ -130,6 +130,7 @@ def test_every_choice_is_covered() -> None:
         "decay",
         "optimizer",
     }
+    tested |= {"task"}  # tests/test_finetune.py
     assert groups == tested | {"trainer", "logger", "callbacks", "probe", "debug", "hydra", "data", "corpus", "recipe"}
     pairs = {f"{m}_{o}" for m in MODALITIES for o in OBJECTIVES}
     assert pairs == set(choices("recipe"))
@@ -165,7 +166,7 @@ WRONG = {
     "+objective.foo=1": "objective.foo=1 is not an argument of Data2Vec; it takes student",
     "~objective.predictor.kernel": "objective.predictor.kernel",
     "resume=maybe": "auto or never",
-    "task=finetune": "must be pretrain",
+    "task=finetun": "did you mean finetune",
     "name=a/b": "name of a folder",
     "init_from=nowhere.ckpt": "is not a file",
     "data=folder": "data.root=??? has no value; type data.root=",

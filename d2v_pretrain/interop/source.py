@@ -84,7 +84,8 @@ def seed(encoders: Sequence[Encoder], source: Source, path: Path) -> str:
     for encoder in encoders:
         left = encoder.load_state_dict(state, strict=False)
         assert set(left.missing_keys) <= {_OWN} and not left.unexpected_keys
-    line = f"weights from {path} ({source.what}): {len(state)} tensors into student and teacher"
+    into = "student and teacher" if len(encoders) > 1 else "the encoder"
+    line = f"weights from {path} ({source.what}): {len(state)} tensors into {into}"
     line += f"; left out {_listed(source.left_out)}" if source.left_out else ""
     fresh = _OWN in encoders[0].state_dict() and _OWN not in state
     return line + (f"; {_OWN} starts afresh, the source has none" if fresh else "")

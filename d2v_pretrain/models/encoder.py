@@ -217,6 +217,15 @@ class Encoder(nn.Module):
         return checkpoint(block, x, bias, None, context, use_reentrant=False)
 
 
+def mean_of_valid(x: Tensor, valid: Tensor | None) -> Tensor:
+    """(R, K, D) -> (R, D) float32, the mean over valid positions."""
+    x = x.float()
+    if valid is None:
+        return x.mean(1)
+    # Not a product with the weight: padding may hold anything, NaN included.
+    return x.masked_fill(~valid[..., None], 0.0).sum(1) / valid.sum(1, keepdim=True).clamp_min(1)
+
+
 def gather_rows(x: Tensor, index: Tensor) -> Tensor:
     """(R, T, D) at (R, K) positions -> (R, K, D)."""
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))

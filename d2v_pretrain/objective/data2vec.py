@@ -63,6 +63,17 @@ class Data2Vec(nn.Module):
         self.student, self.predictor, self.teacher = student, predictor, teacher(student)
         self.mask, self.view, self.targets, self.loss = mask, view, targets, loss
         self.clones, self.cls_weight, self.teacher_view, self.seed = clones, cls_weight, teacher_view, seed
+        self.lr_scales: dict[str, float] = {}  # every parameter learns at the same rate
+
+    @property
+    def encoders(self) -> tuple[Encoder, Encoder]:
+        """Student and teacher."""
+        return self.student, self.teacher.encoder
+
+    def follow(self, updates: int) -> dict[str, float]:
+        """What happens after optimizer step number ``updates``: the teacher moves. Returns numbers to log."""
+        self.teacher.update(self.student, updates)
+        return {"decay": self.teacher.decay(updates)}
 
     def forward(self, batch: Batch, mask: Mask | None = None, noise: Tensor | None = None) -> Output:
         """One forward of student and teacher.

@@ -65,7 +65,8 @@ def live(cwd: str, argv: Sequence[str], env: dict[str, str]) -> None:
         if batch.cursor:  # a batch of the stream, not DDP's throw-away one
             accumulate = module.trainer.accumulate_grad_batches
             slot = module.global_rank * accumulate + batch_idx % accumulate
-            mask = hashlib.sha256(module.objective.draw(batch).masked.numpy().tobytes()).hexdigest()[:16]
+            drawn = module.objective.draw(batch).masked if hasattr(module.objective, "draw") else batch.labels
+            mask = hashlib.sha256(drawn.numpy().tobytes()).hexdigest()[:16]
             line = {"step": module.updates, "slot": slot, "epoch": batch.epoch, "ids": batch.ids.tolist(), "mask": mask,
                     "loss": loss.item() / accumulate}  # fmt: skip
             with open(f"trace/{slot}.jsonl", "a") as file:
