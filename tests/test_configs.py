@@ -166,7 +166,6 @@ WRONG = {
     "+objective.foo=1": "objective.foo=1 is not an argument of Data2Vec; it takes student",
     "~objective.predictor.kernel": "objective.predictor.kernel",
     "resume=maybe": "auto or never",
-    "task=finetun": "did you mean finetune",
     "name=a/b": "name of a folder",
     "init_from=nowhere.ckpt": "is not a file",
     "data=folder": "data.root=??? has no value; type data.root=",
