@@ -132,6 +132,8 @@ def weights(file: Path, which: str) -> Source:
     """The student's or teacher's encoder in one of our checkpoints."""
     prefix = PARTS[which]
     tensors = {name: t for name, t in checkpoint.read(file)["state_dict"].items() if name.startswith(prefix)}
+    if not tensors:
+        raise ConfigError("which", which, f"is not in {file}: fine-tuning has no teacher", "type which=student")
     what = f"the {which} of our checkpoint at step {checkpoint.step_of(file):,}"
     return Source(what, tensors, {name.removeprefix(prefix): name for name in tensors})
 

@@ -56,10 +56,12 @@ def test(trainer: Trainer, module: LightningModule) -> dict[str, Any]:
     (task,) = trainer.datamodule.probe_tasks()  # type: ignore[attr-defined]
     objective, training = module.objective, module.training
     objective.eval()  # type: ignore[union-attr]
-    right, labels = 0, []
+    right = 0
+    labels: list[torch.Tensor] = []
     for batch in task.test:
         guess = objective(batch.to(module.device)).pred.argmax(1).cpu()  # type: ignore[operator]
-        right, labels = right + int((guess == batch.labels).sum()), [*labels, batch.labels]
+        right += int((guess == batch.labels).sum())
+        labels.append(batch.labels)
     objective.train(training)  # type: ignore[union-attr]
     counts = torch.cat(labels).bincount()
     total = int(counts.sum())
