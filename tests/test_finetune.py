@@ -95,12 +95,13 @@ def finetuning(pretrained: Path, *more: str) -> list[str]:
 
 
 def test_killed_it_goes_on_with_the_same_bits(tmp_path: Path, pretrained: Path) -> None:
-    """From a checkpoint whose encoder and source nobody types again; killed on the way and in the test at the end."""
+    """From a checkpoint whose encoder and source nobody types again; killed twice on the way."""
     argv, killed, whole = finetuning(pretrained), tmp_path / "killed", tmp_path / "whole"
     for goal in (12, 30):
         [process] = lives.start(killed, argv)
         assert lives.waits(lambda goal=goal: lives.trained(killed) >= goal, [process])
         lives.kill(process)
+        assert process.exitcode == -9
     lives.finish(killed, argv)
     lives.finish(whole, argv)
     assert list(lives.differences(lives.outcome(killed), lives.outcome(whole))) == []
