@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import d2v_pretrain
-from tests.family import transformers4
 from tests.family.test_text import CROSS, HEADS, SIZES, agree, labels, padded, randomised, shaped
 
 PYTHON = os.environ.get("TRANSFORMERS4_PYTHON")
+THEIRS = Path(__file__).with_name("transformers4.py")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not PYTHON, reason="TRANSFORMERS4_PYTHON names no Python with transformers 4.37"),
@@ -41,7 +41,7 @@ def test_both_directions(tmp_path: Path) -> None:
             models[case].save_pretrained(tmp_path / f"{case}-bare")
     torch.save(cases, tmp_path / "cases.pt")
     assert PYTHON is not None
-    subprocess.run([PYTHON, "-W", "ignore", transformers4.__file__, str(tmp_path)], check=True)
+    subprocess.run([PYTHON, "-W", "ignore", str(THEIRS), str(tmp_path)], check=True)
     outputs = torch.load(tmp_path / "outputs.pt")
     for case, model in models.items():
         again, told = type(model).from_pretrained(tmp_path / f"{case}-4", output_loading_info=True)
