@@ -241,7 +241,7 @@ class ShardCorpus(ABC, Generic[Raw]):
         split = len(self.shards) - self.test_shards
         items = [item for test, shards in ((False, range(split)), (True, range(split, len(self.shards))))
                  for item in self._items(shards, test)]  # fmt: skip
-        note = f"tested on the last {self.test_shards} shards"
+        note = f"tested on the last {f'{self.test_shards} shards' if self.test_shards > 1 else 'shard'}"
         return [labelled(self.label_key, items, lambda key: self._read(*map(int, key.split("/"))), note)]
 
     def _items(self, shards: range, test: bool) -> list[Item]:

@@ -66,6 +66,7 @@ class TextShards(ShardCorpus[np.ndarray]):
     def texts(self) -> Iterator[str]:
         """The lines of the ``txt`` members, in order."""
         for index in range(len(self)):
+            self.reads += 1
             try:
                 text = one_of(self._members(index), (".txt",)).decode("utf-8")
             except (Unusable, UnicodeDecodeError) as error:
