@@ -79,10 +79,13 @@ def write_weights(directory: str | Path, state: Mapping[str, Tensor], max_shard_
         else [f"model-{i + 1:05}-of-{len(shards):05}.safetensors" for i in range(len(shards))]
     )
     for name, shard in zip(names, shards):
+        (directory / name).touch()
+        mode = (directory / name).stat().st_mode  # safetensors makes files that only their owner may read
         # Parts of one of our tensors share its memory, which safetensors refuses.
         save_file(
             {k: v.detach().cpu().clone().contiguous() for k, v in shard.items()}, directory / name, {"format": "pt"}
         )
+        (directory / name).chmod(mode)
     if len(shards) > 1:
         places = {key: name for name, shard in zip(names, shards) for key in shard}
         index = {"metadata": {"total_size": sum(t.nbytes for t in state.values())}, "weight_map": places}

@@ -37,6 +37,8 @@ def test_one_file(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "made").iterdir()] == ["model.safetensors"]
     assert equal(load_file(tmp_path / "made" / "model.safetensors"), state())
     assert equal(read_weights(tmp_path / "made"), state())
+    (tmp_path / "any").touch()
+    assert (tmp_path / "made" / "model.safetensors").stat().st_mode == (tmp_path / "any").stat().st_mode
 
 
 def test_parts_of_one_tensor_are_written_apart(tmp_path: Path) -> None:
