@@ -82,7 +82,7 @@ def agreement(world: int = 2, steps: int = 500) -> float:
 
 def _agree(rank: int, world: int, steps: int, folder: str) -> None:
     distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=world)
-    ranks, waits = Agreement(), []
+    ranks, waits = Agreement(strategy=None), []
     for _ in range(steps):
         time.sleep(0.01)  # the step
         waits.append(timed(lambda: ranks.ask(False)))
