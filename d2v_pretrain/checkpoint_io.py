@@ -27,16 +27,20 @@ class AtomicCheckpointIO(CheckpointIO):
     """
 
     def __init__(self, asynchronous: bool = False, then: Callable[[Path], None] | None = None) -> None:
-        self.then = then
-        self.buffers: dict[str, Tensor] | None = {} if asynchronous else None
+        self.asynchronous, self.then = asynchronous, then
+        self.buffers: dict[str, Tensor] = {}
         self.writer = ThreadPoolExecutor(1, "checkpoint")
         self.pending: Future[None] | None = None
+
+    def reserve(self, state: dict[str, Any]) -> None:
+        """Take the memory for the weights (``state_dict``) now, so that the first save need not wait for it."""
+        _held({"state_dict": state}, self.buffers, "")
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """See ``checkpoint.write``; Lightning calls it on rank 0 only."""
         assert storage_options is None, "checkpoints are local files"
         self.wait()
-        if self.buffers is None:
+        if not self.asynchronous:
             self._write(checkpoint, Path(path))
             return
         held = _held(checkpoint, self.buffers, "")

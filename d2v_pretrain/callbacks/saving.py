@@ -63,7 +63,11 @@ class Saving(Checkpoint, Meter):
         self.record = state_dict["record"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock; what this run resumed from need not be saved again."""
+        """Start the clock, take memory; what this run resumed from need not be saved again."""
+        if self.io.asynchronous:
+            state = trainer.strategy.lightning_module_state_dict()  # by all ranks, if each has a share of it
+            if trainer.is_global_zero:
+                self.io.reserve(state)
         self.seen = self.saved = trainer.global_step
         self.last, self.agreement = time.monotonic(), Agreement(trainer.strategy)
 
