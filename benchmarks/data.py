@@ -1,11 +1,11 @@
-"""Reading data: samples a second of one core against webdataset and a DataLoader over files, and where the time goes.
+"""Reading data: samples a second of one core against webdataset and a DataLoader over files, and
+where the time goes.
 
     python -m benchmarks.data [samples, 60]
 
-Self-made sounds, images and token blocks; the crops and augmentation of the published data2vec 2.0 base recipes; one
-process, one thread, warm files. Also start-up with a million samples and the planning of ten million lengths. Prints
-tables and writes ``benchmarks/results/data.json``.
-"""
+Self-made sounds, images and token blocks; the crops and augmentation of the published data2vec 2.0
+base recipes; one process, one thread, warm files. Also start-up with a million samples and the
+planning of ten million lengths. Prints tables and writes ``benchmarks/results/data.json``."""
 
 from __future__ import annotations
 
@@ -32,16 +32,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from d2v_pretrain.config import load
-from datamodules.audio import AudioSource
-from datamodules.audio_folder import _resampler
+from d2v_pretrain.config.compose import load
+from datamodules.datasets.audio_folder import _resampler
+from datamodules.datasets.probe_tasks import collate
 from datamodules.module import MicroBatches
-from datamodules.probe import collate
+from datamodules.order import EpochOrder, MicroBatch
 from datamodules.shards.audio import AudioShards
-from datamodules.shards.corpus import sample_of
+from datamodules.shards.dataset import sample_of
 from datamodules.shards.index import ENTRY, Index, build_index, save
 from datamodules.shards.text import TokenBlocks
-from datamodules.stream import Plan, Slot
+from datamodules.transforms.audio import AudioTransform
 
 RESULTS = Path(__file__).parent / "results" / "data.json"
 ROWS, SHARD = 16, 100  # of a micro-batch; samples of a shard
@@ -76,8 +76,10 @@ def block(i: int) -> bytes:
 
 # Ending, maker, and how many times as many: blocks are quick.
 MADE: dict[str, tuple[str, Callable[[int], bytes], int]] = {
-    "audio": ("flac", sound, 1), "vision": ("jpg", image, 1), "text": ("npy", block, 5),
-}  # fmt: skip
+    "audio": ("flac", sound, 1),
+    "vision": ("jpg", image, 1),
+    "text": ("npy", block, 5),
+}
 
 
 def make(folder: Path, modality: str, n: int) -> None:
@@ -96,15 +98,22 @@ def make(folder: Path, modality: str, n: int) -> None:
 
 
 def source_of(modality: str, data: str, folder: Path) -> Any:
-    """The source of a published recipe over these data."""
+    """The transform of a published recipe over these data."""
     place = folder / ("shards" if data == "shards" else "files")
-    cfg = load([f"experiment={modality}_data2vec2_base", f"modality={modality}", f"data={data}", f"data.root={place}",
-                "data.skipped_path=null"])  # fmt: skip
-    return instantiate(cfg.source, _convert_="all")
+    cfg = load(
+        [
+            f"experiment={modality}_data2vec2_base",
+            f"modality={modality}",
+            f"data={data}",
+            f"data.root={place}",
+            "data.skipped_path=null",
+        ]
+    )
+    return instantiate(cfg.transform, _convert_="all")
 
 
 class Decoded:
-    """A corpus whose items are in memory: what is left is the work of the source."""
+    """A dataset whose items are in memory: what is left is the work of the transform."""
 
     def __init__(self, items: list[Any]) -> None:
         self.read = items.__getitem__
@@ -119,8 +128,12 @@ def to_sound(data: bytes) -> Tensor:
     return wave[start : start + 320_000]
 
 
-AUGMENT = v2.Compose([v2.RandomResizedCrop(224, (0.2, 1.0), interpolation=v2.InterpolationMode.BICUBIC),
-                      v2.RandomHorizontalFlip()])  # fmt: skip
+AUGMENT = v2.Compose(
+    [
+        v2.RandomResizedCrop(224, (0.2, 1.0), interpolation=v2.InterpolationMode.BICUBIC),
+        v2.RandomHorizontalFlip(),
+    ]
+)
 
 
 def to_image(data: bytes) -> Tensor:
@@ -133,7 +146,11 @@ def to_block(data: bytes) -> Tensor:
     return torch.from_numpy(np.load(io.BytesIO(data)).astype(np.int64))
 
 
-FINISH: dict[str, Callable[[bytes], Tensor]] = {"audio": to_sound, "vision": to_image, "text": to_block}
+FINISH: dict[str, Callable[[bytes], Tensor]] = {
+    "audio": to_sound,
+    "vision": to_image,
+    "text": to_block,
+}
 
 
 class Files(Dataset[Tensor]):
@@ -149,11 +166,13 @@ class Files(Dataset[Tensor]):
         return self.finish(self.files[i].read_bytes())
 
 
-def ours(source: Any, seed: int) -> Iterator[Any]:
+def ours(transform: Any, seed: int) -> Iterator[Any]:
     """A pass in the order of a run."""
-    plan = Plan(getattr(source.corpus, "shard_sizes", len(source)), seed, ROWS, source.lengths)
-    slots = [Slot(ids, seed, ()) for ids in plan.window(0)]
-    return iter(DataLoader(MicroBatches(source), None, sampler=slots))  # type: ignore[arg-type]
+    plan = EpochOrder(
+        getattr(transform.dataset, "shard_sizes", len(transform)), seed, ROWS, transform.lengths
+    )
+    slots = [MicroBatch(ids, seed, ()) for ids in plan.window(0)]
+    return iter(DataLoader(MicroBatches(transform), None, sampler=slots))  # type: ignore[arg-type]
 
 
 def batched(rows: list[Tensor]) -> Any:
@@ -167,18 +186,27 @@ def rivals(folder: Path, modality: str) -> dict[str, Callable[[int], Iterator[An
     ending, finish = MADE[modality][0], FINISH[modality]
 
     def streamed(seed: int) -> Iterator[Any]:
-        pipeline = webdataset.WebDataset([str(tar) for tar in tars], shardshuffle=False).shuffle(100, seed=seed)
-        return iter(pipeline.map(lambda sample: finish(sample[ending])).batched(ROWS, collation_fn=batched))
+        pipeline = webdataset.WebDataset([str(tar) for tar in tars], shardshuffle=False).shuffle(
+            100, seed=seed
+        )
+        return iter(
+            pipeline.map(lambda sample: finish(sample[ending])).batched(ROWS, collation_fn=batched)
+        )
 
     def loaded(seed: int) -> Iterator[Any]:
         order = torch.Generator().manual_seed(seed)
-        return iter(DataLoader(Files(files, finish), ROWS, shuffle=True, collate_fn=batched, generator=order))
+        return iter(
+            DataLoader(
+                Files(files, finish), ROWS, shuffle=True, collate_fn=batched, generator=order
+            )
+        )
 
     return {"webdataset": streamed, "DataLoader over files": loaded}
 
 
 def rate(passes: dict[str, Callable[[int], Iterator[Any]]], repeats: int = 60) -> dict[str, float]:
-    """Samples a second of CPU time, the fastest of passes that take turns: others are at work on the machine too."""
+    """Samples a second of CPU time, the fastest of passes that take turns: others are at work on
+    the machine too."""
     seconds: dict[str, list[float]] = {name: [] for name in passes}
     count = {name: sum(len(batch.ids) for batch in one(0)) for name, one in passes.items()}
     for seed in range(1, repeats + 1):
@@ -187,32 +215,32 @@ def rate(passes: dict[str, Callable[[int], Iterator[Any]]], repeats: int = 60) -
     return {name: count[name] / min(each) for name, each in seconds.items()}
 
 
-def stages(modality: str, source: Any) -> dict[str, float]:
+def stages(modality: str, transform: Any) -> dict[str, float]:
     """Microseconds of one core's time a sample, step by step."""
-    corpus, n = source.corpus, len(source.corpus)
-    places = [corpus._place(i) for i in np.random.default_rng(0).permutation(n).tolist()]
-    spans = [corpus._span(*place) for place in places]
+    dataset, n = transform.dataset, len(transform.dataset)
+    places = [dataset._place(i) for i in np.random.default_rng(0).permutation(n).tolist()]
+    spans = [dataset._span(*place) for place in places]
     members = [sample_of(span)[1] for span in spans]
-    lengths = [int(corpus.shards[s].lengths[p]) for s, p in places]
-    items = [corpus.decode(m, length) for m, length in zip(members, lengths)]
+    lengths = [int(dataset.shards[s].lengths[p]) for s, p in places]
+    items = [dataset.decode(m, length) for m, length in zip(members, lengths)]
     cfg = load([f"modality={modality}", f"experiment={modality}_data2vec2_base", "data.root=."])
     mask, clones, ids = instantiate(cfg.masking), cfg.objective.clones, torch.arange(ROWS)
-    whole = isinstance(source, TokenBlocks)  # nothing is cropped
-    source.corpus = corpus if whole else Decoded(items)
-    rows = [source.read(i, 0) for i in range(n)]
+    whole = isinstance(transform, TokenBlocks)  # nothing is cropped
+    transform.dataset = dataset if whole else Decoded(items)
+    rows = [transform.read(i, 0) for i in range(n)]
     batches = [rows[i : i + ROWS] for i in range(0, n, ROWS)]
     steps: dict[str, Callable[[], Any]] = {
-        "read": lambda: [sample_of(corpus._span(*place)) for place in places],
-        "decode": lambda: [corpus.decode(m, length) for m, length in zip(members, lengths)],
-        "crop": lambda: None if whole else [source.read(i, 1) for i in range(n)],
+        "read": lambda: [sample_of(dataset._span(*place)) for place in places],
+        "decode": lambda: [dataset.decode(m, length) for m, length in zip(members, lengths)],
+        "crop": lambda: None if whole else [transform.read(i, 1) for i in range(n)],
         "collate": lambda: [batched(batch) for batch in batches],
         "mask": lambda: [mask(key, ids, clones, GRID[modality]) for key in range(len(batches))],
     }
-    if isinstance(source, AudioSource):  # of sounds at 8 kHz
+    if isinstance(transform, AudioTransform):  # of sounds at 8 kHz
         halves = [torch.from_numpy(item[::2].copy()) for item in items]
         steps["resample"] = lambda: [_resampler(8000)(half) for half in halves]
     times = {name: 1e6 * min(spent(work) for _ in range(3)) / n for name, work in steps.items()}
-    source.corpus = corpus
+    transform.dataset = dataset
     return times
 
 
@@ -224,7 +252,8 @@ def spent(work: Callable[[], Any]) -> float:
 
 
 def large(folder: str, shards: int = 1000, each: int = 1000) -> dict[str, float]:
-    """Start-up with a million samples of sound in shards that are but holes and an index; memory of the indexes."""
+    """Start-up with a million samples of sound in shards that are but holes and an index; memory of
+    the indexes."""
     draw = np.random.default_rng(0)
     for s in range(shards):
         rows = np.zeros(each, ENTRY)
@@ -234,25 +263,35 @@ def large(folder: str, shards: int = 1000, each: int = 1000) -> dict[str, float]
         tar.touch()
         os.truncate(tar, each * 100_352 + 1024)
         save(Index(rows, each * 100_352 + 1024, 0), tar.with_suffix(".idx"))
-    corpus = AudioShards(folder, 0.2, 120, 0.1, None, f"{folder}/cache", 1.0, None, 1)
+    dataset = AudioShards(folder, 0.2, 120, 0.1, None, f"{folder}/cache", 1.0, None, 1)
     start, before = time.perf_counter(), _resident()
-    count, opened = len(corpus), time.perf_counter() - start
-    plan = Plan(corpus.shard_sizes, 0, ROWS, corpus.lengths, 3_800_000)
+    count, opened = len(dataset), time.perf_counter() - start
+    plan = EpochOrder(dataset.shard_sizes, 0, ROWS, dataset.lengths, 3_800_000)
     plan.window(0)
     begun = time.perf_counter() - start
-    return {"samples": count, "indexes opened, s": opened, "first batch planned, s": begun,
-            "memory, MB": (_resident() - before) / 1e6,
-            "on the disk, MB": shards * each * ENTRY.itemsize / 1e6}  # fmt: skip
+    return {
+        "samples": count,
+        "indexes opened, s": opened,
+        "first batch planned, s": begun,
+        "memory, MB": (_resident() - before) / 1e6,
+        "on the disk, MB": shards * each * ENTRY.itemsize / 1e6,
+    }
 
 
 def planning(count: int = 10_000_000) -> dict[str, float]:
-    """Seconds and memory of the plan of a pass over so many lengths, all shuffled together, under a token budget."""
+    """Seconds and memory of the plan of a pass over so many lengths, all shuffled together, under a
+    token budget."""
     lengths = np.random.default_rng(0).integers(32_000, 320_000, count).astype(np.uint32)
     before, start = _resident(), time.perf_counter()
-    batches = Plan(np.full(10_000, count // 10_000), 0, ROWS, lengths, 3_800_000).window(0)
+    batches = EpochOrder(np.full(10_000, count // 10_000), 0, ROWS, lengths, 3_800_000).window(0)
     seconds, status = time.perf_counter() - start, Path("/proc/self/status").read_text()
     peak = 1024 * int(status.split("VmHWM:")[1].split()[0])
-    return {"lengths": count, "batches": len(batches), "s": seconds, "peak, MB": (peak - before) / 1e6}
+    return {
+        "lengths": count,
+        "batches": len(batches),
+        "s": seconds,
+        "peak, MB": (peak - before) / 1e6,
+    }
 
 
 def _resident() -> int:
@@ -270,10 +309,15 @@ def measure(modality: str, folder: Path, n: int) -> dict[str, dict[str, float]]:
     make(folder, modality, n)
     shards = source_of(modality, "shards", folder)
     passes = {"ours, shards": lambda seed: ours(shards, seed)}
-    if not isinstance(shards, TokenBlocks):  # a folder of text is in memory: nothing is read while training
+    if not isinstance(
+        shards, TokenBlocks
+    ):  # a folder of text is in memory: nothing is read while training
         files = source_of(modality, "folder", folder)
         passes["ours, folder"] = lambda seed: ours(files, seed)
-    return {"samples a second": rate(passes | rivals(folder, modality)), "us a sample": stages(modality, shards)}
+    return {
+        "samples a second": rate(passes | rivals(folder, modality)),
+        "us a sample": stages(modality, shards),
+    }
 
 
 def main() -> None:
@@ -285,12 +329,18 @@ def main() -> None:
         for modality in MADE:
             result[modality] = measure(modality, Path(folder) / modality, n)
             for title, numbers in result[modality].items():
-                print(f"{modality}, {title}: " + ", ".join(f"{name} {value:,.0f}" for name, value in numbers.items()))
+                print(
+                    f"{modality}, {title}: "
+                    + ", ".join(f"{name} {value:,.0f}" for name, value in numbers.items())
+                )
         (Path(folder) / "large").mkdir()
         result["start-up"] = alone(large, f"{folder}/large")
         result["planning"] = alone(planning)
     for title in ("start-up", "planning"):
-        print(f"{title}: " + ", ".join(f"{name} {value:,.2f}" for name, value in result[title].items()))
+        print(
+            f"{title}: "
+            + ", ".join(f"{name} {value:,.2f}" for name, value in result[title].items())
+        )
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(result | {"load": os.getloadavg()[0]}, indent=2) + "\n")
 

@@ -1,9 +1,10 @@
-"""What exactness costs: the stream, the ranks' agreement and a save of the base model, against a step of the tiny one.
+"""What exactness costs: the stream, the ranks' agreement and a save of the base model, against a
+step of the tiny one.
 
     python -m benchmarks.overhead [folder for the checkpoint]
 
-One thread; times are wall clock, medians. Prints a table and writes ``benchmarks/results/overhead.json``.
-"""
+One thread; times are wall clock, medians. Prints a table and writes
+``benchmarks/results/overhead.json``."""
 
 from __future__ import annotations
 
@@ -22,13 +23,13 @@ import numpy as np
 import torch
 from torch import distributed, multiprocessing
 
-from d2v_pretrain.checkpoint_io import AtomicCheckpointIO
-from d2v_pretrain.config import load, register_resolvers
-from d2v_pretrain.distributed import Agreement
-from d2v_pretrain.run import build_data, build_module
+from d2v_pretrain.checkpoint.lightning import AtomicCheckpointIO
+from d2v_pretrain.config.compose import load, register_resolvers
+from d2v_pretrain.training.ranks import Agreement
+from d2v_pretrain.training.run import build_data, build_module
 from d2v_pretrain.types import Batch
 from datamodules.module import PretrainDataModule
-from datamodules.stream import Plan, Stream, lanes_for
+from datamodules.order import EpochOrder, StepSampler, readers_for
 
 RESULTS = Path(__file__).parent / "results" / "overhead.json"
 MODALITIES = ("audio", "vision", "text")
@@ -42,7 +43,8 @@ def timed(work: Callable[[], Any]) -> float:
 
 
 def tiny_step(modality: str, repeats: int = 5) -> dict[str, float]:
-    """Seconds of the small recipe's step (forward, backward, Adam, teacher) and of the stream's part in it."""
+    """Seconds of the small recipe's step (forward, backward, Adam, teacher) and of the stream's
+    part in it."""
     cfg = load([f"modality={modality}", "trainer=cpu", "probe=null", "steps=100"])
     data = build_data(cfg)
     assert isinstance(data, PretrainDataModule)
@@ -57,20 +59,35 @@ def tiny_step(modality: str, repeats: int = 5) -> dict[str, float]:
         module.objective.teacher.update(module.objective.student, 1)
 
     batches = [next(loader) for _ in range(repeats + 1)]
-    seconds = median([timed(lambda b=b: step(b)) for b in batches][1:]) * data.slots  # type: ignore[misc]
-    stream = Stream(data.plan, data.slots)
-    passes = 3 * len(data.plan.window(0))  # a pass is planned at once, so it takes several to tell the cost of a step
-    steps = max(1, passes // data.slots)
-    return {"step": seconds, "stream": timed(lambda: list(islice(stream, steps * data.slots))) / steps}
+    seconds = (
+        median([timed(lambda b=b: step(b)) for b in batches][1:]) * data.micro_batches_per_step
+    )  # type: ignore[misc]
+    stream = StepSampler(data.plan, data.micro_batches_per_step)
+    passes = 3 * len(
+        data.plan.window(0)
+    )  # a pass is planned at once, so it takes several to tell the cost of a step
+    steps = max(1, passes // data.micro_batches_per_step)
+    return {
+        "step": seconds,
+        "stream": timed(lambda: list(islice(stream, steps * data.micro_batches_per_step))) / steps,
+    }
 
 
-def lanes(slots: int = 64, shards: int = 4096) -> dict[str, float]:
-    """Seconds of the stream per step of 64 micro-batches of 16, over 4 million samples in windows of 8 shards."""
+def readers(slots: int = 64, shards: int = 4096) -> dict[str, float]:
+    """Seconds of the stream per step of 64 micro-batches of 16, over 4 million samples in windows
+    of 8 shards."""
     draw = np.random.default_rng(0)
-    plan = Plan(np.full(shards, 1000), 0, 16, draw.integers(32_000, 320_000, shards * 1000), 3_800_000, window=8)
-    count, steps = lanes_for(plan, slots), 600
-    seconds = timed(lambda: list(islice(Stream(plan, slots, lanes=count), steps * slots)))
-    return {"lanes": count, "stream": seconds / steps}
+    plan = EpochOrder(
+        np.full(shards, 1000),
+        0,
+        16,
+        draw.integers(32_000, 320_000, shards * 1000),
+        3_800_000,
+        window=8,
+    )
+    count, steps = readers_for(plan, slots), 600
+    seconds = timed(lambda: list(islice(StepSampler(plan, slots, readers=count), steps * slots)))
+    return {"readers": count, "stream": seconds / steps}
 
 
 def agreement(world: int = 2, steps: int = 500) -> float:
@@ -92,24 +109,42 @@ def _agree(rank: int, world: int, steps: int, folder: str) -> None:
 
 
 def save(folder: str) -> dict[str, float]:
-    """Seconds that training waits for a save of the base model with teacher and Adam's moments, both ways."""
-    cfg = load(["experiment=audio_data2vec2_base", "modality=audio", "data=sample", "trainer=cpu", "probe=null"])
+    """Seconds that training waits for a save of the base model with teacher and Adam's moments,
+    both ways."""
+    cfg = load(
+        [
+            "experiment=audio_data2vec2_base",
+            "modality=audio",
+            "data=sample",
+            "trainer=cpu",
+            "probe=null",
+        ]
+    )
     module = build_module(cfg)
     optimizer = module.configure_optimizers()
     for group in optimizer.param_groups:
         for p in group["params"]:
             p.grad = torch.zeros_like(p)
     optimizer.step()
-    content = {"global_step": 1, "state_dict": module.state_dict(), "optimizer_states": [optimizer.state_dict()]}
+    content = {
+        "global_step": 1,
+        "state_dict": module.state_dict(),
+        "optimizer_states": [optimizer.state_dict()],
+    }
     out = {}
     with tempfile.TemporaryDirectory(dir=folder) as place:
         path = Path(place) / "step=1.ckpt"
-        for name, io in (("waits", AtomicCheckpointIO()), ("asynchronous", AtomicCheckpointIO(asynchronous=True))):
+        for name, io in (
+            ("waits", AtomicCheckpointIO()),
+            ("asynchronous", AtomicCheckpointIO(asynchronous=True)),
+        ):
             if io.asynchronous:
                 io.reserve(content["state_dict"])  # as a run does at its start
             for attempt in ("first", "next"):
                 out[f"{name}, {attempt}"] = timed(lambda io=io: io.save_checkpoint(content, path))  # type: ignore[misc]
-                out[f"{name}, {attempt}, on disk after"] = out[f"{name}, {attempt}"] + timed(io.wait)
+                out[f"{name}, {attempt}, on disk after"] = out[f"{name}, {attempt}"] + timed(
+                    io.wait
+                )
         out["gigabytes"] = path.stat().st_size / 1e9
     return out
 
@@ -119,16 +154,26 @@ def main() -> None:
     torch.set_num_threads(1)
     register_resolvers()
     steps = {modality: tiny_step(modality) for modality in MODALITIES}
-    agreed, many, saving = agreement(), lanes(), save(sys.argv[1] if len(sys.argv) > 1 else ".")
+    agreed, many, saving = agreement(), readers(), save(sys.argv[1] if len(sys.argv) > 1 else ".")
     for modality, s in steps.items():
         share = (s["stream"] + agreed) / s["step"]
-        print(f"{modality:7} step {1e3 * s['step']:7.1f} ms: stream {1e6 * s['stream']:6.1f} us, "
-              f"agreement {1e6 * agreed:.0f} us: {share:.2%}")  # fmt: skip
-    print(f"{many['lanes']} lanes, 64 micro-batches a step: stream {1e6 * many['stream']:.0f} us a step")
+        print(
+            f"{modality:7} step {1e3 * s['step']:7.1f} ms: stream {1e6 * s['stream']:6.1f} us, "
+            f"agreement {1e6 * agreed:.0f} us: {share:.2%}"
+        )
+    print(
+        f"{many['readers']} readers, 64 micro-batches a step: stream {1e6 * many['stream']:.0f} us a step"
+    )
     for name, value in saving.items():
         print(f"save of the base model, {name}: {value:.2f}{'' if name == 'gigabytes' else ' s'}")
     RESULTS.parent.mkdir(exist_ok=True)
-    result = {"steps": steps, "agreement": agreed, "lanes": many, "save": saving, "load": os.getloadavg()[0]}
+    result = {
+        "steps": steps,
+        "agreement": agreed,
+        "readers": many,
+        "save": saving,
+        "load": os.getloadavg()[0],
+    }
     RESULTS.write_text(json.dumps(result, indent=2) + "\n")
 
 

@@ -1,6 +1,5 @@
-"""Compare one training step with a recorded step of the reference: ``python -m benchmarks.parity DIR [--write
-FILE]``.
-"""
+"""Compare one training step with a recorded step of the reference: ``python -m benchmarks.parity
+DIR [--write FILE]``."""
 
 from __future__ import annotations
 
@@ -15,14 +14,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from d2v_pretrain.interop import keymap
-from d2v_pretrain.interop.reference import Reference, build
+from benchmarks.reference import Reference, build
 from d2v_pretrain.models.encoder import Encoded
 from d2v_pretrain.objective.predictors import ConvDecoder
-from d2v_pretrain.optim import fairseq_eps, scale_gradients, set_rates
+from d2v_pretrain.training.optim import fairseq_eps, scale_gradients, set_rates
 from d2v_pretrain.types import Batch, Mask, Tokens
+from d2v_pretrain.weights import keymap
 
-# Largest error allowed, relative to the tensor's largest value (forward, gradients) or absolute (after the step).
+# Largest error allowed, relative to the tensor's largest value (forward, gradients) or absolute
+# (after the step).
 TOLERANCE = {"out": 2e-5, "grads": 1e-4, "after": 1e-5}
 
 Tensors = dict[str, Tensor]
@@ -30,9 +30,8 @@ Tensors = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Golden:
-    """A recorded step, as its folder holds it: configuration, initial weights, inputs and (unless blind) the
-    answers.
-    """
+    """A recorded step, as its folder holds it: configuration, initial weights, inputs and (unless
+    blind) the answers."""
 
     config: dict
     init: Tensors
@@ -47,19 +46,31 @@ class Golden:
         answers = {name: t for name, t in tensors["io"].items() if name.startswith("out.")}
         answers |= {f"grads.{name}": t for name, t in tensors["grads"].items()}
         answers |= {f"after.{name}": t for name, t in tensors["after"].items()}
-        return cls(json.loads((folder / "config.json").read_text()), tensors["init"], tensors["io"], answers)
+        return cls(
+            json.loads((folder / "config.json").read_text()),
+            tensors["init"],
+            tensors["io"],
+            answers,
+        )
 
 
 def run(golden: Golden) -> Tensors:
-    """Rebuild the model, run the step and return every tensor under the names of the goldens' README."""
+    """Rebuild the model, run the step and return every tensor under the names of the goldens'
+    README."""
     reference = build(golden.config["recipe"], golden.config["config"], golden.config)
     load(reference, golden.init)
     batch, mask, noise = inputs(golden.io)
     wanted = golden.config["shapes"]["out"]
-    computed = {f"out.{name}": t for name, t in trace(reference, batch, mask, noise, wanted).items()}
+    computed = {
+        f"out.{name}": t for name, t in trace(reference, batch, mask, noise, wanted).items()
+    }
     gradients(reference, batch, mask, noise)
-    grads = {name: p.grad.clone() for name, p in own_parameters(reference).items() if p.grad is not None}
-    computed |= {f"grads.{k}": v for k, v in _renamed(grads, reference.student, golden, "student").items()}
+    grads = {
+        name: p.grad.clone() for name, p in own_parameters(reference).items() if p.grad is not None
+    }
+    computed |= {
+        f"grads.{k}": v for k, v in _renamed(grads, reference.student, golden, "student").items()
+    }
     return computed | after_step(reference, golden)
 
 
@@ -76,15 +87,22 @@ def load(reference: Reference, init: Tensors) -> None:
     objective.teacher.encoder.load_state_dict(objective.student.state_dict())
     encoder = objective.teacher.encoder
     encoder.load_state_dict(
-        keymap.from_reference(parts["teacher"], reference.teacher, encoder.state_dict()), strict=False
+        keymap.from_reference(parts["teacher"], reference.teacher, encoder.state_dict()),
+        strict=False,
     )
-    missing = {n for n, _ in objective.named_parameters() if not n.startswith("teacher.")} - set(student)
+    missing = {n for n, _ in objective.named_parameters() if not n.startswith("teacher.")} - set(
+        student
+    )
     assert not missing, f"no recorded value for {sorted(missing)}"
 
 
 def inputs(io: Tensors) -> tuple[Batch, Mask, Tensor | None]:
     """The recorded batch, mask and decoder noise."""
-    raw = next(io[f"in.{name}"] for name in ("source", "target_tokens", "tokens", "image") if f"in.{name}" in io)
+    raw = next(
+        io[f"in.{name}"]
+        for name in ("source", "target_tokens", "tokens", "image")
+        if f"in.{name}" in io
+    )
     lengths = None
     if "in.padding_mask" in io:
         lengths = (~io["in.padding_mask"]).sum(1)
@@ -93,37 +111,51 @@ def inputs(io: Tensors) -> tuple[Batch, Mask, Tensor | None]:
     batch = Batch(raw, torch.arange(len(raw)), lengths)
     mask = Mask.of(io["in.mask"].bool().flatten(1))
     if mask.kept is not None:
-        # The reference sorts unstably, so its visible tokens are not in ascending order; attention does not mind.
+        # The reference sorts unstably, so its visible tokens are not in ascending order; attention
+        # does not mind.
         order = mask.masked.argsort(dim=1)
         mask = replace(mask, kept=order[:, : mask.kept.shape[1]], restore=order.argsort(dim=1))
     return batch, mask, io.get("in.decoder_in_at_masked", io.get("out.decoder_in"))
 
 
 @torch.no_grad()
-def trace(reference: Reference, batch: Batch, mask: Mask, noise: Tensor | None, wanted: Iterable[str]) -> Tensors:
+def trace(
+    reference: Reference, batch: Batch, mask: Mask, noise: Tensor | None, wanted: Iterable[str]
+) -> Tensors:
     """The intermediates named in ``wanted``, by calling the parts one after the other."""
     model = reference.objective
     entered: list[Tensor] = []
-    hook = model.student.blocks[reference.prenet].register_forward_pre_hook(lambda _, args: entered.append(args[0]))
+    hook = model.student.blocks[reference.prenet].register_forward_pre_hook(
+        lambda _, args: entered.append(args[0])
+    )
     local = model.student.stem(batch)
     encoded = model.view(model.student, batch, local.repeat(model.clones), mask)
     hook.remove()
     pred = model.predictor(encoded.tokens, mask, local.grid, noise).float()
     target = model(batch, mask, noise).target
     named = {"pred": pred, "target": target, "loss_per_position": model.loss(pred, target)}
-    named |= {"student_encoder": encoded.x, "student_prenet_out": entered[0], "student_norm_out": encoded.x}
+    named |= {
+        "student_encoder": encoded.x,
+        "student_prenet_out": entered[0],
+        "student_norm_out": encoded.x,
+    }
     named |= {"features_projected": local.x, "local_features": local.x}
     if local.valid is not None:
         named["frame_padding"] = ~local.valid
-    named |= _teacher_layers(reference, batch, local, mask, wanted) | _stem_features(reference, batch)
-    named |= _visible(reference, encoded, local.grid, mask, noise) | _cls(reference, encoded, batch, local, mask)
+    named |= _teacher_layers(reference, batch, local, mask, wanted) | _stem_features(
+        reference, batch
+    )
+    named |= _visible(reference, encoded, local.grid, mask, noise) | _cls(
+        reference, encoded, batch, local, mask
+    )
     return {name: named[name] for name in wanted}
 
 
-def _teacher_layers(reference: Reference, batch: Batch, local: Tokens, mask: Mask, wanted: Iterable[str]) -> Tensors:
-    """The last of the teacher's layers, as many as are wanted; with extra tokens for feed-forward outputs, as
-    recorded.
-    """
+def _teacher_layers(
+    reference: Reference, batch: Batch, local: Tokens, mask: Mask, wanted: Iterable[str]
+) -> Tensors:
+    """The last of the teacher's layers, as many as are wanted; with extra tokens for feed-forward
+    outputs, as recorded."""
     model = reference.objective
     outputs: list[Tensor] = []
     which = 1 if model.targets.tensor == "ffn" else 0
@@ -139,11 +171,16 @@ def _teacher_layers(reference: Reference, batch: Batch, local: Tokens, mask: Mas
     return dict(zip(names, outputs[-len(names) :], strict=True))
 
 
-def _cls(reference: Reference, encoded: Encoded, batch: Batch, local: Tokens, mask: Mask) -> Tensors:
+def _cls(
+    reference: Reference, encoded: Encoded, batch: Batch, local: Tokens, mask: Mask
+) -> Tensors:
     model = reference.objective
     if not model.cls_weight:
         return {}
-    pred, target = encoded.x[:, 0], model.target(batch, local, mask).mean(1).repeat_interleave(model.clones, 0)
+    pred, target = (
+        encoded.x[:, 0],
+        model.target(batch, local, mask).mean(1).repeat_interleave(model.clones, 0),
+    )
     per_row = model.cls_weight * mask.count * model.loss(pred, target)
     return {"cls_pred": pred, "cls_target": target, "cls_loss_per_row": per_row}
 
@@ -162,14 +199,22 @@ def _visible(
         return {}
     decoder_in = model.predictor.fill(encoded.tokens, mask, noise)
     decoder_out = model.predictor.projection(model.predictor.decode(decoder_in, grid))
-    named = {"ids_keep": mask.kept, "ids_restore": mask.restore, "decoder_in": decoder_in, "decoder_out": decoder_out}
+    named = {
+        "ids_keep": mask.kept,
+        "ids_restore": mask.restore,
+        "decoder_in": decoder_in,
+        "decoder_out": decoder_out,
+    }
     if model.student.bias is not None:
-        named["student_alibi_bias"] = model.student.bias(grid, mask.kept, model.student.extra_tokens)
+        named["student_alibi_bias"] = model.student.bias(
+            grid, mask.kept, model.student.extra_tokens
+        )
     return named
 
 
 def gradients(reference: Reference, batch: Batch, mask: Mask, noise: Tensor | None) -> None:
-    """Backward of one step, divided by the number of predicted positions; leaves the gradients in the parameters."""
+    """Backward of one step, divided by the number of predicted positions; leaves the gradients in
+    the parameters."""
     model = reference.objective
     model.train()
     output = model(batch, mask, noise)
@@ -179,37 +224,55 @@ def gradients(reference: Reference, batch: Batch, mask: Mask, noise: Tensor | No
 
 def own_parameters(reference: Reference) -> dict[str, torch.nn.Parameter]:
     """Parameters of student and predictor, by our names."""
-    return {name: p for name, p in reference.objective.named_parameters() if not name.startswith("teacher.")}
+    return {
+        name: p
+        for name, p in reference.objective.named_parameters()
+        if not name.startswith("teacher.")
+    }
 
 
 def after_step(reference: Reference, golden: Golden) -> Tensors:
-    """Clip, optimizer step and teacher update with the gradients at hand; weights under the reference's names."""
+    """Clip, optimizer step and teacher update with the gradients at hand; weights under the
+    reference's names."""
     model, settings = reference.objective, golden.config["optimizer"]
     if "clip_norm" in settings:
-        torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], settings["clip_norm"])
+        torch.nn.utils.clip_grad_norm_(
+            [p for p in model.parameters() if p.requires_grad], settings["clip_norm"]
+        )
     _optimize(reference, golden)
     model.teacher.update(model.student, 1)
     student = {name: p.detach() for name, p in own_parameters(reference).items()}
     teacher = model.teacher.encoder.state_dict()
-    named = {f"after.student.{k}": v for k, v in _renamed(student, reference.student, golden, "student").items()}
-    named |= {f"after.teacher.{k}": v for k, v in _renamed(teacher, reference.teacher, golden, "teacher").items()}
+    named = {
+        f"after.student.{k}": v
+        for k, v in _renamed(student, reference.student, golden, "student").items()
+    }
+    named |= {
+        f"after.teacher.{k}": v
+        for k, v in _renamed(teacher, reference.teacher, golden, "teacher").items()
+    }
     return named | _outside(reference, golden)
 
 
 def _renamed(state: Tensors, names: keymap.Names, golden: Golden, who: str) -> Tensors:
-    shapes = {k.removeprefix(f"{who}."): t.shape for k, t in golden.init.items() if k.startswith(f"{who}.")}
+    shapes = {
+        k.removeprefix(f"{who}."): t.shape
+        for k, t in golden.init.items()
+        if k.startswith(f"{who}.")
+    }
     return keymap.to_reference(state, names, shapes)
 
 
 def after_recorded(golden: Golden) -> Tensors:
     """The step with the *recorded* gradients, which shows clip, optimizer and teacher alone.
 
-    Adam's first step is ``lr g / (|g| + eps)``: where a gradient is all but zero, its rounding alone moves a weight by
-    up to lr.
-    """
+    Adam's first step is ``lr g / (|g| + eps)``: where a gradient is all but zero, its rounding
+    alone moves a weight by up to lr."""
     reference = build(golden.config["recipe"], golden.config["config"], golden.config)
     load(reference, golden.init)
-    recorded = {k.removeprefix("grads."): t for k, t in golden.answers.items() if k.startswith("grads.")}
+    recorded = {
+        k.removeprefix("grads."): t for k, t in golden.answers.items() if k.startswith("grads.")
+    }
     own = own_parameters(reference)
     for name, gradient in keymap.from_reference(recorded, reference.student, own).items():
         own[name].grad = gradient.clone()
@@ -217,9 +280,8 @@ def after_recorded(golden: Golden) -> Tensors:
 
 
 def _outside(reference: Reference, golden: Golden) -> Tensors:
-    """Recorded tensors that our model has no parameter for: fixed positions, vision's averaged head, fairseq's
-    version.
-    """
+    """Recorded tensors that our model has no parameter for: fixed positions, vision's averaged
+    head, fairseq's version."""
     model, named = reference.objective, {}
     for name, tensor in golden.init.items():
         if name.endswith("fixed_positional_encoder.positions"):
@@ -227,21 +289,28 @@ def _outside(reference: Reference, golden: Golden) -> Tensors:
             named[f"after.{name}"] = model.student.positions(Tokens(tensor, (side, side)))
         elif name.startswith("teacher.lm_head"):
             student = model.predictor.projection[0].get_parameter(name.rsplit(".", 1)[1])
-            named[f"after.{name}"] = tensor.lerp(student.detach(), 1 - golden.config["ema_decay_used"])
+            named[f"after.{name}"] = tensor.lerp(
+                student.detach(), 1 - golden.config["ema_decay_used"]
+            )
         elif name.endswith(".version"):
             named[f"after.{name}"] = tensor
     return named
 
 
 def _optimize(reference: Reference, golden: Golden) -> None:
-    """The goldens' optimizer: decay for every parameter, or (data2vec 1 vision) for those of more than one axis."""
+    """The goldens' optimizer: decay for every parameter, or (data2vec 1 vision) for those of more
+    than one axis."""
     settings, vision1 = golden.config["optimizer"], golden.config["recipe"] == "data2vec 1.0 vision"
     groups: dict[bool, list[Tensor]] = {True: [], False: []}
     for name, parameter in own_parameters(reference).items():
         theirs = reference.student[name]
         recorded = golden.init[f"student.{theirs if isinstance(theirs, str) else theirs[0]}"]
         groups[recorded.ndim > 1 or not vision1].append(parameter)
-    listed = [{"params": params, "lr_scale": 1.0, "decays": decays} for decays, params in groups.items() if params]
+    listed = [
+        {"params": params, "lr_scale": 1.0, "decays": decays}
+        for decays, params in groups.items()
+        if params
+    ]
     optimizer = torch.optim.AdamW(listed, betas=tuple(settings["betas"]))
     eps = settings["eps"] if vision1 else fairseq_eps(settings["eps"], settings["betas"][1], 1)
     set_rates(optimizer, settings["lr"], settings["weight_decay"], eps)
@@ -249,14 +318,15 @@ def _optimize(reference: Reference, golden: Golden) -> None:
 
 
 def errors(computed: Tensors, answers: Tensors) -> dict[str, float]:
-    """Largest error of every recorded tensor: relative to its largest value, or absolute after the step.
+    """Largest error of every recorded tensor: relative to its largest value, or absolute after the
+    step.
 
-    A tensor that is zero but for rounding (the gradient of a key bias, to which softmax is blind) counts relative to
-    1e-5 of the largest value of its kind.
-    """
+    A tensor that is zero but for rounding (the gradient of a key bias, to which softmax is blind)
+    counts relative to 1e-5 of the largest value of its kind."""
     largest = {name: expected.double().abs().max().item() for name, expected in answers.items()}
     kinds = {
-        kind: max(v for n, v in largest.items() if n.startswith(kind)) for kind in {n.split(".")[0] for n in largest}
+        kind: max(v for n, v in largest.items() if n.startswith(kind))
+        for kind in {n.split(".")[0] for n in largest}
     }
     table = {}
     for name, expected in answers.items():
@@ -286,8 +356,14 @@ def main() -> int:
         print(f"{'ok ' if good else 'BAD'} {error:9.2e}  {name}")
     print(f"{len(table)} tensors compared, {bad} out of tolerance; {len(computed)} computed")
     if table:
-        own = max(error for name, error in errors(computed, golden.answers).items() if name.startswith("after."))
-        print(f"after.* used the recorded gradients; from our own, the largest difference of a weight is {own:.1e}")
+        own = max(
+            error
+            for name, error in errors(computed, golden.answers).items()
+            if name.startswith("after.")
+        )
+        print(
+            f"after.* used the recorded gradients; from our own, the largest difference of a weight is {own:.1e}"
+        )
     if args.write:
         save_file({name: t.clone().contiguous() for name, t in computed.items()}, args.write)
     return 1 if bad else 0

@@ -1,9 +1,12 @@
-"""Does this tree compute what another revision computes, to the last bit? ``python -m benchmarks.same_bits REVISION``.
+"""Does this tree compute what another revision computes, to the last bit? ``python -m
+benchmarks.same_bits REVISION``.
 
-Both trees run 40 steps of the six tiny recipes and one step of each golden; every logged number, every weight after
-the last step and every tensor of the golden steps is compared. Exit code 1 if any bit differs.
+Both trees run 40 steps of the six tiny recipes and one step of each golden; every logged number,
+every weight after the last step and every tensor of the golden steps is compared. Exit code 1 if
+any bit differs.
 
-REVISION          what to compare with: a commit, a tag or a branch; or the path of a folder with that code
+REVISION          what to compare with: a commit, a tag or a branch; or the path of a folder with
+that code
 steps=40          optimizer steps of each recipe
 """
 
@@ -24,9 +27,22 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 HERE = Path(__file__).parent.parent
-ROWS = [(modality, objective) for modality in ("audio", "vision", "text") for objective in ("data2vec1", "data2vec2")]
+ROWS = [
+    (modality, objective)
+    for modality in ("audio", "vision", "text")
+    for objective in ("data2vec1", "data2vec2")
+]
 GOLDENS = ("audio_v1", "image_v2", "text_v1", "blind/audio_v2", "blind/text_v2", "blind/vision_v1")
-CLOCK = ("time", "seconds", "per_s", "_s", "wait", "memory", "mfu", "_gb")  # endings of names of what a clock measures
+CLOCK = (
+    "time",
+    "seconds",
+    "per_s",
+    "_s",
+    "wait",
+    "memory",
+    "mfu",
+    "_gb",
+)  # endings of names of what a clock measures
 
 
 def main() -> int:
@@ -34,17 +50,27 @@ def main() -> int:
     if len(sys.argv) < 2 or {"-h", "--help"} & set(sys.argv):
         print(__doc__)
         return 0
-    steps = next((int(word.removeprefix("steps=")) for word in sys.argv[2:] if word.startswith("steps=")), 40)
+    steps = next(
+        (int(word.removeprefix("steps=")) for word in sys.argv[2:] if word.startswith("steps=")), 40
+    )
     with tempfile.TemporaryDirectory() as temporary:
         out = Path(temporary)
         other = checked_out(sys.argv[1], out)
         differing = 0
         for name, old, new in comparisons(other, out, steps):
             keys = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-            told = f"DIFFERS in {', '.join(keys[:6])}{' …' if len(keys) > 6 else ''}" if keys else "identical"
+            told = (
+                f"DIFFERS in {', '.join(keys[:6])}{' …' if len(keys) > 6 else ''}"
+                if keys
+                else "identical"
+            )
             print(f"{name:24} {len(old):6,} values  {told}", flush=True)
             differing += bool(keys) or not old
-    print("every bit is the same" if not differing else f"{differing} of {len(ROWS) + len(GOLDENS)} differ")
+    print(
+        "every bit is the same"
+        if not differing
+        else f"{differing} of {len(ROWS) + len(GOLDENS)} differ"
+    )
     return int(differing > 0)
 
 
@@ -52,35 +78,53 @@ def checked_out(revision: str, out: Path) -> Path:
     """A folder with the code of ``revision``; the path itself if it is one."""
     if Path(revision).is_dir():
         return Path(revision).absolute()
-    archive = subprocess.run(["git", "archive", revision], cwd=HERE, check=True, capture_output=True).stdout
+    archive = subprocess.run(
+        ["git", "archive", revision], cwd=HERE, check=True, capture_output=True
+    ).stdout
     (out / "code").mkdir()
     subprocess.run(["tar", "x", "-C", out / "code"], input=archive, check=True)
     return out / "code"
 
 
-def comparisons(other: Path, out: Path, steps: int) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
+def comparisons(
+    other: Path, out: Path, steps: int
+) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
     """(name, values of the other tree, values of this one) of every recipe and golden."""
     for modality, objective in ROWS:
         yield (
             f"{modality}_{objective}_tiny",
-            *(trained(tree, out / f"run{i}", modality, objective, steps) for i, tree in enumerate((other, HERE))),
+            *(
+                trained(tree, out / f"run{i}", modality, objective, steps)
+                for i, tree in enumerate((other, HERE))
+            ),
         )
     for golden in GOLDENS:
         folder = HERE / "tests" / "fixtures" / "goldens" / golden
-        yield golden, *(stepped(tree, out / f"{i}.safetensors", folder) for i, tree in enumerate((other, HERE)))
+        yield (
+            golden,
+            *(
+                stepped(tree, out / f"{i}.safetensors", folder)
+                for i, tree in enumerate((other, HERE))
+            ),
+        )
 
 
 def trained(tree: Path, runs: Path, modality: str, objective: str, steps: int) -> dict[str, Any]:
     """Logged numbers and hashes of the final weights of a run by the code in ``tree``.
 
-    Weights are counted by their content, because parameters may have been renamed between the revisions.
-    """
+    Weights are counted by their content, because parameters may have been renamed between the
+    revisions."""
     folder = runs / f"{modality}_{objective}"
     words = [f"modality={modality}", f"objective={objective}", f"steps={steps}", f"folder={folder}"]
     python(tree, "train.py", *words, "log_every=1", "probe=null", "trainer=cpu", "resume=never")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == steps
-    values = {f"step {line['step']} {k}": v for line in lines for k, v in line.items() if not k.endswith(CLOCK)}
+    values = {
+        f"step {line['step']} {k}": v
+        for line in lines
+        for k, v in line.items()
+        if not k.endswith(CLOCK)
+    }
     state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
     counted = Counter(digest(tensor) for tensor in state.values())
     return values | {f"weights {key}": count for key, count in counted.items()}
@@ -99,7 +143,8 @@ def digest(tensor: Tensor) -> str:
 
 
 def python(tree: Path, *arguments: str) -> None:
-    """Run the code of a tree, which comes first on Python's path because it is the working directory."""
+    """Run the code of a tree, which comes first on Python's path because it is the working
+    directory."""
     done = subprocess.run([sys.executable, *arguments], cwd=tree, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(arguments)} in {tree} failed:\n{done.stdout}{done.stderr}")

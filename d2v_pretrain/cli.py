@@ -1,37 +1,49 @@
-"""Console entry points, and Hydra's complaints in one sentence: the key, the nearest valid ones, the file."""
+"""Console entry points, and Hydra's complaints in one sentence: the key, the nearest valid ones,
+the file."""
 
 from __future__ import annotations
 
-import difflib
 import errno
 import os
-import re
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import hydra
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
 
-from d2v_pretrain.config import choices, config_folder, load, register_resolvers, spelled_for_hydra
+from d2v_pretrain.config.compose import config_folder, register_resolvers, spelled_for_hydra
+from d2v_pretrain.config.explain import in_words
 from d2v_pretrain.errors import ConfigError
-from d2v_pretrain.stopping import AGAIN, STOP
+from d2v_pretrain.training.signals import EXIT_REQUEUE, STOP
 
-_UNWRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EEXIST}
+_UNWRITABLE = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.ENOTDIR,
+    errno.EEXIST,
+}
 
 
 def main() -> None:
-    """``python train.py …`` and ``d2v-pretrain …``: compose, run; the user's mistakes in one line and exit code 2."""
-    # Hydra prints its errors and exits, with a trace for those that are not its own; asked for full errors, it raises.
+    """``python train.py …`` and ``d2v-pretrain …``: compose, run; the user's mistakes in one line
+    and exit code 2."""
+    # Hydra prints its errors and exits, with a trace for those that are not its own; asked for full
+    # errors, it raises.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     register_resolvers()
-    if {"-h", "--help"} & set(sys.argv[1:]) and not any(a.startswith(("modality=", "experiment=")) for a in sys.argv):
+    if {"-h", "--help"} & set(sys.argv[1:]) and not any(
+        a.startswith(("modality=", "experiment=")) for a in sys.argv
+    ):
         sys.argv.append("modality=audio")  # something must be composed to be shown
     # argparse takes no more overrides after an option in their midst.
-    sys.argv[1:] = sorted(spelled_for_hydra(sys.argv[1:]), key=lambda a: a not in ("-m", "--multirun"))
+    sys.argv[1:] = sorted(
+        spelled_for_hydra(sys.argv[1:]), key=lambda a: a not in ("-m", "--multirun")
+    )
     try:
         hydra.main(str(config_folder()), "pretrain", version_base="1.3")(_task)()
     except (HydraException, OmegaConfBaseException) as error:
@@ -40,7 +52,10 @@ def main() -> None:
 
 def _task(cfg: DictConfig) -> None:
     STOP.install()  # first of all: a signal during the imports is heard too
-    from d2v_pretrain.run import pretrain, stopped  # torch and Lightning: 5 s that `--help` need not wait for
+    from d2v_pretrain.training.run import (  # torch and Lightning: 5 s that `--help` need not wait for
+        pretrain,
+        stopped,
+    )
 
     try:
         trainer = pretrain(cfg)
@@ -55,113 +70,37 @@ def _task(cfg: DictConfig) -> None:
         if error.errno not in _UNWRITABLE or not _is_in(error.filename, cfg.folder):
             raise
         rule = f"cannot be written ({error.strerror})"
-        _stop(ConfigError("folder", cfg.folder, rule, "with that mended, or another folder=DIR, type the same command"))
+        _stop(
+            ConfigError(
+                "folder",
+                cfg.folder,
+                rule,
+                "with that mended, or another folder=DIR, type the same command",
+            )
+        )
 
 
 def _is_in(file: object, folder: str) -> bool:
-    """Whether a file that could not be written is a run's; a full disk does not say which it was."""
-    return not isinstance(file, str) or Path(os.path.abspath(file)).is_relative_to(os.path.abspath(folder))
+    """Whether a file that could not be written is a run's; a full disk does not say which it
+    was."""
+    return not isinstance(file, str) or Path(os.path.abspath(file)).is_relative_to(
+        os.path.abspath(folder)
+    )
 
 
 def _go_again(first: bool) -> None:
     """Leave with the code that slurm/*.sbatch requeue on.
 
-    Only the first rank does: Lightning's launcher and torchrun kill the others at once when one leaves with an error,
-    and the first may then still be at work.
-    """
+    Only the first rank does: Lightning's launcher and torchrun kill the others at once when one
+    leaves with an error, and the first may then still be at work."""
     if first:
         STOP.hand_over()
-        sys.exit(AGAIN)
+        sys.exit(EXIT_REQUEUE)
 
 
 def _stop(error: Exception) -> None:
     print(f"error: {in_words(error)}", file=sys.stderr)
     sys.exit(2)
-
-
-def in_words(error: Exception) -> ConfigError:
-    """Any error of composing a configuration as one of ours; an error in building an object shows its cause."""
-    if isinstance(error, ConfigError):
-        return error
-    cause = error.__cause__
-    if isinstance(cause, ConfigError):
-        return cause
-    if isinstance(error, MissingConfigException):
-        return _no_such_choice(error)
-    if isinstance(error, OverrideParseException):
-        return ConfigError(
-            error.override, "", "is not of the form key=value", "put values with spaces or commas in quotes"
-        )
-    message = str(error)
-    if found := re.search(r"You must specify '(\S+)'", message):
-        return ConfigError(found[1], "???", "has no value", f"choose one of {', '.join(choices(found[1]))}")
-    if found := re.search(r"Could not override '([^'\s]+)'", message):
-        return _no_such_key(found[1])
-    if isinstance(error, InterpolationResolutionError):
-        return ConfigError(str(error.full_key), "", f"cannot be worked out: {message.splitlines()[0]}")
-    if isinstance(error, HydraException) and cause is not None and not isinstance(cause, OmegaConfBaseException):
-        raise error  # a constructor failed: ours to mend, with its trace
-    return ConfigError("configuration", "", message.splitlines()[0])
-
-
-def _no_such_choice(error: MissingConfigException) -> ConfigError:
-    missing, options = error.missing_cfg_file or "", list(error.options or [])
-    group, _, choice = missing.rpartition("/")
-    if group == "corpus":  # data=… of another modality
-        modality, _, data = choice.partition("_")
-        typed = dict(argument.split("=", 1) for argument in sys.argv[1:] if "=" in argument)
-        if "experiment" in typed and "data" not in typed:
-            rule = f"is not for modality={modality}"
-            return ConfigError("experiment", typed["experiment"], rule, "leave out modality=")
-        usable = ", ".join(name.removeprefix(f"{modality}_") for name in options if name.startswith(f"{modality}_"))
-        return ConfigError("data", data, f"is nothing for modality={modality}", f"choose one of {usable}")
-    if group in ("architecture", "recipe"):
-        group = "objective"
-    return ConfigError(group, choice, f"is not there{_nearest(choice, options)}", f"choose one of {', '.join(options)}")
-
-
-def _no_such_key(key: str) -> ConfigError:
-    """A misspelt key, with what was probably meant among all the keys and groups that this command line has."""
-    typed = [argument for argument in sys.argv[1:] if "=" in argument and not argument.startswith("-")]
-    kept = [argument for argument in typed if argument.partition("=")[0].lstrip("+~") != key]
-    value = next((argument.partition("=")[2] for argument in typed if argument.startswith(f"{key}=")), "")
-    try:
-        keys = sorted(_keys(load(kept)))
-    except Exception:  # another key is wrong too: the nearest ones are then taken from a run without any
-        keys = sorted(_keys(load(["modality=audio"])))
-    groups = sorted(p.relative_to(config_folder()).parent.as_posix() for p in config_folder().glob("*/*.yaml"))
-    near = _nearest(key, keys + list(dict.fromkeys(groups)))
-    if key.startswith("data.") and not near and not any(word.startswith(("data=", "experiment=")) for word in typed):
-        rule = "is not a setting of the embedded data"
-        return ConfigError(key, value, rule, "type data=folder too, or data=shards, or a set by name")
-    return ConfigError(key, value, f"is not a setting{near}", f"the settings are in {_file(key)}")
-
-
-def _keys(cfg: DictConfig) -> Iterator[str]:
-    """Dotted names of all values and nodes."""
-
-    def walk(node: Any, prefix: str) -> Iterator[str]:
-        for key, value in node.items():
-            yield f"{prefix}{key}"
-            if isinstance(value, dict):
-                yield from walk(value, f"{prefix}{key}.")
-
-    yield from walk(OmegaConf.to_container(cfg, resolve=False), "")
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    """`` (did you mean a or b?)``: by the whole name, else by its last part."""
-    last = {key: key.rpartition(".")[2] for key in known}
-    alike = difflib.get_close_matches(name.rpartition(".")[2], last.values(), 2, 0.75)
-    near = difflib.get_close_matches(name, known, 2, 0.8) or [key for key in known if last[key] in alike][:3]
-    return f" (did you mean {' or '.join(near)}?)" if near else ""
-
-
-def _file(key: str) -> str:
-    """The file or folder of ``conf/`` that a key's first part belongs to."""
-    first = key.partition(".")[0]
-    folder = config_folder()
-    return f"{folder.name}/{first}/" if (folder / first).is_dir() else f"{folder.name}/pretrain.yaml"
 
 
 if __name__ == "__main__":

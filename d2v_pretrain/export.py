@@ -1,8 +1,11 @@
-"""A run's encoder as a folder for transformers or as a bundle: ``python -m d2v_pretrain.export run=NAME``.
+"""A run's encoder as a folder for transformers or as a bundle: ``python -m d2v_pretrain.export
+run=NAME``.
 
-run=NAME          the run, finished or going on (its newest whole checkpoint), or the path of its folder
+run=NAME          the run, finished or going on (its newest whole checkpoint), or the path of its
+folder
 which=teacher     teacher or student
-format=hf         hf: for transformers, as one of its classes or with code of its own; bundle: for d2v_pretrain
+format=hf         hf: for transformers, as one of its classes or with code of its own; bundle: for
+d2v_pretrain
 step=N            another checkpoint than the newest
 output=DIR        where to; runs/NAME/exports/… by default
 """
@@ -20,13 +23,14 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from d2v_pretrain import commands
+from d2v_pretrain.checkpoint.run import PARTS, Run, find
+from d2v_pretrain.config import options as commands
 from d2v_pretrain.errors import ConfigError
-from d2v_pretrain.inputs import INPUTS, Inputs
-from d2v_pretrain.interop import bundle, card, exchange, remote_code
+from d2v_pretrain.huggingface import card, exchange, remote_code
+from d2v_pretrain.huggingface.inputs import INPUTS, Inputs
 from d2v_pretrain.models.encoder import Encoder
-from d2v_pretrain.trained import PARTS, Trained, find
 from d2v_pretrain.types import Batch
+from d2v_pretrain.weights import bundle
 
 OPTIONS = {"run": commands.NEEDED, "which": "teacher", "format": "hf", "step": None, "output": None}
 _AGREE = 1e-5  # largest difference of activations that counts as rounding, relative to the largest activation
@@ -58,12 +62,13 @@ def main(typed: Sequence[str]) -> Path:
     return export(run, which, layout, chosen["output"])
 
 
-def export(run: Trained, which: str, layout: str, output: str | None = None) -> Path:
+def export(run: Run, which: str, layout: str, output: str | None = None) -> Path:
     """Write a folder, read it back, compare activations, and say what it is.
 
     Args:
         run: see ``trained.find``. which: teacher or student. layout: hf or bundle.
-        output: an empty folder, or one to make; below the run's by default, where an older export is replaced.
+        output: an empty folder, or one to make; below the run's by default, where an older export
+            is replaced.
 
     Raises:
         ConfigError: there is something in ``output`` already; the checkpoint is damaged.
@@ -77,33 +82,49 @@ def export(run: Trained, which: str, layout: str, output: str | None = None) -> 
     note = inputs.write(run, folder)
     written = FORMATS[layout](run, encoder, folder)
     difference = _difference(run, encoder, written.again)
-    use = written.use.format(folder=folder.name, auto=inputs.auto) + (f"\n\nNote: {note}." if note else "")
-    name, probe = str(run.cfg.name), run.report(f"probe_{which}_{run.step}.json") or run.report("probe.json")
+    use = written.use.format(folder=folder.name, auto=inputs.auto) + (
+        f"\n\nNote: {note}." if note else ""
+    )
+    name, probe = (
+        str(run.cfg.name),
+        run.report(f"probe_{which}_{run.step}.json") or run.report("probe.json"),
+    )
     rows = made(run, encoder, probe["data"] if probe else _last(run.cfg.data._target_))
     facts = card.Facts(name, which, use, rows, written.library, run.step, probe)
     (folder / "README.md").write_text(card.text(facts), encoding="utf-8")
     for file in folder.glob("*.safetensors"):
-        shutil.copymode(folder / "README.md", file)  # safetensors makes files that only their owner may read
+        shutil.copymode(
+            folder / "README.md", file
+        )  # safetensors makes files that only their owner may read
     say = Console(soft_wrap=True, highlight=False).print
     say(f"{folder}: the {which} of {name} at step {run.step:,}, {written.what}")
     if note:
         say(f"[yellow]Note: {note}.[/]")
-    say(f"Read back, its activations differ by {difference:.1e}. README.md there says how to load it.")
+    say(
+        f"Read back, its activations differ by {difference:.1e}. README.md there says how to load it."
+    )
     return folder
 
 
-def _hf(run: Trained, encoder: Encoder, folder: Path) -> Written:
+def _hf(run: Run, encoder: Encoder, folder: Path) -> Written:
     """As a class of transformers, or with code of its own where it has none."""
     try:
         if _standardised(run):
-            raise exchange.NoClass("each image is standardised by itself, which no processor of transformers does")
+            raise exchange.NoClass(
+                "each image is standardised by itself, which no processor of transformers does"
+            )
         model = exchange.model(encoder)
     except exchange.NoClass as why:
         return _remote(run, encoder, folder, str(why))
     model.save_pretrained(folder)
     name = type(model).__name__
     use = card.USE_CLASS.replace("{name}", name)
-    return Written(f"as {name}", "transformers", use, _called(exchange.load(folder)[0], INPUTS[type(encoder.stem)]))
+    return Written(
+        f"as {name}",
+        "transformers",
+        use,
+        _called(exchange.load(folder)[0], INPUTS[type(encoder.stem)]),
+    )
 
 
 def _called(model: Callable[..., Any], inputs: Inputs) -> Callable[[Batch], Tensor]:
@@ -118,38 +139,43 @@ def _called(model: Callable[..., Any], inputs: Inputs) -> Callable[[Batch], Tens
     return again
 
 
-def _remote(run: Trained, encoder: Encoder, folder: Path, why: str) -> Written:
+def _remote(run: Run, encoder: Encoder, folder: Path, why: str) -> Written:
     _save(run, encoder, folder, {"auto_map": remote_code.AUTO_MAP, "architectures": ["D2VModel"]})
     (folder / remote_code.FILE).write_text(remote_code.flat(run.architecture), encoding="utf-8")
     what = f"with its own code, because transformers has no class for it ({why}): load it by AutoModel.from_pretrained"
-    what += "(…, trust_remote_code=True). Without foreign code: format=bundle, for d2v_pretrain.load"
+    what += (
+        "(…, trust_remote_code=True). Without foreign code: format=bundle, for d2v_pretrain.load"
+    )
     use = card.USE_REMOTE.replace("{why}", why)
     return Written(what, "transformers", use, lambda batch: bundle.load(folder).encode(batch).x)
 
 
-def _bundle(run: Trained, encoder: Encoder, folder: Path) -> Written:
+def _bundle(run: Run, encoder: Encoder, folder: Path) -> Written:
     _save(run, encoder, folder, {})
     what = "as a bundle for d2v_pretrain.load"
-    return Written(what, "d2v_pretrain", card.USE_BUNDLE, lambda batch: bundle.load(folder).encode(batch).x)
+    return Written(
+        what, "d2v_pretrain", card.USE_BUNDLE, lambda batch: bundle.load(folder).encode(batch).x
+    )
 
 
 FORMATS = {"hf": _hf, "bundle": _bundle}
 
 
-def _save(run: Trained, encoder: Encoder, folder: Path, more: dict[str, Any]) -> None:
+def _save(run: Run, encoder: Encoder, folder: Path, more: dict[str, Any]) -> None:
     sizes = {"hidden_size": encoder.width, "num_hidden_layers": encoder.depth}
     reads = {"input_name": INPUTS[type(encoder.stem)].name, "standardise": _standardised(run)}
     bundle.save(folder, encoder, run.architecture, sizes | reads | more)
 
 
-def _standardised(run: Trained) -> bool:
+def _standardised(run: Run) -> bool:
     """Whether every image is normalised by its own mean colour and contrast."""
-    return "standardise" in run.cfg.source and bool(run.cfg.source.standardise)
+    return "standardise" in run.cfg.transform and bool(run.cfg.transform.standardise)
 
 
 @torch.no_grad()
-def _difference(run: Trained, encoder: Encoder, again: Callable[[Batch], Tensor]) -> float:
-    """Largest difference of activations at real positions between the run's encoder and what was read back."""
+def _difference(run: Run, encoder: Encoder, again: Callable[[Batch], Tensor]) -> float:
+    """Largest difference of activations at real positions between the run's encoder and what was
+    read back."""
     batch = INPUTS[type(encoder.stem)].example(run)
     ours, theirs = encoder.encode(batch), again(batch)
     real = slice(None) if ours.valid is None else ours.valid
@@ -158,11 +184,14 @@ def _difference(run: Trained, encoder: Encoder, again: Callable[[Batch], Tensor]
     return difference
 
 
-def made(run: Trained, encoder: Encoder, data: str) -> dict[str, Any]:
-    """How a run was made, for its card. Paths, which are of this machine, are cut to their last part."""
+def made(run: Run, encoder: Encoder, data: str) -> dict[str, Any]:
+    """How a run was made, for its card. Paths, which are of this machine, are cut to their last
+    part."""
     cfg, starts = run.cfg, run.report("environment.json")
     last: dict[str, Any] = (
-        starts[-1] if starts else {"command": [], "commit": "", "packages": {}, "gpus": [], "system": ""}
+        starts[-1]
+        if starts
+        else {"command": [], "commit": "", "packages": {}, "gpus": [], "system": ""}
     )
     millions = sum(p.numel() for p in encoder.parameters()) / 1e6
     rows = {
@@ -176,10 +205,16 @@ def made(run: Trained, encoder: Encoder, data: str) -> dict[str, Any]:
         "learning rate": f"{cfg.lr:g}, warm-up {cfg.warmup:,}",
         "seed": cfg.seed,
         "commit": last["commit"],
-        "versions": ", ".join(f"{name} {version}" for name, version in last["packages"].items() if version),
+        "versions": ", ".join(
+            f"{name} {version}" for name, version in last["packages"].items() if version
+        ),
         "hardware": ", ".join(last["gpus"]) or last["system"],
     }
-    return {label: re.sub(r"[^\s=:]*/", "", str(value)) for label, value in rows.items() if value not in ("", None)}
+    return {
+        label: re.sub(r"[^\s=:]*/", "", str(value))
+        for label, value in rows.items()
+        if value not in ("", None)
+    }
 
 
 def _last(dotted: str) -> str:

@@ -1,9 +1,11 @@
-"""Features of files from a pretrained encoder: ``python -m d2v_pretrain.extract run=NAME data.root=DIR output=DIR``.
+"""Features of files from a pretrained encoder: ``python -m d2v_pretrain.extract run=NAME
+data.root=DIR output=DIR``.
 
-run=NAME          the run, or the path of its folder
-data.root=DIR     files of the run's modality; data=… and data.key=… as for training; without, the run's own data
+run=NAME          the run, or the path of its folder data.root=DIR     files of the run's modality;
+data=… and data.key=… as for training; without, the run's own data
 output=DIR        where to: names.txt, one line an item, and features.npy or a file for each item
-pool=mean         mean: (items, D) in features.npy; none: (T, D), a row for each token, in 00000000.npy, …
+pool=mean         mean: (items, D) in features.npy; none: (T, D), a row for each token, in
+00000000.npy, …
 layers=N          how many of the last blocks to average; half of them by default, as the probe does
 which=teacher     teacher or student
 step=N            another checkpoint than the newest
@@ -21,14 +23,20 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from d2v_pretrain import commands
+from d2v_pretrain.checkpoint.run import PARTS, find
+from d2v_pretrain.config import options as commands
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.models.encoder import Encoder
-from d2v_pretrain.trained import PARTS, find
 from d2v_pretrain.types import Batch
 
-OPTIONS = {"run": commands.NEEDED, "output": commands.NEEDED, "pool": "mean", "layers": None, "which": "teacher",
-           "step": None}  # fmt: skip
+OPTIONS = {
+    "run": commands.NEEDED,
+    "output": commands.NEEDED,
+    "pool": "mean",
+    "layers": None,
+    "which": "teacher",
+    "step": None,
+}
 
 
 def main(typed: Sequence[str]) -> Path:
@@ -41,17 +49,26 @@ def main(typed: Sequence[str]) -> Path:
     chosen = commands.options(words, OPTIONS)
     write = WRITERS[commands.one_of("pool", chosen["pool"], list(WRITERS))]
     which = commands.one_of("which", chosen["which"], list(PARTS))
-    run, folder = find(str(chosen["run"]), commands.whole_number("step", chosen["step"])), Path(str(chosen["output"]))
+    run, folder = (
+        find(str(chosen["run"]), commands.whole_number("step", chosen["step"])),
+        Path(str(chosen["output"])),
+    )
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError("output", folder, "is not empty", "type another one, or remove it")
-    source, encoder = run.source(data, folder), run.encoder(which)
+    transform, encoder = run.transform(data, folder), run.encoder(which)
     layers = commands.whole_number("layers", chosen["layers"])
     if layers is not None and not 1 <= layers <= encoder.depth:
-        raise ConfigError("layers", layers, f"must be from 1 to {encoder.depth}, the blocks of the encoder")
+        raise ConfigError(
+            "layers", layers, f"must be from 1 to {encoder.depth}, the blocks of the encoder"
+        )
     folder.mkdir(parents=True, exist_ok=True)
-    names = write(folder, features(encoder.to(_device()), source, layers or max(1, encoder.depth // 2)))
+    names = write(
+        folder, features(encoder.to(_device()), transform, layers or max(1, encoder.depth // 2))
+    )
     (folder / "names.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
-    Console(soft_wrap=True, highlight=False).print(f"{len(names):,} items from {source.corpus.describe()}, in {folder}")
+    Console(soft_wrap=True, highlight=False).print(
+        f"{len(names):,} items from {transform.dataset.describe()}, in {folder}"
+    )
     return folder
 
 
@@ -60,16 +77,23 @@ def _device() -> torch.device:
 
 
 @torch.no_grad()
-def features(encoder: Encoder, source: Any, layers: int) -> Iterator[tuple[str, Tensor]]:
-    """Name and (T, D) float32 of every item that can be read: the mean of the last ``layers`` blocks' outputs.
+def features(encoder: Encoder, transform: Any, layers: int) -> Iterator[tuple[str, Tensor]]:
+    """Name and (T, D) float32 of every item that can be read: the mean of the last ``layers``
+    blocks' outputs.
 
     Items go through one by one, so that none depends on the padding of its neighbours.
     """
     device = next(encoder.parameters()).device
-    name: Callable[[int], str] = getattr(source.corpus, "name", str)  # made-up data has numbers only
-    for i, item in enumerate(track(source.plain(), "features", disable=not Console().is_terminal)):
+    name: Callable[[int], str] = getattr(
+        transform.dataset, "name", str
+    )  # made-up data has numbers only
+    for i, item in enumerate(
+        track(transform.plain(), "features", disable=not Console().is_terminal)
+    ):
         if item is not None:
-            encoded = encoder.encode(Batch(item[None].to(device), torch.tensor([i])), layers, "block")
+            encoded = encoder.encode(
+                Batch(item[None].to(device), torch.tensor([i])), layers, "block"
+            )
             yield name(i), torch.stack(encoded.layers).float().mean(0)[0].cpu()
 
 

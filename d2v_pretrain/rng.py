@@ -1,4 +1,5 @@
-"""Randomness as a function of position: fold_in(), seed_default(), counter-based noise(key, ids, clones, n)."""
+"""Randomness as a function of position: fold_in(), seed_default(), counter-based noise(key, ids,
+clones, n)."""
 
 from __future__ import annotations
 
@@ -11,11 +12,10 @@ _MIX1, _MIX2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 
 def fold_in(*parts: int) -> int:
-    """Hash integers into one 63-bit key: ``fold_in(seed, step, slot)``.
+    """Hash integers into one 63-bit key: ``fold_in(seed, step, micro_batch)``.
 
-    The finaliser of SplitMix64 (Steele et al., 2014) chained over the parts. Order matters; a pure function on every
-    machine and Python version, unlike ``hash``.
-    """
+    The finaliser of SplitMix64 (Steele et al., 2014) chained over the parts. Order matters; a pure
+    function on every machine and Python version, unlike ``hash``."""
     state = 0
     for part in parts:
         z = (state ^ (part & _MASK64)) + _GOLDEN & _MASK64
@@ -26,7 +26,8 @@ def fold_in(*parts: int) -> int:
 
 
 def seed_default(key: int, device: torch.device) -> None:
-    """Restart the default generators that dropout, layer drop and decoder noise draw from: the CPU's and ``device``'s.
+    """Restart the default generators that dropout, layer drop and decoder noise draw from: the
+    CPU's and ``device``'s.
 
     About 1 us; ``torch.manual_seed`` walks every backend and takes a hundred times as long.
     """
@@ -36,9 +37,11 @@ def seed_default(key: int, device: torch.device) -> None:
 
 
 def noise(key: int, ids: Tensor, clones: int, n: int) -> Tensor:
-    """Uniform numbers that depend only on (key, sample id, clone, position): a counter-based generator.
+    """Uniform numbers that depend only on (key, sample id, clone, position): a counter-based
+    generator.
 
-    Integer tensor operations only, so the CPU and the GPU, any batch composition and any rank agree bit for bit.
+    Integer tensor operations only, so the CPU and the GPU, any batch composition and any rank agree
+    bit for bit.
 
     Args:
         key: stream of randomness, from ``fold_in(seed, epoch, use)``.
@@ -47,7 +50,8 @@ def noise(key: int, ids: Tensor, clones: int, n: int) -> Tensor:
         n: numbers per row.
 
     Returns:
-        (B * M, n) float32 in [0, 1), multiples of 2^-24; row b*M + m belongs to clone m of sample b.
+        (B * M, n) float32 in [0, 1), multiples of 2^-24; row b*M + m belongs to clone m of sample
+        b.
     """
     clone = torch.arange(clones, device=ids.device)
     row = _mix(_mix(ids + _signed(key))[:, None] + clone).reshape(-1, 1)

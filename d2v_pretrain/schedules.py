@@ -1,8 +1,7 @@
 """Pure functions step -> value; the step is the only state.
 
-``step`` counts the optimizer updates already done. The learning rate of the k-th update is ``rate(k - 1)``; the teacher
-decay applied after it is ``decay(k)``.
-"""
+``step`` counts the optimizer updates already done. The learning rate of the k-th update is ``rate(k
+- 1)``; the teacher decay applied after it is ``decay(k)``."""
 
 from __future__ import annotations
 
@@ -28,9 +27,8 @@ class Constant:
 class Linear:
     """``end - (end - start) (1 - step / steps)``, then ``end``: the teacher decay of both papers.
 
-    Source: fairseq ``get_annealed_rate``. ``end = 1`` freezes the teacher from ``steps`` on, as the published large
-    models do.
-    """
+    Source: fairseq ``get_annealed_rate``. ``end = 1`` freezes the teacher from ``steps`` on, as the
+    published large models do."""
 
     start: float
     end: float
@@ -45,11 +43,11 @@ class Linear:
 
 @dataclass(frozen=True)
 class WarmupCosine:
-    """Linear from ``initial`` to ``peak`` over ``warmup`` steps, then half a cosine to ``final`` at ``steps``, then
-    ``final``.
+    """Linear from ``initial`` to ``peak`` over ``warmup`` steps, then half a cosine to ``final`` at
+    ``steps``, then ``final``.
 
-    Source: fairseq ``cosine_lr_scheduler``; ours stays at ``final`` after the end, where theirs starts a new period.
-    """
+    Source: fairseq ``cosine_lr_scheduler``; ours stays at ``final`` after the end, where theirs
+    starts a new period."""
 
     peak: float
     warmup: int
@@ -67,7 +65,8 @@ class WarmupCosine:
 
 @dataclass(frozen=True)
 class TriStage:
-    """Warm-up, hold and decay in the given shares of ``steps``: linear up, constant, *exponential* down.
+    """Warm-up, hold and decay in the given shares of ``steps``: linear up, constant, *exponential*
+    down.
 
     The paper's text says the last stage is linear; the published code, followed here, decays as
     ``peak exp(log(final_scale) t)``. Source: fairseq ``tri_stage_lr_scheduler``.
@@ -99,9 +98,8 @@ class TriStage:
 
 @dataclass(frozen=True)
 class Cosine:
-    """Half a cosine from ``start`` to ``end`` over ``steps``, then ``end``: a teacher decay in the manner of BYOL
-    and DINO.
-    """
+    """Half a cosine from ``start`` to ``end`` over ``steps``, then ``end``: a teacher decay in the
+    manner of BYOL and DINO."""
 
     start: float
     end: float

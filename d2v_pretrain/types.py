@@ -12,19 +12,22 @@ from torch import Tensor
 class Batch:
     """One micro-batch, as a datamodule yields it.
 
-    ``ids``, ``lengths``, ``weight`` and ``cursor`` describe the batch to the host and never leave it: masks are
-    functions of ``ids`` and ``lengths``, so every count is known without asking the device.
+    ``ids``, ``lengths``, ``weight`` and ``cursor`` describe the batch to the host and never leave
+    it: masks are functions of ``ids`` and ``lengths``, so every count is known without asking the
+    device.
 
     Args:
         inputs: (B, S) float waveform at 16 kHz | (B, 3, H, W) float image | (B, T) int64 token ids.
         ids: (B,) int64 global sample ids, on the CPU.
         lengths: (B,) int64 valid length along S or T, on the CPU, or None if every row is full.
         labels: (B,) int64 class ids, or None; only probes and fine-tuning read them.
-        weight: (B,) float, 0 for a sample that could not be decoded (kept so that the plan does not change), or None.
+        weight: (B,) float, 0 for a sample that could not be decoded (kept so that the plan does not
+            change), or None.
         epoch: the pass over the data that this micro-batch belongs to.
-        cursor: where the stream stands after this batch (two integers per lane); travels with the batch so that the
-            module can keep the one of the last *trained* batch.
-        step_samples: samples of the whole optimizer step on all ranks, told by a rank's last batch of it; else 0.
+        cursor: where the stream stands after this batch (two integers per lane); travels with the
+            batch so that the module can keep the one of the last *trained* batch.
+        step_samples: samples of the whole optimizer step on all ranks, told by a rank's last batch
+            of it; else 0.
     """
 
     inputs: Tensor
@@ -43,17 +46,21 @@ class Batch:
         )
         for name in ("ids", "lengths", "labels", "weight"):
             value = getattr(self, name)
-            assert value is None or value.shape == (rows,), f"{name} must be ({rows},), got {tuple(value.shape)}"
+            assert value is None or value.shape == (rows,), (
+                f"{name} must be ({rows},), got {tuple(value.shape)}"
+            )
 
     def __len__(self) -> int:
         return self.inputs.shape[0]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The same batch with inputs and labels on ``device``; what describes it stays on the host."""
+        """The same batch with inputs and labels on ``device``; what describes it stays on the
+        host."""
         return self._map(lambda t: t.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory, for asynchronous copies (called by ``DataLoader``)."""
+        """The same batch in page-locked memory, for asynchronous copies (called by
+        ``DataLoader``)."""
         return self._map(Tensor.pin_memory)
 
     def _map(self, move) -> Batch:
@@ -63,11 +70,13 @@ class Batch:
 
 @dataclass(frozen=True)
 class Tokens:
-    """A sequence of feature vectors, what a stem returns; everything after it is blind to the modality.
+    """A sequence of feature vectors, what a stem returns; everything after it is blind to the
+    modality.
 
     Args:
         x: (B, T, D).
-        grid: the token grid, ``(T,)`` for sequences or ``(rows, columns)`` for images; its product is T.
+        grid: the token grid, ``(T,)`` for sequences or ``(rows, columns)`` for images; its product
+            is T.
         valid: (B, T) bool, False at padding, or None if every position is real.
     """
 
@@ -79,7 +88,9 @@ class Tokens:
         size = 1
         for side in self.grid:
             size *= side
-        assert self.x.ndim == 3 and self.x.shape[1] == size, f"x {tuple(self.x.shape)} does not fit grid {self.grid}"
+        assert self.x.ndim == 3 and self.x.shape[1] == size, (
+            f"x {tuple(self.x.shape)} does not fit grid {self.grid}"
+        )
         assert self.valid is None or self.valid.shape == self.x.shape[:2]
 
     def repeat(self, clones: int) -> Tokens:
@@ -92,18 +103,22 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Mask:
-    """Which tokens the student must predict (``masked``), and which it gets to see when masked tokens are dropped.
+    """Which tokens the student must predict (``masked``), and which it gets to see when masked
+    tokens are dropped.
 
-    Built on the host (or wherever the sample ids are), with its index lists, and then sent to the device: no size in a
-    training step depends on device memory. R = B * clones rows, N = number of masked positions of all rows.
+    Built on the host (or wherever the sample ids are), with its index lists, and then sent to the
+    device: no size in a training step depends on device memory. R = B * clones rows, N = number of
+    masked positions of all rows.
 
     Args:
         masked: (R, T) bool, True where the student predicts the target. Enters the loss.
         index: (N,) int64 positions of True in the flattened ``masked``, ascending.
-        kept: (R, K) int64 visible positions, ascending; None if rows differ in number (then tokens cannot be dropped).
-        restore: (R, T) int64 with ``concat(visible, dropped)[restore]`` back in order; None with ``kept``.
-        random: (R, T) float32 in [0, 1) where a random token replaces the input, -1 elsewhere (BERT-style masking); or
-            None.
+        kept: (R, K) int64 visible positions, ascending; None if rows differ in number (then tokens
+            cannot be dropped).
+        restore: (R, T) int64 with ``concat(visible, dropped)[restore]`` back in order; None with
+            ``kept``.
+        random: (R, T) float32 in [0, 1) where a random token replaces the input, -1 elsewhere
+            (BERT-style masking); or None.
     """
 
     masked: Tensor
@@ -113,13 +128,16 @@ class Mask:
     random: Tensor | None = None
 
     @classmethod
-    def of(cls, masked: Tensor, dropped: Tensor | None = None, random: Tensor | None = None) -> Mask:
+    def of(
+        cls, masked: Tensor, dropped: Tensor | None = None, random: Tensor | None = None
+    ) -> Mask:
         """Build the index lists from booleans.
 
         Args:
             masked: (R, T) bool.
-            dropped: (R, T) bool positions that the student does not see where tokens are dropped, a superset of
-                ``masked`` (padding may be dropped without being predicted); ``masked`` itself by default.
+            dropped: (R, T) bool positions that the student does not see where tokens are dropped, a
+                superset of ``masked`` (padding may be dropped without being predicted); ``masked``
+                itself by default.
             random: see the class.
         """
         dropped = masked if dropped is None else dropped
@@ -140,11 +158,15 @@ class Mask:
         def move(t: Tensor | None) -> Tensor | None:
             return None if t is None else t.to(device, non_blocking=True)
 
-        masked, index = self.masked.to(device, non_blocking=True), self.index.to(device, non_blocking=True)
+        masked, index = (
+            self.masked.to(device, non_blocking=True),
+            self.index.to(device, non_blocking=True),
+        )
         return Mask(masked, index, move(self.kept), move(self.restore), move(self.random))
 
     def without(self, rows: Tensor) -> Mask:
-        """The same mask with nothing to predict in ``rows`` (R,) bool; what is visible stays as it is."""
+        """The same mask with nothing to predict in ``rows`` (R,) bool; what is visible stays as it
+        is."""
         masked = self.masked & ~rows[:, None]
         return replace(self, masked=masked, index=masked.flatten().nonzero().squeeze(1))
 
@@ -156,10 +178,12 @@ class Mask:
 
 @dataclass(frozen=True)
 class Output:
-    """What one forward of the objective returns; nothing in it has been reduced over ranks or read by the host.
+    """What one forward of the objective returns; nothing in it has been reduced over ranks or read
+    by the host.
 
     Args:
-        loss: () float32, *summed* over the predicted positions; divide by the step's global ``count``.
+        loss: () float32, *summed* over the predicted positions; divide by the step's global
+            ``count``.
         count: number of predicted positions, on the host.
         pred: (N, D) float32 predictions, detached.
         target: (N, D) float32 regression targets.

@@ -1,1 +1,2 @@
-"""Data for pretraining: an order that is a pure function of (seed, epoch), sources of samples, and their probes."""
+"""Data for pretraining: an order that is a pure function of (seed, epoch), transforms of samples,
+and their probes."""

@@ -28,8 +28,14 @@ def test_every_recorded_tensor_agrees(name: str) -> None:
 def test_total_loss_and_gradient_norm(name: str) -> None:
     golden = Golden.read(FOLDER / name)
     computed, config = run(golden), golden.config
-    norm = sum(float(t.double().square().sum()) for k, t in computed.items() if k.startswith("grads.")) ** 0.5
-    loss = computed["out.loss_per_position"].sum() + computed.get("out.cls_loss_per_row", torch.zeros(1)).sum()
+    norm = (
+        sum(float(t.double().square().sum()) for k, t in computed.items() if k.startswith("grads."))
+        ** 0.5
+    )
+    loss = (
+        computed["out.loss_per_position"].sum()
+        + computed.get("out.cls_loss_per_row", torch.zeros(1)).sum()
+    )
     assert float(loss) == pytest.approx(config["loss_sum"], rel=1e-5)
     assert norm == pytest.approx(config["grad_norm_total"], rel=1e-4)
     assert len(computed["out.loss_per_position"]) == config["sample_size"]
@@ -39,48 +45,61 @@ def test_total_loss_and_gradient_norm(name: str) -> None:
 def test_weights_after_a_whole_step_of_our_own(name: str) -> None:
     """With our own gradients almost every weight agrees to 1e-5.
 
-    Adam's first step is lr g / (|g| + eps): where g is all but zero its rounding moves a weight by up to lr = .005, so
-    a handful of weights of some 10^5 may differ by more.
-    """
+    Adam's first step is lr g / (|g| + eps): where g is all but zero its rounding moves a weight by
+    up to lr = .005, so a handful of weights of some 10^5 may differ by more."""
     golden = Golden.read(FOLDER / name)
     computed = run(golden)
     names = [k for k in golden.answers if k.startswith("after.")]
-    difference = torch.cat([(computed[k].float() - golden.answers[k].float()).abs().flatten() for k in names])
+    difference = torch.cat(
+        [(computed[k].float() - golden.answers[k].float()).abs().flatten() for k in names]
+    )
     assert difference.max() < 1e-3
     assert (difference > 1e-5).float().mean() < 1e-3
 
 
 @pytest.mark.parametrize("name", ["audio_v2", "text_v2", "vision_v1"])
 def test_blind_folders_run_and_answer_every_question(name: str) -> None:
-    """Their answers are not here; what can be checked is that every tensor asked for comes out, finite and in shape."""
+    """Their answers are not here; what can be checked is that every tensor asked for comes out,
+    finite and in shape."""
     golden = Golden.read(FOLDER / "blind" / name)
     computed = run(golden)
     for tensor, (_, *shape) in golden.config["shapes"]["out"].items():
         assert list(computed[f"out.{tensor}"].shape) == shape, tensor
     for parameter, value in golden.init.items():
-        if "relative_position_index" not in parameter:  # an integer buffer: never averaged, never written
+        if (
+            "relative_position_index" not in parameter
+        ):  # an integer buffer: never averaged, never written
             assert computed[f"after.{parameter}"].shape == value.shape
     assert all(t.isfinite().all() for t in computed.values())
 
 
 @pytest.mark.parametrize("name", ["audio_v2", "text_v2", "vision_v1"])
 def test_blind_teacher_follows_the_student(name: str) -> None:
-    """The closed form teacher + (1 - decay)(student - teacher), or a copy, for every teacher tensor."""
+    """The closed form teacher + (1 - decay)(student - teacher), or a copy, for every teacher
+    tensor."""
     golden = Golden.read(FOLDER / "blind" / name)
     computed, decay = run(golden), golden.config["ema_decay_used"]
-    student = {k.removeprefix("after.student."): t for k, t in computed.items() if k.startswith("after.student.")}
+    student = {
+        k.removeprefix("after.student."): t
+        for k, t in computed.items()
+        if k.startswith("after.student.")
+    }
     twins = {name.removeprefix("blocks."): t for name, t in student.items()}
     checked = 0
     for key, after in computed.items():
         short = key.removeprefix("after.teacher.").removeprefix("blocks.")
         if key.startswith("after.teacher.") and short in twins and after.is_floating_point():
             before = golden.init[key.removeprefix("after.")]
-            torch.testing.assert_close(after, decay * before + (1 - decay) * twins[short], atol=1e-6, rtol=0)
+            torch.testing.assert_close(
+                after, decay * before + (1 - decay) * twins[short], atol=1e-6, rtol=0
+            )
             checked += 1
     assert checked > 30
 
 
-def test_write_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_write_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from benchmarks import parity
 
     target = tmp_path / "out.safetensors"

@@ -1,4 +1,5 @@
-"""rng against a loop over Python integers and against what uniform, independent numbers would do."""
+"""rng against a loop over Python integers and against what uniform, independent numbers would
+do."""
 
 from __future__ import annotations
 
@@ -33,13 +34,20 @@ def test_fold_in_of_zero_is_the_published_test_vector() -> None:
 
 def test_fold_in_is_stable() -> None:
     """These numbers are in every checkpointed run: they may never change."""
-    assert fold_in(1, 2, 3) == splitmix64(splitmix64(splitmix64(1) ^ 2) ^ 3) >> 1 == 7510213797696614745
+    assert (
+        fold_in(1, 2, 3)
+        == splitmix64(splitmix64(splitmix64(1) ^ 2) ^ 3) >> 1
+        == 7510213797696614745
+    )
     assert fold_in(0, 0) == splitmix64(splitmix64(0)) >> 1
     assert fold_in(-1) == fold_in(MASK)
 
 
 def test_fold_in_order_and_number_of_parts_matter() -> None:
-    keys = [fold_in(*parts) for parts in ((), (0,), (0, 0), (1,), (1, 2), (2, 1), (1, 2, 0), (2, 1, 0), (0, 1, 2))]
+    keys = [
+        fold_in(*parts)
+        for parts in ((), (0,), (0, 0), (1,), (1, 2), (2, 1), (1, 2, 0), (2, 1, 0), (0, 1, 2))
+    ]
     assert len(set(keys)) == len(keys)
     assert all(0 <= key < 1 << 63 for key in keys)
 
@@ -74,7 +82,8 @@ def test_noise_is_uniform() -> None:
 
 @pytest.mark.parametrize("first_id", [0, 1 << 40])
 def test_noise_is_uncorrelated_between_ids_clones_positions_and_keys(first_id: int) -> None:
-    """Neighbouring counters are where a poor hash shows; n = 40,000 products have a standard error of .005."""
+    """Neighbouring counters are where a poor hash shows; n = 40,000 products have a standard error
+    of .005."""
     ids, n = torch.arange(first_id, first_id + 50), 200
     u = (noise(5, ids, 4, n).view(50, 4, n).double() - 0.5) * 12**0.5
     other = (noise(6, ids, 4, n).view(50, 4, n).double() - 0.5) * 12**0.5

@@ -51,7 +51,11 @@ def test_dropped_superset_decides_what_is_kept_and_masked_what_is_predicted() ->
 
 def test_masking_nothing_and_everything() -> None:
     nothing, everything = Mask.of(booleans(2, 4, [0, 0])), Mask.of(booleans(2, 4, [4, 4]))
-    assert nothing.count == 0 and nothing.kept is not None and nothing.kept.tolist() == [[0, 1, 2, 3]] * 2
+    assert (
+        nothing.count == 0
+        and nothing.kept is not None
+        and nothing.kept.tolist() == [[0, 1, 2, 3]] * 2
+    )
     assert everything.count == 8 and everything.kept is not None and everything.kept.shape == (2, 0)
 
 
@@ -102,11 +106,16 @@ def test_batch_refuses_other_ranks() -> None:
 
 
 def test_tokens_repeat_rows_in_order() -> None:
-    x, valid = torch.arange(12.0).view(2, 3, 2), torch.tensor([[True, True, False], [True, True, True]])
+    x, valid = (
+        torch.arange(12.0).view(2, 3, 2),
+        torch.tensor([[True, True, False], [True, True, True]]),
+    )
     tokens = Tokens(x, (3,), valid).repeat(3)
     assert tokens.valid is not None
     for row in range(6):
-        assert torch.equal(tokens.x[row], x[row // 3]) and torch.equal(tokens.valid[row], valid[row // 3])
+        assert torch.equal(tokens.x[row], x[row // 3]) and torch.equal(
+            tokens.valid[row], valid[row // 3]
+        )
     plain = Tokens(x, (3,))
     assert plain.repeat(1) is plain and plain.repeat(2).valid is None
 

@@ -15,7 +15,12 @@ class MaskPolicy(Protocol):
     """A distribution over masks, as a pure function of its arguments."""
 
     def __call__(
-        self, key: int, ids: Tensor, clones: int, grid: tuple[int, ...], lengths: Tensor | None = None
+        self,
+        key: int,
+        ids: Tensor,
+        clones: int,
+        grid: tuple[int, ...],
+        lengths: Tensor | None = None,
     ) -> Mask:
         """Draw one mask per clone of each sample.
 
@@ -47,13 +52,16 @@ def within(lengths: Tensor, n: int) -> Tensor:
 def highest(score: Tensor, count: Tensor) -> Tensor:
     """(R, T) bool, True at the ``count[r]`` largest scores of each row."""
     order = score.argsort(dim=1, descending=True, stable=True)
-    return torch.zeros_like(score, dtype=torch.bool).scatter_(1, order, within(count, score.shape[1]))
+    return torch.zeros_like(score, dtype=torch.bool).scatter_(
+        1, order, within(count, score.shape[1])
+    )
 
 
 def equalise(masked: Tensor, lengths: Tensor) -> Mask:
     """The mask, with padding dropped or kept so that every row sees the same number of tokens.
 
-    Rows shorter than the longest keep fewer real tokens; they are filled up with padding, which attention ignores.
+    Rows shorter than the longest keep fewer real tokens; they are filled up with padding, which
+    attention ignores.
 
     Args:
         masked: (R, T) bool, within the rows' lengths.

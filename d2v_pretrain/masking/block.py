@@ -1,4 +1,5 @@
-"""Blocks around random centres, and their inverse, in one or two dimensions: data2vec 2's audio and image masking."""
+"""Blocks around random centres, and their inverse, in one or two dimensions: data2vec 2's audio and
+image masking."""
 
 from __future__ import annotations
 
@@ -17,9 +18,10 @@ from d2v_pretrain.types import Mask
 class BlockMask:
     """Blocks around ``int(T (p + adjust) / length^d)`` random centres, then an exact count.
 
-    Rows with more than ``int(T p)`` covered tokens lose random single ones, rows with fewer gain some. With ``inverse``
-    the blocks are what stays *visible* and p = 1 - prob. Blocks are clamped at the borders, which covers edges less
-    than the middle; this and the many single tokens are the published distribution.
+    Rows with more than ``int(T p)`` covered tokens lose random single ones, rows with fewer gain
+    some. With ``inverse`` the blocks are what stays *visible* and p = 1 - prob. Blocks are clamped
+    at the borders, which covers edges less than the middle; this and the many single tokens are the
+    published distribution.
 
     Source: fairseq ``data_utils.py:compute_block_mask_1d`` and ``_2d``.
 
@@ -36,29 +38,43 @@ class BlockMask:
     inverse: bool = False
 
     def __call__(
-        self, key: int, ids: Tensor, clones: int, grid: tuple[int, ...], lengths: Tensor | None = None
+        self,
+        key: int,
+        ids: Tensor,
+        clones: int,
+        grid: tuple[int, ...],
+        lengths: Tensor | None = None,
     ) -> Mask:
         """Draw the masks; see ``MaskPolicy``. ``lengths`` is for one-dimensional grids."""
-        assert lengths is None or len(grid) == 1, "rows of unequal length need a one-dimensional grid"
+        assert lengths is None or len(grid) == 1, (
+            "rows of unequal length need a one-dimensional grid"
+        )
         rows, size = row_lengths(ids, clones, grid, lengths), math.prod(grid)
         share = 1 - self.prob if self.inverse else self.prob
         real = within(rows, size)
         covered = self._blocks(key, ids, clones, grid, rows, share) & real
-        # Covered tokens score above all others, so the highest `count` add or remove random single tokens as needed.
+        # Covered tokens score above all others, so the highest `count` add or remove random single
+        # tokens as needed.
         score = (covered + noise(fold_in(key, 1), ids, clones, size)).masked_fill(~real, -1.0)
         chosen = highest(score, (rows.double() * share).long())
         return equalise(real & ~chosen if self.inverse else chosen, rows)
 
-    def _blocks(self, key: int, ids: Tensor, clones: int, grid: tuple[int, ...], rows: Tensor, share: float) -> Tensor:
+    def _blocks(
+        self, key: int, ids: Tensor, clones: int, grid: tuple[int, ...], rows: Tensor, share: float
+    ) -> Tensor:
         """(R, T) bool, True inside the blocks; with replacement, so that they may overlap."""
         count = (rows.double() * ((share + self.adjust) / self.length ** len(grid))).long()
-        centre = (noise(fold_in(key, 0), ids, clones, max(1, int(count.max()))) * rows[:, None]).long()
+        centre = (
+            noise(fold_in(key, 0), ids, clones, max(1, int(count.max()))) * rows[:, None]
+        ).long()
         reach = torch.arange(self.length, device=rows.device) - self.length // 2
         if len(grid) == 1:
             cells = torch.minimum((centre[..., None] + reach).clamp(min=0), rows[:, None, None] - 1)
         else:
             row = (centre[..., None, None] // grid[1] + reach[:, None]).clamp(0, grid[0] - 1)
-            cells = row * grid[1] + (centre[..., None, None] % grid[1] + reach).clamp(0, grid[1] - 1)
+            cells = row * grid[1] + (centre[..., None, None] % grid[1] + reach).clamp(
+                0, grid[1] - 1
+            )
         used = within(count, centre.shape[1])[..., None].expand(-1, -1, self.length ** len(grid))
         covered = torch.zeros(len(rows), math.prod(grid), device=rows.device)
         return covered.scatter_add_(1, cells.flatten(1), used.flatten(1).float()) > 0

@@ -16,14 +16,15 @@ _TRIES = 10
 
 @dataclass(frozen=True)
 class RectangleMask:
-    """Add rectangles until ``count`` patches are masked or ten tries in a row fail; counts differ between images.
+    """Add rectangles until ``count`` patches are masked or ten tries in a row fail; counts differ
+    between images.
 
-    A try draws an area uniformly from [min_patches, patches still wanted] and a log-uniform aspect ratio, and is
-    accepted if the rectangle is smaller than the image in both directions and newly covers between 1 and the patches
-    still wanted.
+    A try draws an area uniformly from [min_patches, patches still wanted] and a log-uniform aspect
+    ratio, and is accepted if the rectangle is smaller than the image in both directions and newly
+    covers between 1 and the patches still wanted.
 
-    Source: BEiT ``masking_generator.py:MaskingGenerator``. 120 of 196 patches: exactly 120 in 68 % of draws, mean
-    119.5.
+    Source: BEiT ``masking_generator.py:MaskingGenerator``. 120 of 196 patches: exactly 120 in 68 %
+    of draws, mean 119.5.
 
     Args:
         count: patches to mask, of ``rows * columns``.
@@ -36,7 +37,12 @@ class RectangleMask:
     min_aspect: float = 0.3
 
     def __call__(
-        self, key: int, ids: Tensor, clones: int, grid: tuple[int, ...], lengths: Tensor | None = None
+        self,
+        key: int,
+        ids: Tensor,
+        clones: int,
+        grid: tuple[int, ...],
+        lengths: Tensor | None = None,
     ) -> Mask:
         """Draw the masks; see ``MaskPolicy``. Two-dimensional grids without padding only."""
         assert len(grid) == 2 and lengths is None, "rectangles need a full two-dimensional grid"
@@ -53,7 +59,8 @@ class RectangleMask:
         return Mask.of(masked.flatten(1))
 
     def _first_accepted(self, draws: Tensor, masked: Tensor, wanted: Tensor) -> Tensor:
-        """(R, rows, columns) bool: the first of the ten tries that is accepted, all False if none is.
+        """(R, rows, columns) bool: the first of the ten tries that is accepted, all False if none
+        is.
 
         Args:
             draws: (R, 4, tries) uniform numbers for area, aspect, top and left.
@@ -64,7 +71,9 @@ class RectangleMask:
         height, width = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
         top = (draws[:, 2] * (rows - height + 1)).long()
         left = (draws[:, 3] * (columns - width + 1)).long()
-        inside = _between(top, height, rows)[..., :, None] & _between(left, width, columns)[..., None, :]
+        inside = (
+            _between(top, height, rows)[..., :, None] & _between(left, width, columns)[..., None, :]
+        )
         new = (inside & ~masked[:, None]).sum((2, 3))
         accepted = (height < rows) & (width < columns) & (new > 0) & (new <= wanted[:, None])
         first = accepted & (accepted.cumsum(1) == 1)

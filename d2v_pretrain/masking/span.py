@@ -1,4 +1,5 @@
-"""Spans of fixed length: data2vec 1's audio and text masking (wav2vec 2.0 and RoBERTa with runs)."""
+"""Spans of fixed length: data2vec 1's audio and text masking (wav2vec 2.0 and RoBERTa with
+runs)."""
 
 from __future__ import annotations
 
@@ -15,21 +16,23 @@ from d2v_pretrain.types import Mask
 
 @dataclass(frozen=True)
 class SpanMask:
-    """Mask ``int(prob T / length + u)`` spans, u uniform, with starts drawn without replacement; overlaps are allowed.
+    """Mask ``int(prob T / length + u)`` spans, u uniform, with starts drawn without replacement;
+    overlaps are allowed.
 
-    Source: fairseq ``data_utils.py:compute_mask_indices`` (static length) and ``mask_tokens_dataset.py``. Kept on
-    purpose: a span of the audio variant never reaches the last frame, and making rows equal breaks spans up (49 %
-    masked in a single row, 44 % in 24 equal rows).
+    Source: fairseq ``data_utils.py:compute_mask_indices`` (static length) and
+    ``mask_tokens_dataset.py``. Kept on purpose: a span of the audio variant never reaches the last
+    frame, and making rows equal breaks spans up (49 % masked in a single row, 44 % in 24 equal
+    rows).
 
     Args:
         prob: expected share of tokens inside spans if spans did not overlap.
         length: tokens per span.
-        fit: starts lie in [0, T - length), so that each span is whole (audio); otherwise in [0, T), cut at the end
-            (text).
+        fit: starts lie in [0, T - length), so that each span is whole (audio); otherwise in [0, T),
+            cut at the end (text).
         equal: unmask random single tokens until every row has as many as the row with the fewest.
         min_spans: at least so many spans a row.
-        keep_prob: share of the chosen tokens that the student sees unchanged; they leave the loss (BERT; needs a token
-            stem).
+        keep_prob: share of the chosen tokens that the student sees unchanged; they leave the loss
+            (BERT; needs a token stem).
         random_prob: share of the chosen tokens replaced by a random token; they leave the loss too.
     """
 
@@ -42,13 +45,21 @@ class SpanMask:
     random_prob: float = 0.0
 
     def __call__(
-        self, key: int, ids: Tensor, clones: int, grid: tuple[int, ...], lengths: Tensor | None = None
+        self,
+        key: int,
+        ids: Tensor,
+        clones: int,
+        grid: tuple[int, ...],
+        lengths: Tensor | None = None,
     ) -> Mask:
         """Draw the masks; see ``MaskPolicy``."""
         rows, size = row_lengths(ids, clones, grid, lengths), math.prod(grid)
         masked = self._spans(key, ids, clones, rows, size)
         if self.equal:
-            masked = highest(masked + noise(fold_in(key, 2), ids, clones, size), masked.sum(1).min().expand(len(rows)))
+            masked = highest(
+                masked + noise(fold_in(key, 2), ids, clones, size),
+                masked.sum(1).min().expand(len(rows)),
+            )
         if self.keep_prob + self.random_prob == 0:
             return Mask.of(masked)
         fate = noise(fold_in(key, 3), ids, clones, size)
@@ -58,7 +69,9 @@ class SpanMask:
 
     def _spans(self, key: int, ids: Tensor, clones: int, rows: Tensor, size: int) -> Tensor:
         """(R, T) bool, True inside the spans."""
-        count = (self.prob * rows.double() / self.length + noise(fold_in(key, 0), ids, clones, 1)[:, 0]).long()
+        count = (
+            self.prob * rows.double() / self.length + noise(fold_in(key, 0), ids, clones, 1)[:, 0]
+        ).long()
         count = torch.minimum(count.clamp(min=self.min_spans), rows)
         starts = torch.maximum(rows - self.length, count + 1) if self.fit else rows
         score = noise(fold_in(key, 1), ids, clones, size).masked_fill(~within(starts, size), -1.0)

@@ -16,8 +16,8 @@ from d2v_pretrain.types import Mask
 class TokenMask:
     """Keep ``int(T (1 - prob))`` tokens of a row, drawn uniformly without replacement.
 
-    Source: fairseq ``modalities/base.py:random_masking``. It masks padding like any token and counts it in the loss;
-    here only real tokens are masked (the two agree on full rows).
+    Source: fairseq ``modalities/base.py:random_masking``. It masks padding like any token and
+    counts it in the loss; here only real tokens are masked (the two agree on full rows).
 
     Args:
         prob: share of tokens to mask, in (0, 1).
@@ -26,7 +26,12 @@ class TokenMask:
     prob: float
 
     def __call__(
-        self, key: int, ids: Tensor, clones: int, grid: tuple[int, ...], lengths: Tensor | None = None
+        self,
+        key: int,
+        ids: Tensor,
+        clones: int,
+        grid: tuple[int, ...],
+        lengths: Tensor | None = None,
     ) -> Mask:
         """Draw the masks; see ``MaskPolicy``."""
         rows = row_lengths(ids, clones, grid, lengths)

@@ -40,7 +40,10 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=key_bias)
         self.out = nn.Linear(width, width)
         if not key_bias:
-            self.q_bias, self.v_bias = nn.Parameter(torch.zeros(width)), nn.Parameter(torch.zeros(width))
+            self.q_bias, self.v_bias = (
+                nn.Parameter(torch.zeros(width)),
+                nn.Parameter(torch.zeros(width)),
+            )
 
     def forward(
         self,
@@ -54,11 +57,13 @@ class Attention(nn.Module):
         """(B, T, D) -> (B, T, D).
 
         Args:
-            bias: added to the logits, broadcastable to (B, H, T, S), -inf where attention is forbidden; or bool, True
-                where it is allowed.
-            weights: the probabilities (B, H, T, S), after dropout, are appended to it; they are then computed one by
-                one, and a row that may attend to nothing attends to everything alike.
-            past: what was attended to before; it grows by x, or holds the keys and values of ``context``.
+            bias: added to the logits, broadcastable to (B, H, T, S), -inf where attention is
+                forbidden; or bool, True where it is allowed.
+            weights: the probabilities (B, H, T, S), after dropout, are appended to it; they are
+                then computed one by one, and a row that may attend to nothing attends to everything
+                alike.
+            past: what was attended to before; it grows by x, or holds the keys and values of
+                ``context``.
             context: (B, S, D) to attend to instead of x.
             heads: (H,) factors of the heads' probabilities, or None.
         """
@@ -71,7 +76,9 @@ class Attention(nn.Module):
             q, k, v = self._across(x, context, past)
         v = v if heads is None else v * heads[:, None, None]
         if weights is None:
-            y = F.scaled_dot_product_attention(q, k, v, bias, self.dropout if self.training else 0.0)
+            y = F.scaled_dot_product_attention(
+                q, k, v, bias, self.dropout if self.training else 0.0
+            )
         else:
             weights.append(self._weights(q, k, bias))
             y = weights[-1] @ v
@@ -79,17 +86,26 @@ class Attention(nn.Module):
         return self.out(y.transpose(1, 2).reshape(rows, size, width))
 
     def _project(self, x: Tensor) -> Tensor:
-        return self.qkv(x) if self.qkv.bias is not None else F.linear(x, self.qkv.weight, self._bias())
+        return (
+            self.qkv(x) if self.qkv.bias is not None else F.linear(x, self.qkv.weight, self._bias())
+        )
 
     def _bias(self) -> Tensor:
         if self.qkv.bias is not None:
             return self.qkv.bias
         return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
 
-    def _across(self, x: Tensor, context: Tensor, past: KeyValues | None) -> tuple[Tensor, Tensor, Tensor]:
-        """q of x, k and v of the context, which are computed once per ``past``; (B, H, ., d) each."""
+    def _across(
+        self, x: Tensor, context: Tensor, past: KeyValues | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """q of x, k and v of the context, which are computed once per ``past``; (B, H, ., d)
+        each."""
         width, bias = x.shape[-1], self._bias()
-        q = F.linear(x, self.qkv.weight[:width], bias[:width]).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        q = (
+            F.linear(x, self.qkv.weight[:width], bias[:width])
+            .unflatten(-1, (self.heads, -1))
+            .transpose(1, 2)
+        )
         if past is not None and past.keys is not None and past.values is not None:
             return q, past.keys, past.values
         both = F.linear(context, self.qkv.weight[width:], bias[width:])
@@ -101,6 +117,10 @@ class Attention(nn.Module):
     def _weights(self, q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
         logits = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
         if bias is not None:
-            logits = logits.masked_fill(~bias, float("-inf")) if bias.dtype == torch.bool else logits + bias
+            logits = (
+                logits.masked_fill(~bias, float("-inf"))
+                if bias.dtype == torch.bool
+                else logits + bias
+            )
         lowest = torch.finfo(logits.dtype).min
         return F.dropout(logits.clamp(min=lowest).softmax(-1), self.dropout, self.training)

@@ -16,12 +16,15 @@ class Trace:
     """What a forward leaves behind of every block, for those who ask.
 
     Args:
-        attentions: keep the attention probabilities, which are then computed without the fused kernel.
+        attentions: keep the attention probabilities, which are then computed without the fused
+            kernel.
 
     Attributes:
-        hidden: (R, E + T, D) each: the first block's input, then every block's output, also of a skipped block.
+        hidden: (R, E + T, D) each: the first block's input, then every block's output, also of a
+            skipped block.
         attentions: (R, H, T, T) each, of the blocks that ran; None if not asked for.
-        cross_attentions: (R, H, T, S) each, of the blocks that attend to a context; None if not asked for.
+        cross_attentions: (R, H, T, S) each, of the blocks that attend to a context; None if not
+            asked for.
     """
 
     def __init__(self, attentions: bool = False) -> None:
@@ -50,12 +53,14 @@ class Context:
 
 
 class Block(nn.Module):
-    """Post-norm (both audio and text papers, data2vec 2): ``x = N1(x + attn(x)); f = mlp(x); x = N2(x + f)``.
-    Pre-norm (data2vec 1 vision): ``x = x + g1 attn(N1(x)); f = mlp(N2(x)); x = x + g2 f``.
+    """Post-norm (both audio and text papers, data2vec 2): ``x = N1(x + attn(x)); f = mlp(x); x =
+    N2(x + f)``. Pre-norm (data2vec 1 vision): ``x = x + g1 attn(N1(x)); f = mlp(N2(x)); x = x + g2
+    f``.
 
-    ``f``, the feed-forward output before dropout and residual, is data2vec's target tensor for all but its first vision
-    model. Source: fairseq ``TransformerSentenceEncoderLayer`` and ``AltBlock``, BEiT ``Block``. The reference's
-    pre-norm ``AltBlock`` loses its attention residual; no published model uses it and this one does not.
+    ``f``, the feed-forward output before dropout and residual, is data2vec's target tensor for all
+    but its first vision model. Source: fairseq ``TransformerSentenceEncoderLayer`` and
+    ``AltBlock``, BEiT ``Block``. The reference's pre-norm ``AltBlock`` loses its attention
+    residual; no published model uses it and this one does not.
 
     Args:
         width: D.
@@ -70,7 +75,8 @@ class Block(nn.Module):
         norm_eps: of the LayerNorms.
         key_bias: see ``Attention``.
         activation: of the feed-forward part.
-        cross: a second attention, to the states of a ``Context``, stands between the two parts (post-norm only).
+        cross: a second attention, to the states of a ``Context``, stands between the two parts
+            (post-norm only).
     """
 
     def __init__(
@@ -95,7 +101,11 @@ class Block(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(width, norm_eps), nn.LayerNorm(width, norm_eps)
         hidden = int(width * mlp_ratio + 1e-6)  # 49 * (1 / 49) is less than 1
         self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
-        self.norm_first, self.dropout, self.activation_dropout = norm_first, dropout, activation_dropout
+        self.norm_first, self.dropout, self.activation_dropout = (
+            norm_first,
+            dropout,
+            activation_dropout,
+        )
         self.drop_path, self.activation = drop_path, activation
         self.cross = Attention(width, heads, attention_dropout) if cross else None
         self.cross_norm = nn.LayerNorm(width, norm_eps) if cross else None
@@ -105,12 +115,19 @@ class Block(nn.Module):
             self.gamma2 = nn.Parameter(torch.full((width,), float(layer_scale)))
 
     def forward(
-        self, x: Tensor, bias: Tensor | None = None, trace: Trace | None = None, context: Context | None = None
+        self,
+        x: Tensor,
+        bias: Tensor | None = None,
+        trace: Trace | None = None,
+        context: Context | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """(B, T, D) -> block output and feed-forward output, both (B, T, D); ``bias`` as in ``Attention``."""
+        """(B, T, D) -> block output and feed-forward output, both (B, T, D); ``bias`` as in
+        ``Attention``."""
         weights, context = None if trace is None else trace.attentions, context or Context()
         if self.norm_first:
-            x = x + self._branch(self.attention(self.norm1(x), bias, weights, heads=context.heads), self.gamma1)
+            x = x + self._branch(
+                self.attention(self.norm1(x), bias, weights, heads=context.heads), self.gamma1
+            )
             ffn = self._mlp(self.norm2(x))
             return x + self._branch(ffn, self.gamma2), ffn
         read = self.attention(x, bias, weights, context.past, heads=context.heads)
@@ -121,12 +138,16 @@ class Block(nn.Module):
         return self.norm2(x + self._branch(ffn, self.gamma2)), ffn
 
     def _read(self, x: Tensor, context: Context, weights: list[Tensor] | None) -> Tensor:
-        assert self.cross is not None and self.cross_norm is not None, "this block was built without cross attention"
+        assert self.cross is not None and self.cross_norm is not None, (
+            "this block was built without cross attention"
+        )
         y = self.cross(x, context.bias, weights, context.past_states, context.states, context.heads)
         return self.cross_norm(x + self._branch(y, None))
 
     def _mlp(self, x: Tensor) -> Tensor:
-        return self.fc2(F.dropout(self.activation(self.fc1(x)), self.activation_dropout, self.training))
+        return self.fc2(
+            F.dropout(self.activation(self.fc1(x)), self.activation_dropout, self.training)
+        )
 
     def _branch(self, y: Tensor, gamma: Tensor | None) -> Tensor:
         y = F.dropout(y, self.dropout, self.training)

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 def conv_last(x: Tensor, conv: nn.Module) -> Tensor:
     """Apply a ``Conv1d`` to (B, T, C) or a ``Conv2d`` to (B, H, W, C).
 
-    Kept channels-last so that LayerNorm and GELU run over contiguous channels. A grouped convolution over a sequence
-    goes in as an image of one row in channels-last memory, which takes two thirds of the CPU time (204 against 311 ms,
-    32 x 250 x 768, kernel 19, 16 groups); an ungrouped one is faster as it is.
-    """
+    Kept channels-last so that LayerNorm and GELU run over contiguous channels. A grouped
+    convolution over a sequence goes in as an image of one row in channels-last memory, which takes
+    two thirds of the CPU time (204 against 311 ms, 32 x 250 x 768, kernel 19, 16 groups); an
+    ungrouped one is faster as it is."""
     if isinstance(conv, nn.Conv2d):
         return conv(x.movedim(-1, 1)).movedim(1, -1)
     assert isinstance(conv, nn.Conv1d)
@@ -21,7 +21,15 @@ def conv_last(x: Tensor, conv: nn.Module) -> Tensor:
         return conv(x.transpose(1, 2)).transpose(1, 2)
     weight = conv.weight.unsqueeze(2).contiguous(memory_format=torch.channels_last)
     padding = (0, int(conv.padding[0]))
-    y = F.conv2d(x.transpose(1, 2).unsqueeze(2), weight, conv.bias, (1, conv.stride[0]), padding, 1, conv.groups)
+    y = F.conv2d(
+        x.transpose(1, 2).unsqueeze(2),
+        weight,
+        conv.bias,
+        (1, conv.stride[0]),
+        padding,
+        1,
+        conv.groups,
+    )
     return y.squeeze(2).transpose(1, 2)
 
 

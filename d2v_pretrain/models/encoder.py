@@ -1,4 +1,5 @@
-"""The encoder of every modality and both versions: stem -> positions -> visible tokens -> blocks."""
+"""The encoder of every modality and both versions: stem -> positions -> visible tokens ->
+blocks."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ class Encoded:
 
     Args:
         x: (R, E + K, D) output with the E extra tokens in front.
-        layers: (R, K, D) feed-forward or block outputs of the last ``top_k`` blocks, in order, without extra tokens.
+        layers: (R, K, D) feed-forward or block outputs of the last ``top_k`` blocks, in order,
+            without extra tokens.
         valid: (R, K) bool, False at padding, or None.
         extra: E.
     """
@@ -42,12 +44,13 @@ class Encoded:
 class Encoder(nn.Module):
     """Stem, positions and a stack of ``Block``s.
 
-    The published encoders are choices of arguments. data2vec 2's "prenet" blocks are simply the first of ``depth``
-    blocks, those that ``top_k`` does not reach.
+    The published encoders are choices of arguments. data2vec 2's "prenet" blocks are simply the
+    first of ``depth`` blocks, those that ``top_k`` does not reach.
 
     Args:
         stem: inputs -> local features.
-        block: makes one block; called with ``drop_path=rate`` for each, linearly increasing to ``drop_path``.
+        block: makes one block; called with ``drop_path=rate`` for each, linearly increasing to
+            ``drop_path``.
         width: D.
         depth: number of blocks.
         positions: module that maps tokens to offsets added to them, or None.
@@ -60,11 +63,12 @@ class Encoder(nn.Module):
         input_dropout: after ``input_norm``.
         drop_path: rate of the last block.
         layer_drop: probability of skipping a whole block in training, drawn on the host.
-        zero_padding: zero the features at padding before positions are added (data2vec 1 audio and text).
+        zero_padding: zero the features at padding before positions are added (data2vec 1 audio and
+            text).
         norm_eps: of the two LayerNorms here.
         init: of the blocks, ``bert`` or ``beit``.
-        checkpointing: forget what blocks computed and compute it again in the backward: equal bits, less memory, 40 %
-            more time (width 384, 4 blocks, one CPU core).
+        checkpointing: forget what blocks computed and compute it again in the backward: equal bits,
+            less memory, 40 % more time (width 384, 4 blocks, one CPU core).
     """
 
     def __init__(
@@ -91,13 +95,19 @@ class Encoder(nn.Module):
         super().__init__()
         self.checkpointing = checkpointing
         self.width, self.depth, self.extra_tokens = width, depth, extra_tokens
-        self.layer_drop, self.zero_padding, self.input_dropout = layer_drop, zero_padding, input_dropout
+        self.layer_drop, self.zero_padding, self.input_dropout = (
+            layer_drop,
+            zero_padding,
+            input_dropout,
+        )
         self.stem, self.positions, self.bias = stem, positions, bias
         self.input_norm = nn.LayerNorm(width, norm_eps) if input_norm else nn.Identity()
         self.final_norm = nn.LayerNorm(width, norm_eps) if final_norm else nn.Identity()
         rates = torch.linspace(0, drop_path, depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(block(drop_path=rate) for rate in rates)
-        self.layer_biases = None if layer_bias is None else nn.ModuleList(layer_bias() for _ in range(depth))
+        self.layer_biases = (
+            None if layer_bias is None else nn.ModuleList(layer_bias() for _ in range(depth))
+        )
         if extra_tokens:
             self.extra = nn.Parameter(extra_init * torch.randn(1, extra_tokens, width))
         initialise_blocks(self.blocks, init)
@@ -120,13 +130,17 @@ class Encoder(nn.Module):
             top_k: return the outputs of this many last blocks.
             tensor: which output, ``ffn`` or ``block``.
             trace: collects the blocks' inputs, outputs and attention probabilities.
-            allowed: (R or 1, H or 1, T, S) bool, True where attention is allowed, in place of what ``tokens`` say of
-                padding.
+            allowed: (R or 1, H or 1, T, S) bool, True where attention is allowed, in place of what
+                ``tokens`` say of padding.
             contexts: what each block reads beside its input.
         """
         x, valid, kept = self._visible(tokens, mask)
         if self.extra_tokens:
-            extra = self.extra + self.positions.front if isinstance(self.positions, LearnedPositions) else self.extra
+            extra = (
+                self.extra + self.positions.front
+                if isinstance(self.positions, LearnedPositions)
+                else self.extra
+            )
             x = torch.cat([extra.expand(x.shape[0], -1, -1).to(x.dtype), x], 1)
         if allowed is None and valid is not None:
             allowed = F.pad(valid, (self.extra_tokens, 0), value=True)[:, None, None]
@@ -139,15 +153,20 @@ class Encoder(nn.Module):
         """Encode the whole, unmasked input."""
         return self(self.stem(batch), None, top_k, tensor)
 
-    def _visible(self, tokens: Tokens, mask: Mask | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Tokens with their positions, without the dropped ones: x (R, K, D), valid (R, K), kept (R, K)."""
+    def _visible(
+        self, tokens: Tokens, mask: Mask | None
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Tokens with their positions, without the dropped ones: x (R, K, D), valid (R, K), kept
+        (R, K)."""
         x, valid = tokens.x, tokens.valid
         if self.zero_padding and valid is not None:
             x = x * valid[..., None]
         if mask is None:
             offsets = 0 if self.positions is None else self.positions(Tokens(x, tokens.grid, valid))
             return x + offsets, valid, None
-        assert mask.kept is not None, "tokens can only be dropped if every row keeps the same number"
+        assert mask.kept is not None, (
+            "tokens can only be dropped if every row keeps the same number"
+        )
         kept = mask.kept
         seen = gather_rows(x, kept)
         if self.positions is not None:
@@ -160,7 +179,8 @@ class Encoder(nn.Module):
     def _attention_biases(
         self, grid: tuple[int, ...], kept: Tensor | None, allowed: Tensor | None, x: Tensor
     ) -> list[Tensor | None]:
-        """What each block adds to its logits, in the precision that they compute in; see ``Attention``."""
+        """What each block adds to its logits, in the precision that they compute in; see
+        ``Attention``."""
         device = x.device.type
         mixed = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if mixed else x.dtype
@@ -176,7 +196,9 @@ class Encoder(nn.Module):
         shared = None if self.bias is None else made(self.bias)
         if self.layer_biases is None:
             return [masked(shared)] * self.depth
-        return [masked(made(own) if shared is None else shared + made(own)) for own in self.layer_biases]
+        return [
+            masked(made(own) if shared is None else shared + made(own)) for own in self.layer_biases
+        ]
 
     def _blocks(
         self,
@@ -192,13 +214,20 @@ class Encoder(nn.Module):
             trace.hidden.append(x)
         for depth, block in enumerate(self.blocks):
             if self.training and self.layer_drop > 0 and float(torch.rand(())) < self.layer_drop:
-                # Zero gradients rather than none: the optimizer and DDP then treat every step alike. Biases count too:
-                # with every block skipped nothing else reaches them, and ranks would wait for their gradients for ever.
+                # Zero gradients rather than none: the optimizer and DDP then treat every step
+                # alike. Biases count too: with every block skipped nothing else reaches them, and
+                # ranks would wait for their gradients for ever.
                 own = () if self.layer_biases is None else self.layer_biases[depth].parameters()
-                skipped = [*block.parameters(), *(() if self.bias is None else self.bias.parameters()), *own]
+                skipped = [
+                    *block.parameters(),
+                    *(() if self.bias is None else self.bias.parameters()),
+                    *own,
+                ]
                 x = x + sum(p.view(-1)[0] * 0 for p in skipped)
             else:
-                x, ffn = self._block(block, x, biases[depth], trace, None if contexts is None else contexts[depth])
+                x, ffn = self._block(
+                    block, x, biases[depth], trace, None if contexts is None else contexts[depth]
+                )
                 if depth >= self.depth - top_k:
                     layers.append((ffn if tensor == "ffn" else x)[:, self.extra_tokens :])
             if trace is not None:
@@ -206,7 +235,12 @@ class Encoder(nn.Module):
         return x, layers
 
     def _block(
-        self, block: nn.Module, x: Tensor, bias: Tensor | None, trace: Trace | None, context: Context | None
+        self,
+        block: nn.Module,
+        x: Tensor,
+        bias: Tensor | None,
+        trace: Trace | None,
+        context: Context | None,
     ) -> tuple[Tensor, Tensor]:
         # A checkpointed block runs twice, and must not write twice.
         writes = (trace is not None and trace.attentions is not None) or (

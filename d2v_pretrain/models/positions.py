@@ -1,6 +1,5 @@
-"""What tells tokens where they are: offsets added to x (convolution, sin-cos, learned) and biases added to attention
-(ALiBi, relative).
-"""
+"""What tells tokens where they are: offsets added to x (convolution, sin-cos, learned) and biases
+added to attention (ALiBi, relative)."""
 
 from __future__ import annotations
 
@@ -16,7 +15,8 @@ from d2v_pretrain.types import Tokens
 
 
 class ConvPositions(nn.Module):
-    """Offsets from ``depth`` grouped convolutions over time, each followed by LayerNorm (no affine) and GELU.
+    """Offsets from ``depth`` grouped convolutions over time, each followed by LayerNorm (no affine)
+    and GELU.
 
     Source: fairseq ``wav2vec2.py:make_conv_pos`` with ``pos_conv_depth`` > 1; data2vec 2's
     ``relative_positional_encoder``.
@@ -24,10 +24,12 @@ class ConvPositions(nn.Module):
     Args:
         width: D.
         depth: number of convolutions.
-        total_kernel: their kernels' sum; each has ``max(3, total_kernel // depth)``, padded to keep T.
+        total_kernel: their kernels' sum; each has ``max(3, total_kernel // depth)``, padded to keep
+            T.
         groups: convolution groups.
-        mask_padding: zero the padding before each convolution. The published models do not (their output at the last
-            valid frames depends on the amount of padding); leave False to match their checkpoints.
+        mask_padding: zero the padding before each convolution. The published models do not (their
+            output at the last valid frames depends on the amount of padding); leave False to match
+            their checkpoints.
         activation: after each LayerNorm.
     """
 
@@ -44,7 +46,8 @@ class ConvPositions(nn.Module):
         self.activation = activation
         kernel = max(3, total_kernel // depth)
         self.convs = nn.ModuleList(
-            nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=groups) for _ in range(depth)
+            nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=groups)
+            for _ in range(depth)
         )
         self.mask_padding = mask_padding
 
@@ -60,7 +63,8 @@ class ConvPositions(nn.Module):
 
 
 class SinCosPositions(nn.Module):
-    """Fixed offsets: sines and cosines of the column in the first half of the channels, of the row in the second.
+    """Fixed offsets: sines and cosines of the column in the first half of the channels, of the row
+    in the second.
 
     Frequencies are ``10000^(-i / (D/4))``. Source: MAE ``get_2d_sincos_pos_embed``.
 
@@ -78,18 +82,22 @@ class SinCosPositions(nn.Module):
         """(1, T, D) offsets for a grid of (rows, columns)."""
         rows, columns = tokens.grid
         rate = 10000.0 ** (
-            -torch.arange(self.width // 4, device=tokens.x.device, dtype=torch.float64) / (self.width // 4)
+            -torch.arange(self.width // 4, device=tokens.x.device, dtype=torch.float64)
+            / (self.width // 4)
         )
         x = torch.arange(columns, device=rate.device).repeat(rows)[:, None] * rate
         y = torch.arange(rows, device=rate.device).repeat_interleave(columns)[:, None] * rate
-        return (self.scale * torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], 1)).to(tokens.x.dtype)[None]
+        return (self.scale * torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], 1)).to(tokens.x.dtype)[
+            None
+        ]
 
 
 class LearnedPositions(nn.Module):
-    """Offsets from a learned table, one row for each token in front and for each patch; another grid gets the patches'
-    part resized, bicubic.
+    """Offsets from a learned table, one row for each token in front and for each patch; another
+    grid gets the patches' part resized, bicubic.
 
-    Zero at the start. Source: BEiT and ViT ``interpolate_pos_encoding``; theirs takes every table for a square one.
+    Zero at the start. Source: BEiT and ViT ``interpolate_pos_encoding``; theirs takes every table
+    for a square one.
 
     Args:
         width: D.
@@ -113,17 +121,21 @@ class LearnedPositions(nn.Module):
         if tokens.grid == self.window:
             return table
         image = table.unflatten(1, self.window).permute(0, 3, 1, 2)
-        return F.interpolate(image, tokens.grid, mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
+        return (
+            F.interpolate(image, tokens.grid, mode="bicubic", align_corners=False)
+            .flatten(2)
+            .transpose(1, 2)
+        )
 
 
 class Alibi(nn.Module):
-    """Attention bias ``-slope_h |i - j| scale_h``: symmetric ALiBi with one learned scale per head, shared by all
-    layers.
+    """Attention bias ``-slope_h |i - j| scale_h``: symmetric ALiBi with one learned scale per head,
+    shared by all layers.
 
-    Slopes are ``2^(-8 (h+1) / H)`` for a power of two, else those of the next lower power followed by every other one
-    of the doubled power. A negative scale acts as 0 (and then has no gradient, as published). Computed from the visible
-    positions alone; the reference expands (B * M, H, T, T) and gathers. Source: fairseq
-    ``modalities/base.py:get_alibi``.
+    Slopes are ``2^(-8 (h+1) / H)`` for a power of two, else those of the next lower power followed
+    by every other one of the doubled power. A negative scale acts as 0 (and then has no gradient,
+    as published). Computed from the visible positions alone; the reference expands (B * M, H, T, T)
+    and gathers. Source: fairseq ``modalities/base.py:get_alibi``.
 
     Args:
         heads: H.
@@ -144,7 +156,9 @@ class Alibi(nn.Module):
             kept: (R, K) visible positions, or None for all.
             extra: tokens in front.
         """
-        place = torch.arange(math.prod(grid), device=self.slopes.device)[None] if kept is None else kept
+        place = (
+            torch.arange(math.prod(grid), device=self.slopes.device)[None] if kept is None else kept
+        )
         distance = (place[:, :, None] - place[:, None, :]).abs().to(self.slopes.dtype)
         bias = -(self.slopes * self.scale.clamp(min=0))[:, None, None] * distance[:, None]
         return F.pad(bias, (extra, 0, extra, 0))
@@ -158,18 +172,18 @@ def alibi_slopes(heads: int) -> list[float]:
 
 
 class RelativeBias(nn.Module):
-    """Attention bias from one table per head, indexed by the offset between two patches; three rows serve the CLS
-    token.
+    """Attention bias from one table per head, indexed by the offset between two patches; three rows
+    serve the CLS token.
 
-    The table has ``(2 rows - 1)(2 columns - 1) + 3`` rows, the last three for CLS to patch, patch to CLS and CLS to
-    CLS; zero at the start. The index is recomputed, never stored or averaged (the reference's EMA averages it and goes
-    wrong by one). Source: BEiT ``RelativePositionBias``.
+    The table has ``(2 rows - 1)(2 columns - 1) + 3`` rows, the last three for CLS to patch, patch
+    to CLS and CLS to CLS; zero at the start. The index is recomputed, never stored or averaged (the
+    reference's EMA averages it and goes wrong by one). Source: BEiT ``RelativePositionBias``.
 
     Args:
         heads: H.
         grid: (rows, columns) of patches that the table is made for.
-        resize: serve other grids too, by the table resized to theirs, bilinear (MiDaS 3.1). Otherwise another grid is a
-            mistake, and tells so.
+        resize: serve other grids too, by the table resized to theirs, bilinear (MiDaS 3.1).
+            Otherwise another grid is a mistake, and tells so.
     """
 
     def __init__(self, heads: int, grid: tuple[int, int], resize: bool = False) -> None:
@@ -182,7 +196,9 @@ class RelativeBias(nn.Module):
         """Bias of (1 or R, H, E + K, E + K); E is 0 or 1. See ``Alibi.forward``."""
         assert extra <= 1, "the table knows one CLS token"
         table = self._table(grid)
-        place = torch.arange(math.prod(grid), device=self.table.device)[None] if kept is None else kept
+        place = (
+            torch.arange(math.prod(grid), device=self.table.device)[None] if kept is None else kept
+        )
         row, column = place // grid[1], place % grid[1]
         down = row[:, :, None] - row[:, None, :] + grid[0] - 1
         right = column[:, :, None] - column[:, None, :] + grid[1] - 1

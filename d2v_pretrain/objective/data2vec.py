@@ -1,4 +1,5 @@
-"""data2vec: predict what the teacher, who sees everything, makes of the parts that the student does not see."""
+"""data2vec: predict what the teacher, who sees everything, makes of the parts that the student does
+not see."""
 
 from __future__ import annotations
 
@@ -37,10 +38,12 @@ class Data2Vec(nn.Module):
         targets: teacher layers -> regression targets.
         loss: per-row regression loss.
         clones: M, masks per sample.
-        cls_weight: weight of the CLS term: the first extra token predicts the mean target of its sample. As published
-            it is multiplied by the number of predicted positions of the micro-batch, so that after the division by that
-            number its weight per row is ``cls_weight``, which grows with B * M.
-        teacher_view: changes the teacher's batch given the mask (``compat`` only; see ``MaskedTokensOnly``).
+        cls_weight: weight of the CLS term: the first extra token predicts the mean target of its
+            sample. As published it is multiplied by the number of predicted positions of the
+            micro-batch, so that after the division by that number its weight per row is
+            ``cls_weight``, which grows with B * M.
+        teacher_view: changes the teacher's batch given the mask (``compat`` only; see
+            ``MaskedTokensOnly``).
         seed: of the masks.
     """
 
@@ -62,7 +65,12 @@ class Data2Vec(nn.Module):
         assert cls_weight == 0 or student.extra_tokens > 0, "the CLS term needs an extra token"
         self.student, self.predictor, self.teacher = student, predictor, teacher(student)
         self.mask, self.view, self.targets, self.loss = mask, view, targets, loss
-        self.clones, self.cls_weight, self.teacher_view, self.seed = clones, cls_weight, teacher_view, seed
+        self.clones, self.cls_weight, self.teacher_view, self.seed = (
+            clones,
+            cls_weight,
+            teacher_view,
+            seed,
+        )
         self.lr_scales: dict[str, float] = {}  # every parameter learns at the same rate
 
     @property
@@ -70,12 +78,15 @@ class Data2Vec(nn.Module):
         """Student and teacher."""
         return self.student, self.teacher.encoder
 
-    def follow(self, updates: int) -> dict[str, float]:
-        """What happens after optimizer step number ``updates``: the teacher moves. Returns numbers to log."""
+    def after_step(self, updates: int) -> dict[str, float]:
+        """What happens after optimizer step number ``updates``: the teacher moves. Returns numbers
+        to log."""
         self.teacher.update(self.student, updates)
         return {"decay": self.teacher.decay(updates)}
 
-    def forward(self, batch: Batch, mask: Mask | None = None, noise: Tensor | None = None) -> Output:
+    def forward(
+        self, batch: Batch, mask: Mask | None = None, noise: Tensor | None = None
+    ) -> Output:
         """One forward of student and teacher.
 
         Args:
@@ -96,14 +107,22 @@ class Data2Vec(nn.Module):
         if self.cls_weight:
             mean = target.mean(1).repeat_interleave(self.clones, 0)
             counted = mask.masked.any(1)  # not a sample of weight 0, which has nothing to predict
-            losses["cls"] = self.cls_weight * mask.count * (counted * self.loss(encoded.x[:, 0], mean)).sum()
+            losses["cls"] = (
+                self.cls_weight * mask.count * (counted * self.loss(encoded.x[:, 0], mean)).sum()
+            )
         detached = {name: value.detach() for name, value in losses.items()}
         return Output(
-            torch.stack(list(losses.values())).sum(), mask.count, pred.detach(), at_masked, position, detached
+            torch.stack(list(losses.values())).sum(),
+            mask.count,
+            pred.detach(),
+            at_masked,
+            position,
+            detached,
         )
 
     def draw(self, batch: Batch) -> Mask:
-        """The policy's masks for a batch: a function of (seed, epoch, sample ids, clone), made on the host."""
+        """The policy's masks for a batch: a function of (seed, epoch, sample ids, clone), made on
+        the host."""
         stem = self.student.stem
         key = fold_in(self.seed, batch.epoch)
         lengths = stem.token_lengths(batch.lengths)

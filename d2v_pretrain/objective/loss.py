@@ -12,12 +12,13 @@ from torch import Tensor
 class RegressionLoss:
     """``scale * sum_d smooth_l1(pred_d - target_d)`` per row; squared error for ``beta = 0``.
 
-    Smooth L1 is ``e^2 / (2 beta)`` below ``beta`` and ``|e| - beta / 2`` above. Source: fairseq ``d2v_loss``.
+    Smooth L1 is ``e^2 / (2 beta)`` below ``beta`` and ``|e| - beta / 2`` above. Source: fairseq
+    ``d2v_loss``.
 
     Args:
         beta: 0 for squared error.
-        scale: a number, ``sqrt_dim`` for ``1 / sqrt(D)`` (the reference's default) or ``dim`` for ``1 / D``, which
-            makes the mean over rows a mean over elements (data2vec 1 vision).
+        scale: a number, ``sqrt_dim`` for ``1 / sqrt(D)`` (the reference's default) or ``dim`` for
+            ``1 / D``, which makes the mean over rows a mean over elements (data2vec 1 vision).
     """
 
     beta: float = 0.0
@@ -34,4 +35,8 @@ class RegressionLoss:
 
     def factor(self, width: int) -> float:
         """What the sum over ``width`` channels is multiplied with."""
-        return {"sqrt_dim": width**-0.5, "dim": 1 / width}[self.scale] if isinstance(self.scale, str) else self.scale
+        return (
+            {"sqrt_dim": width**-0.5, "dim": 1 / width}[self.scale]
+            if isinstance(self.scale, str)
+            else self.scale
+        )

@@ -1,4 +1,5 @@
-"""From the student's output to predictions at the masked positions: a small head, or a convolutional decoder."""
+"""From the student's output to predictions at the masked positions: a small head, or a
+convolutional decoder."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from d2v_pretrain.types import Mask
 
 
 class Head(nn.Module):
-    """data2vec 1: Linear(D, D), or Linear(D, ratio D) - GELU - Linear(D), at the masked positions only.
+    """data2vec 1: Linear(D, D), or Linear(D, ratio D) - GELU - Linear(D), at the masked positions
+    only.
 
     Source: fairseq ``final_proj``, ``regression_head``; BEiT ``lm_head``.
 
@@ -24,12 +26,17 @@ class Head(nn.Module):
         init: ``default``, ``bert`` or ``beit``.
     """
 
-    def __init__(self, width: int, layers: int = 1, ratio: float = 2.0, init: str = "default") -> None:
+    def __init__(
+        self, width: int, layers: int = 1, ratio: float = 2.0, init: str = "default"
+    ) -> None:
         super().__init__()
         self.projection = projection(width, width, layers, ratio, init)
 
-    def forward(self, x: Tensor, mask: Mask, grid: tuple[int, ...], noise: Tensor | None = None) -> Tensor:
-        """(R, T, D) student output -> (N, D) predictions. The student must have encoded all T positions."""
+    def forward(
+        self, x: Tensor, mask: Mask, grid: tuple[int, ...], noise: Tensor | None = None
+    ) -> Tensor:
+        """(R, T, D) student output -> (N, D) predictions. The student must have encoded all T
+        positions."""
         assert x.shape[1] == mask.masked.shape[1], (
             "a head needs a view that replaces masked tokens, not one that drops them"
         )
@@ -37,10 +44,12 @@ class Head(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """data2vec 2: noise at the gaps, then convolutions over the whole grid, then a projection at the masked positions.
+    """data2vec 2: noise at the gaps, then convolutions over the whole grid, then a projection at
+    the masked positions.
 
-    Layer i: convolution (same size) -> LayerNorm over channels (no affine, eps 1e-5) -> GELU, plus its input where
-    ``residual`` and the channel counts agree. Source: fairseq ``modalities/modules.py:Decoder1d, Decoder2d``.
+    Layer i: convolution (same size) -> LayerNorm over channels (no affine, eps 1e-5) -> GELU, plus
+    its input where ``residual`` and the channel counts agree. Source: fairseq
+    ``modalities/modules.py:Decoder1d, Decoder2d``.
 
     Args:
         width: D of the student.
@@ -76,12 +85,20 @@ class ConvDecoder(nn.Module):
         channels = [width] + [dim] * layers
         conv = {1: nn.Conv1d, 2: nn.Conv2d}[dims]
         self.convs = nn.ModuleList(
-            conv(before, dim, kernel, padding=kernel // 2, groups=groups) for before in channels[:-1]
+            conv(before, dim, kernel, padding=kernel // 2, groups=groups)
+            for before in channels[:-1]
         )
         self.projection = projection(dim, width, projection_layers, projection_ratio, init)
-        self.dims, self.residual, self.input_dropout, self.noise_std = dims, residual, input_dropout, noise_std
+        self.dims, self.residual, self.input_dropout, self.noise_std = (
+            dims,
+            residual,
+            input_dropout,
+            noise_std,
+        )
 
-    def forward(self, x: Tensor, mask: Mask, grid: tuple[int, ...], noise: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, mask: Mask, grid: tuple[int, ...], noise: Tensor | None = None
+    ) -> Tensor:
         """Predict the masked positions.
 
         Args:
@@ -124,7 +141,8 @@ class ConvDecoder(nn.Module):
 
 
 def projection(width: int, out: int, layers: int, ratio: float, init: str) -> nn.Sequential:
-    """Linear, or Linear - GELU - Linear, from ``width`` to ``out`` with ``int(width * ratio)`` in between."""
+    """Linear, or Linear - GELU - Linear, from ``width`` to ``out`` with ``int(width * ratio)`` in
+    between."""
     assert layers in (1, 2), f"a projection has 1 or 2 layers, not {layers}"
     hidden = int(width * ratio)
     sizes = [(width, out)] if layers == 1 else [(width, hidden), (hidden, out)]

@@ -1,4 +1,5 @@
-"""Supervised classification: a linear layer over the encoder's mean output, with the interface of ``Data2Vec``."""
+"""Supervised classification: a linear layer over the encoder's mean output, with the interface of
+``Data2Vec``."""
 
 from __future__ import annotations
 
@@ -11,25 +12,38 @@ from d2v_pretrain.types import Batch, Output
 
 
 class Supervised(nn.Module):
-    """Mean over the real tokens of the encoder's output -> dropout -> linear -> cross entropy; all weights are trained.
+    """Mean over the real tokens of the encoder's output -> dropout -> linear -> cross entropy; all
+    weights are trained.
 
     Args:
         student: the encoder.
         classes: of the labels; the run asks the data before it builds this.
         dropout: on the pooled output.
-        layer_decay: learning rate of a block over that of the next one; stem and positions count as one before the
-            first, final norm and shared attention bias learn like the head (BEiT ``optim_factory.py:
-            get_num_layer_for_vit``).
+        layer_decay: learning rate of a block over that of the next one; stem and positions count as
+            one before the first, final norm and shared attention bias learn like the head (BEiT
+            ``optim_factory.py: get_num_layer_for_vit``).
     """
 
-    def __init__(self, student: Encoder, classes: int | None, dropout: float = 0.0, layer_decay: float = 1.0) -> None:
+    def __init__(
+        self, student: Encoder, classes: int | None, dropout: float = 0.0, layer_decay: float = 1.0
+    ) -> None:
         super().__init__()
         assert classes is not None, "the data say how many classes there are"
-        self.student, self.predictor, self.dropout = student, nn.Linear(student.width, classes), dropout
+        self.student, self.predictor, self.dropout = (
+            student,
+            nn.Linear(student.width, classes),
+            dropout,
+        )
         for name, parameter in student.named_parameters():
-            if name.endswith("mask_vector"):  # nothing is masked, and ranks would wait for its gradient for ever
+            if name.endswith(
+                "mask_vector"
+            ):  # nothing is masked, and ranks would wait for its gradient for ever
                 parameter.requires_grad_(False)
-        scales = {"student.": layer_decay ** (student.depth + 1), "student.final_norm.": 1.0, "student.bias.": 1.0}
+        scales = {
+            "student.": layer_decay ** (student.depth + 1),
+            "student.final_norm.": 1.0,
+            "student.bias.": 1.0,
+        }
         for depth in range(student.depth):
             rate = layer_decay ** (student.depth - depth)
             scales |= {f"student.blocks.{depth}.": rate, f"student.layer_biases.{depth}.": rate}
@@ -40,7 +54,7 @@ class Supervised(nn.Module):
         """The one that is trained."""
         return (self.student,)
 
-    def follow(self, updates: int) -> dict[str, float]:
+    def after_step(self, updates: int) -> dict[str, float]:
         """Nobody follows."""
         return {}
 
@@ -61,4 +75,6 @@ class Supervised(nn.Module):
             rows, count = rows * batch.weight.to(rows), int((batch.weight > 0).sum())
         loss = rows.sum()
         position = torch.zeros(len(batch), dtype=torch.int64, device=rows.device)
-        return Output(loss, count, logits.detach(), target, position, {"cross_entropy": loss.detach()})
+        return Output(
+            loss, count, logits.detach(), target, position, {"cross_entropy": loss.detach()}
+        )

@@ -14,20 +14,23 @@ _EPS = 1e-5
 
 @dataclass(frozen=True)
 class Targets:
-    """``norms_of_mean(mean_k(norms_of_layer(layer_k)))`` in float32, without affine parameters, eps 1e-5.
+    """``norms_of_mean(mean_k(norms_of_layer(layer_k)))`` in float32, without affine parameters, eps
+    1e-5.
 
-    Norms apply in the reference's order whatever the order given: ``batch`` (over B and T), ``instance`` (over T, per
-    sample and channel), ``group`` (over T and D), ``layer`` (over D); after the mean ``layer``, then ``instance``.
-    Source: fairseq ``data2vec2.py:make_targets``, ``data2vec_audio.py:forward``; BEiT ``engine_for_cyclical.py``. With
-    neither batch nor instance norm per layer the reference's audio code normalises the mean over the batch axis; ours
-    does not.
+    Norms apply in the reference's order whatever the order given: ``batch`` (over B and T),
+    ``instance`` (over T, per sample and channel), ``group`` (over T and D), ``layer`` (over D);
+    after the mean ``layer``, then ``instance``. Source: fairseq ``data2vec2.py:make_targets``,
+    ``data2vec_audio.py:forward``; BEiT ``engine_for_cyclical.py``. With neither batch nor instance
+    norm per layer the reference's audio code normalises the mean over the batch axis; ours does
+    not.
 
     Args:
         top_k: number of last blocks averaged.
         tensor: ``ffn`` (feed-forward output before the residual) or ``block``.
         layer_norms: of each layer's output, among batch, instance, group, layer.
         mean_norms: of the average, among layer, instance.
-        count_padding: padded frames enter the instance-norm statistics, as in the reference. By default they do not.
+        count_padding: padded frames enter the instance-norm statistics, as in the reference. By
+            default they do not.
     """
 
     top_k: int
@@ -38,7 +41,9 @@ class Targets:
 
     def __post_init__(self) -> None:
         for names, known in ((self.layer_norms, _LAYER_ORDER), (self.mean_norms, _MEAN_ORDER)):
-            assert set(names) <= set(known), f"unknown target norms {set(names) - set(known)}: choose from {known}"
+            assert set(names) <= set(known), (
+                f"unknown target norms {set(names) - set(known)}: choose from {known}"
+            )
 
     def __call__(self, layers: Sequence[Tensor], valid: Tensor | None) -> Tensor:
         """Build the targets.
@@ -50,7 +55,9 @@ class Targets:
         Returns:
             (B, T, D) float32.
         """
-        assert len(layers) == self.top_k, f"top_k is {self.top_k} but the teacher gave {len(layers)} layers"
+        assert len(layers) == self.top_k, (
+            f"top_k is {self.top_k} but the teacher gave {len(layers)} layers"
+        )
         counted = None if self.count_padding else valid
         total = torch.zeros_like(layers[0], dtype=torch.float32)
         for layer in layers:

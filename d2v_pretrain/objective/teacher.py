@@ -14,22 +14,27 @@ from d2v_pretrain.types import Batch, Tokens
 
 
 class Teacher(nn.Module):
-    """A complete encoder that follows the student: ``teacher <- decay * teacher + (1 - decay) * student``.
+    """A complete encoder that follows the student: ``teacher <- decay * teacher + (1 - decay) *
+    student``.
 
-    Parameters whose name starts with one of ``copied`` are taken over unaveraged, as the published recipes do for the
-    conv stem (audio) and the embeddings (text). Buffers are never averaged: the reference averages an integer index
-    buffer and shifts it.
+    Parameters whose name starts with one of ``copied`` are taken over unaveraged, as the published
+    recipes do for the conv stem (audio) and the embeddings (text). Buffers are never averaged: the
+    reference averages an integer index buffer and shifts it.
 
     Args:
         student: copied at the start.
         decay: schedule of the number of updates done.
         copied: names of encoder parts that are copied, e.g. ``("stem", "positions")``.
-        reads_student_stem: take the student's local features (the conv extractor then runs once) instead of the
-            teacher's own.
+        reads_student_stem: take the student's local features (the conv extractor then runs once)
+            instead of the teacher's own.
     """
 
     def __init__(
-        self, student: Encoder, decay: Schedule, copied: Sequence[str] = (), reads_student_stem: bool = False
+        self,
+        student: Encoder,
+        decay: Schedule,
+        copied: Sequence[str] = (),
+        reads_student_stem: bool = False,
     ) -> None:
         super().__init__()
         self.encoder = copy.deepcopy(student).float().requires_grad_(False).eval()
@@ -59,15 +64,21 @@ class Teacher(nn.Module):
     def update(self, student: Encoder, updates: int) -> None:
         """Move towards the student after its optimizer step number ``updates`` (the first is 1).
 
-        Weights of float32 masters only: at decays of .9999 a half-precision accumulator would not move at all.
-        """
+        Weights of float32 masters only: at decays of .9999 a half-precision accumulator would not
+        move at all."""
         ours, theirs = dict(self.encoder.named_parameters()), dict(student.named_parameters())
         averaged = [name for name in ours if not name.startswith(self.copied or ("\0",))]
         copied = [name for name in ours if name.startswith(self.copied or ("\0",))]
         _move(averaged, ours, theirs, 1 - self.decay(updates))
-        _move(copied, ours, theirs, 1.0)  # exactly a copy; _foreach_copy_ knows no shares of trainer=fsdp
+        _move(
+            copied, ours, theirs, 1.0
+        )  # exactly a copy; _foreach_copy_ knows no shares of trainer=fsdp
 
 
-def _move(names: list[str], ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], weight: float) -> None:
+def _move(
+    names: list[str], ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], weight: float
+) -> None:
     if names:
-        torch._foreach_lerp_([ours[n] for n in names], [theirs[n].detach().float() for n in names], weight)
+        torch._foreach_lerp_(
+            [ours[n] for n in names], [theirs[n].detach().float() for n in names], weight
+        )

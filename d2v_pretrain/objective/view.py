@@ -21,7 +21,8 @@ class View(Protocol):
 
 @dataclass(frozen=True)
 class Replace:
-    """Masked tokens become a learned vector (for text: the ``<mask>`` id); the student encodes all T positions."""
+    """Masked tokens become a learned vector (for text: the ``<mask>`` id); the student encodes all
+    T positions."""
 
     def __call__(self, student: Encoder, batch: Batch, local: Tokens, mask: Mask) -> Encoded:
         """See ``View``."""
@@ -39,10 +40,12 @@ class Drop:
 
 @dataclass(frozen=True)
 class MaskedTokensOnly:
-    """``compat``: what the teacher of fairseq's public data2vec 1 text run read (fairseq issue #4881).
+    """``compat``: what the teacher of fairseq's public data2vec 1 text run read (fairseq issue
+    #4881).
 
-    Its data set hands over masked-language-model targets, the ids at masked positions and padding everywhere else, so
-    the teacher never saw the visible words. The paper, and our default, give it the whole sequence.
+    Its data set hands over masked-language-model targets, the ids at masked positions and padding
+    everywhere else, so the teacher never saw the visible words. The paper, and our default, give it
+    the whole sequence.
 
     Args:
         pad: the padding id.
@@ -53,20 +56,25 @@ class MaskedTokensOnly:
     def __call__(self, batch: Batch, mask: Mask) -> Batch:
         """The teacher's batch. One clone only."""
         lengths = torch.full_like(batch.ids, batch.inputs.shape[1])
-        return replace(batch, inputs=batch.inputs.masked_fill(~mask.masked, self.pad), lengths=lengths)
+        return replace(
+            batch, inputs=batch.inputs.masked_fill(~mask.masked, self.pad), lengths=lengths
+        )
 
 
 @dataclass(frozen=True)
 class Recolour:
-    """The teacher sees each image in other colours: channels permuted, scaled by .5 to 1.5 and, at random, inverted.
+    """The teacher sees each image in other colours: channels permuted, scaled by .5 to 1.5 and, at
+    random, inverted.
 
-    Not published: the reference's optional ``target_transform``, an own colour jitter for the teacher, taken further.
-    What the student cannot know of the target is then its colours, and what is left to predict is shape.
-    """
+    Not published: the reference's optional ``target_transform``, an own colour jitter for the
+    teacher, taken further. What the student cannot know of the target is then its colours, and what
+    is left to predict is shape."""
 
     def __call__(self, batch: Batch, mask: Mask) -> Batch:
         """The teacher's batch; (B, 3, H, W) images of about zero mean."""
-        draw = torch.rand(2, *batch.inputs.shape[:2], device=batch.inputs.device)  # from the step's generator
+        draw = torch.rand(
+            2, *batch.inputs.shape[:2], device=batch.inputs.device
+        )  # from the step's generator
         order = draw[0].argsort(1)[..., None, None].expand_as(batch.inputs)
         sign = 1 - 2 * (draw[1] < 0.5).to(batch.inputs.dtype)
         gain = sign * (0.5 + (2 * draw[1]) % 1)

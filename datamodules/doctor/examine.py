@@ -15,7 +15,7 @@ RULES = {
     "clipped": "more than 1 in 1,000 samples at full scale",
     "constant": "one colour",
     "grey": "without colour",
-    "tiny": "shorter side under half of source.size",
+    "tiny": "shorter side under half of transform.size",
     "short": "text of fewer than 8 characters",
     "same content": "decodes to what another item decodes to",
     "same name": "the path of another but for its ending, or its key in a shard",
@@ -27,7 +27,8 @@ _OTHER_SCALE = 1.5  # clipped sound that is resampled goes over 1, by less than 
 
 @dataclass(frozen=True)
 class Seen:
-    """What one item is: ``length`` in seconds, pixels of the shorter side, characters or tokens; a ``digest`` of it."""
+    """What one item is: ``length`` in seconds, pixels of the shorter side, characters or tokens; a
+    ``digest`` of it."""
 
     length: float
     digest: bytes
@@ -35,10 +36,11 @@ class Seen:
 
 
 def examine(item: np.ndarray | str | None, side: int) -> Seen | None:
-    """Look at an item as its corpus stores it.
+    """Look at an item as its dataset stores it.
 
     Args:
-        item: (S,) float waveform at 16 kHz | (3, H, W) uint8 image | text | (T,) token ids | None if unreadable.
+        item: (S,) float waveform at 16 kHz | (3, H, W) uint8 image | text | (T,) token ids | None
+            if unreadable.
         side: of the images that training takes, in pixels; of no account for others.
     """
     if item is None:
@@ -61,7 +63,8 @@ def _digest(*parts: bytes | memoryview) -> bytes:
 
 
 def _sound(wave: np.ndarray) -> tuple[str, ...]:
-    """A constant offset is silence too. A sound scaled up to full scale touches it a few times, a clipped one stays."""
+    """A constant offset is silence too. A sound scaled up to full scale touches it a few times, a
+    clipped one stays."""
     if wave.std() < _SILENT:
         return ("silent",)
     size = np.abs(wave)
@@ -74,5 +77,7 @@ def _image(pixels: np.ndarray, side: int) -> tuple[str, ...]:
     if (pixels == pixels[:, :1, :1]).all():
         return ("constant", *tiny)
     red, green, blue = pixels.astype(np.int16)
-    colour = np.abs(red - green).mean() + np.abs(green - blue).mean()  # JPEG makes colours of 1 or 2 out of grey
+    colour = (
+        np.abs(red - green).mean() + np.abs(green - blue).mean()
+    )  # JPEG makes colours of 1 or 2 out of grey
     return ("grey", *tiny) if colour < 2 else tiny

@@ -1,4 +1,5 @@
-"""What the doctor found, as tables and a histogram for the terminal, as a picture and as ``doctor.json``."""
+"""What the doctor found, as tables and a histogram for the terminal, as a picture and as
+``doctor.json``."""
 
 from __future__ import annotations
 
@@ -20,21 +21,30 @@ from datamodules.doctor.survey import Survey
 _BINS, _WIDTH, _SHOWN = 16, 40, 3
 
 
-def show(console: Console, about: str, found: Survey, limit: float, plan: Simulation | str, settings: str) -> None:
+def show(
+    console: Console, about: str, found: Survey, limit: float, plan: Simulation | str, settings: str
+) -> None:
     """Print it all.
 
     Args:
-        about: the data in a line. found: what is in it. limit: largest share of a defect that is no finding.
+        about: the data in a line. found: what is in it. limit: largest share of a defect that is no
+            finding.
         plan: the simulated pass, or why there is none. settings: that it was simulated with.
     """
     console.print(f"[bold]{escape(about)}[/]", soft_wrap=True, highlight=False)
     hours = f", {found.lengths.sum() / 3600:,.2f} h" if found.unit == "seconds" else ""
-    console.print(f"{found.examined:,} of {found.size:,} items decoded{hours}; length in {found.unit}:")
+    console.print(
+        f"{found.examined:,} of {found.size:,} items decoded{hours}; length in {found.unit}:"
+    )
     for line in histogram(found.lengths):
         console.print(line, highlight=False)
     console.print(_defects(found, limit) if found.findings else "Nothing wrong was found.")
     _examples(console, found.findings)
-    console.print(_pass(plan, settings) if isinstance(plan, Simulation) else f"[red]No such plan: {escape(plan)}[/]")
+    console.print(
+        _pass(plan, settings)
+        if isinstance(plan, Simulation)
+        else f"[red]No such plan: {escape(plan)}[/]"
+    )
 
 
 def histogram(lengths: np.ndarray) -> list[str]:
@@ -45,15 +55,21 @@ def histogram(lengths: np.ndarray) -> list[str]:
     wide = max(counts.max(), 1)
     return [
         f"{low:10,.2f} to {high:10,.2f} {'█' * round(_WIDTH * n / wide):{_WIDTH}} {n:,}"
-        for n, low, high in zip(counts.tolist(), edges[:-1].tolist(), edges[1:].tolist(), strict=True)
+        for n, low, high in zip(
+            counts.tolist(), edges[:-1].tolist(), edges[1:].tolist(), strict=True
+        )
     ]
 
 
 def _defects(found: Survey, limit: float) -> Table:
-    table = Table("what", "how many", "share", "rule", title=f"Findings (red: more than {limit:.0%})")
+    table = Table(
+        "what", "how many", "share", "rule", title=f"Findings (red: more than {limit:.0%})"
+    )
     for kind in filter(found.findings.__contains__, RULES):
         colour, share = "red" if found.share(kind) > limit else "none", found.share(kind)
-        table.add_row(f"[{colour}]{kind}[/]", f"{len(found.findings[kind]):,}", f"{share:.2%}", RULES[kind])
+        table.add_row(
+            f"[{colour}]{kind}[/]", f"{len(found.findings[kind]):,}", f"{share:.2%}", RULES[kind]
+        )
     return table
 
 
@@ -67,11 +83,15 @@ def _examples(console: Console, findings: dict[str, list[str]]) -> None:
 def _pass(plan: Simulation, settings: str) -> Table:
     table = Table(title=f"One pass with {settings}", show_header=False)
     low, mean, high = plan.rows
-    table.add_row("micro-batches", f"{plan.micro_batches:,} of {low} to {high} samples, {mean:.1f} on average")
+    table.add_row(
+        "micro-batches", f"{plan.micro_batches:,} of {low} to {high} samples, {mean:.1f} on average"
+    )
     table.add_row("optimizer steps", f"{plan.steps:,.1f}")
     table.add_row("padding", f"{plan.padding:.2%} of what is computed")
     if plan.cropped:
-        table.add_row("cropped away", f"{plan.cropped:.2%} of the data, to the shortest of each micro-batch")
+        table.add_row(
+            "cropped away", f"{plan.cropped:.2%} of the data, to the shortest of each micro-batch"
+        )
     for world, share in plan.idle.items():
         waits = (
             "not possible: must divide global_batch / micro_batch"

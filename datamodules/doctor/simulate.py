@@ -1,4 +1,5 @@
-"""The order of a run without its data: micro-batches and steps of a pass, padding, and how evenly ranks are loaded."""
+"""The order of a run without its data: micro-batches and steps of a pass, padding, and how evenly
+ranks are loaded."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from itertools import islice
 import numpy as np
 
 from datamodules.module import PretrainDataModule
-from datamodules.stream import Stream, lanes_for
+from datamodules.order import StepSampler, readers_for
 
 WORLDS = (1, 2, 4, 8)
 
@@ -23,8 +24,8 @@ class Simulation:
         rows: smallest, mean and largest number of samples in a micro-batch.
         padding: share of what is computed that is padding.
         cropped: share of the samples' length that is cropped away to the shortest of a micro-batch.
-        idle: processes -> share of the time that they wait for the slowest of each step, if time goes by length; None
-            where the micro-batches of a step do not divide among them.
+        idle: processes -> share of the time that they wait for the slowest of each step, if time
+            goes by length; None where the micro-batches of a step do not divide among them.
     """
 
     micro_batches: int
@@ -45,21 +46,35 @@ def simulate(data: PretrainDataModule) -> Simulation:
     batches = [batch for window in range(plan.windows) for batch in plan.window(window)]
     rows = np.array([len(batch) for batch in batches])
     longest, shortest, whole = _extents(plan.lengths, batches, rows)
-    cut = getattr(data.source, "crop_to_shortest", False)
+    cut = getattr(data.transform, "crop_to_shortest", False)
     computed = (shortest if cut else longest) * rows
     kept = (shortest * rows).sum() if cut else whole
-    steps = max(1, len(batches) // data.slots)
-    stream = Stream(plan, data.slots, lanes=lanes_for(plan, data.slots))
-    slots = [slot.ids for slot in islice(stream, steps * data.slots)]
-    tall, short, _ = _extents(plan.lengths, slots, np.ones(len(slots)))
-    load = (short if cut else tall) * np.array([len(ids) for ids in slots])
-    idle = {world: None if data.slots % world else _idle(load.reshape(steps, world, -1)) for world in WORLDS}
-    return Simulation(len(batches), len(batches) / data.slots, (int(rows.min()), float(rows.mean()), int(rows.max())),
-                      float(1 - kept / computed.sum()), float(1 - kept / whole), idle)  # fmt: skip
+    steps = max(1, len(batches) // data.micro_batches_per_step)
+    stream = StepSampler(
+        plan, data.micro_batches_per_step, readers=readers_for(plan, data.micro_batches_per_step)
+    )
+    batches = [one.ids for one in islice(stream, steps * data.micro_batches_per_step)]
+    tall, short, _ = _extents(plan.lengths, batches, np.ones(len(batches)))
+    load = (short if cut else tall) * np.array([len(ids) for ids in batches])
+    idle = {
+        world: None
+        if data.micro_batches_per_step % world
+        else _idle(load.reshape(steps, world, -1))
+        for world in WORLDS
+    }
+    return Simulation(
+        len(batches),
+        len(batches) / data.micro_batches_per_step,
+        (int(rows.min()), float(rows.mean()), int(rows.max())),
+        float(1 - kept / computed.sum()),
+        float(1 - kept / whole),
+        idle,
+    )
 
 
-def _extents(lengths: np.ndarray | None, batches: list[np.ndarray],
-             rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:  # fmt: skip
+def _extents(
+    lengths: np.ndarray | None, batches: list[np.ndarray], rows: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, float]:
     """Longest and shortest sample of each micro-batch, and the length of all samples."""
     if lengths is None:
         return np.ones(len(batches)), np.ones(len(batches)), float(rows.sum())

@@ -1,4 +1,4 @@
-"""Every item of a corpus examined, in several processes, and what was found put together."""
+"""Every item of a dataset examined, in several processes, and what was found put together."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Survey:
     """What was found.
 
     Args:
-        size: items of the corpus. examined: how many of them were decoded.
+        size: items of the dataset. examined: how many of them were decoded.
         unit: of ``lengths``. lengths: of the items that could be decoded.
         findings: kind of defect -> what has it, by name and perhaps reason.
     """
@@ -47,7 +47,9 @@ Named = tuple[str, Seen | None]
 
 
 class _Parts(Dataset[list[Named]]):
-    def __init__(self, read: Callable[[int], Any], name: Callable[[int], str], side: int, ids: np.ndarray) -> None:
+    def __init__(
+        self, read: Callable[[int], Any], name: Callable[[int], str], side: int, ids: np.ndarray
+    ) -> None:
         self.read, self.name, self.side = read, name, side
         self.parts = np.array_split(ids, max(1, -(-len(ids) // _PART)))
 
@@ -58,20 +60,28 @@ class _Parts(Dataset[list[Named]]):
         return [(self.name(i), examine(self.read(i), self.side)) for i in self.parts[part].tolist()]
 
 
-def survey(corpus: Any, side: int, sample: int | None, processes: int, skipped: Path) -> Survey:
-    """Decode the corpus, or a random sample of it that is always the same.
+def survey(dataset: Any, side: int, sample: int | None, processes: int, skipped: Path) -> Survey:
+    """Decode the dataset, or a random sample of it that is always the same.
 
     Args:
-        corpus: with ``read(i)`` and a length, or with ``texts()``; ``name(i)`` names an item where there is one.
+        dataset: with ``read(i)`` and a length, or with ``texts()``; ``name(i)`` names an item where
+            there is one.
         side: see ``examine``.
         sample: how many items; None for all.
         processes: that decode.
-        skipped: the list of skipped files that the corpus writes (see ``datamodules.folder.Skipped``).
+        skipped: the list of skipped files that the dataset writes (see
+            ``datamodules.datasets.scan.Skipped``).
     """
-    read, name, size, unit = _access(corpus)
+    read, name, size, unit = _access(dataset)
     every = sample is None or sample >= size
-    ids = np.arange(size) if every else np.sort(np.random.default_rng(0).choice(size, sample, replace=False))
-    parts = DataLoader(_Parts(read, name, side, ids), None, num_workers=processes, worker_init_fn=_silence)
+    ids = (
+        np.arange(size)
+        if every
+        else np.sort(np.random.default_rng(0).choice(size, sample, replace=False))
+    )
+    parts = DataLoader(
+        _Parts(read, name, side, ids), None, num_workers=processes, worker_init_fn=_silence
+    )
     bar = track(parts, "decoding", total=len(parts.dataset), console=Console(stderr=True))  # type: ignore[arg-type]
     found = [item for part in bar for item in part]
     lengths = np.array([seen.length for _, seen in found if seen is not None])
@@ -83,19 +93,28 @@ def _silence(worker: int) -> None:
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
 
-def _access(corpus: Any) -> tuple[Callable[[int], Any], Callable[[int], str], int, str]:
+def _access(dataset: Any) -> tuple[Callable[[int], Any], Callable[[int], str], int, str]:
     """How to read an item and to name it, the number of items, and the unit of their lengths."""
-    if not hasattr(corpus, "read") or not getattr(corpus, "in_tokens", True):
-        texts = list(corpus.texts())
-        return texts.__getitem__, lambda i: f"text {i + 1}: {texts[i][:50]!r}", len(texts), "characters"
-    other = "tokens" if hasattr(corpus, "in_tokens") else "pixels of the shorter side"
-    name = getattr(corpus, "name", lambda i: f"item {i + 1}")
-    return corpus.read, name, len(corpus), "seconds" if hasattr(corpus, "frames") else other
+    if not hasattr(dataset, "read") or not getattr(dataset, "in_tokens", True):
+        texts = list(dataset.texts())
+        return (
+            texts.__getitem__,
+            lambda i: f"text {i + 1}: {texts[i][:50]!r}",
+            len(texts),
+            "characters",
+        )
+    other = "tokens" if hasattr(dataset, "in_tokens") else "pixels of the shorter side"
+    name = getattr(dataset, "name", lambda i: f"item {i + 1}")
+    return dataset.read, name, len(dataset), "seconds" if hasattr(dataset, "frames") else other
 
 
 def _findings(found: list[Named], skipped: Path) -> dict[str, list[str]]:
     findings: dict[str, list[str]] = defaultdict(list)
-    lines = [json.loads(line) for line in skipped.read_text("utf-8").splitlines()] if skipped.exists() else []
+    lines = (
+        [json.loads(line) for line in skipped.read_text("utf-8").splitlines()]
+        if skipped.exists()
+        else []
+    )
     for line in lines:
         if line["at"] == "start" and not line["reason"].startswith("not looked at"):
             findings["unusable"].append(f"{line['file']}: {line['reason']}")

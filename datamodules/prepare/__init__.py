@@ -1,1 +1,2 @@
-"""Raw files to shards: ``python -m datamodules.prepare audio|vision|text|index|verify input=DIR output=DIR …``."""
+"""Raw files to shards: ``python -m datamodules.prepare audio|vision|text|index|verify input=DIR
+output=DIR …``."""

@@ -1,4 +1,5 @@
-"""The command: ``python -m datamodules.prepare audio|vision|text|index|verify key=value …``; errors in one sentence."""
+"""The command: ``python -m datamodules.prepare audio|vision|text|index|verify key=value …``; errors
+in one sentence."""
 
 from __future__ import annotations
 
@@ -14,15 +15,20 @@ from datamodules.prepare import audio, settings, text, verify, vision
 from datamodules.prepare.output import Finished, Output
 from datamodules.prepare.packing import Plan, pack
 
-_PLANS: dict[str, Callable[[Any, Output], Plan]] = {"audio": audio.plan, "vision": vision.plan, "text": text.plan}
+_PLANS: dict[str, Callable[[Any, Output], Plan]] = {
+    "audio": audio.plan,
+    "vision": vision.plan,
+    "text": text.plan,
+}
 _CHECKS: dict[str, Callable[[Any], int]] = {"index": verify.index, "verify": verify.verify}
-# The corpora name their settings as a run's configuration does.
-_NAMES = {r"\bdata\.root\b": "input", r"\b(source|data)\.(?=\w)": ""}
+# The datasets name their settings as a run's configuration does.
+_NAMES = {r"\bdata\.root\b": "input", r"\b(transform|data)\.(?=\w)": ""}
 _AGAIN = "the same command goes on where this one stopped"
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 1 if ``verify`` found faults, 2 wrong use, 130 Ctrl-C."""
+    """Run a command; returns the exit code: 0, 1 if ``verify`` found faults, 2 wrong use, 130
+    Ctrl-C."""
     words = sys.argv[1:] if words is None else list(words)
     if not words or {"-h", "--help", "help"} & set(words):
         asked = [word for word in words if word in settings.COMMANDS] or list(settings.COMMANDS)
@@ -35,16 +41,24 @@ def main(words: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail(f"stopped; {_AGAIN}", 130)
     except BrokenProcessPool:
-        return _fail(f"a process was killed, for lack of memory perhaps; {_AGAIN}: give it fewer processes=", 2)
+        return _fail(
+            f"a process was killed, for lack of memory perhaps; {_AGAIN}: give it fewer processes=",
+            2,
+        )
     except OSError as error:
-        return _fail(f"{error.filename or 'output'}: {error.strerror or error}; once that is mended, {_AGAIN}", 2)
+        return _fail(
+            f"{error.filename or 'output'}: {error.strerror or error}; once that is mended, {_AGAIN}",
+            2,
+        )
 
 
 def _run(command: str, words: Sequence[str]) -> int:
     if command not in settings.COMMANDS:
         near = difflib.get_close_matches(command, settings.COMMANDS, 1)
         meant = f" (did you mean {near[0]}?)" if near else ""
-        raise ConfigError("command", command, f"is none{meant}", f"type one of {', '.join(settings.COMMANDS)}")
+        raise ConfigError(
+            "command", command, f"is none{meant}", f"type one of {', '.join(settings.COMMANDS)}"
+        )
     given = settings.parse(settings.COMMANDS[command], words)
     if command in _CHECKS:
         return _CHECKS[command](given)
@@ -61,9 +75,13 @@ def _run(command: str, words: Sequence[str]) -> int:
 def _report(manifest: dict[str, Any], output: Output) -> None:
     size = f"{manifest['samples']:,} samples, {manifest['length']:,} {manifest['unit']}"
     hours = f" ({manifest['hours']:,.2f} h)" if manifest["hours"] else ""
-    print(f"{output.folder}: {len(manifest['shards']):,} shards, {size}{hours}, {manifest['bytes'] / 1e6:,.1f} MB")
+    print(
+        f"{output.folder}: {len(manifest['shards']):,} shards, {size}{hours}, {manifest['bytes'] / 1e6:,.1f} MB"
+    )
     if manifest["skipped"]:
-        print(f"{manifest['skipped']:,} files were left out: {output.folder / 'skipped.jsonl'} says why")
+        print(
+            f"{manifest['skipped']:,} files were left out: {output.folder / 'skipped.jsonl'} says why"
+        )
     if manifest["licence"] is None:
         print("No licence was found; licence=… notes one in the manifest")
 

@@ -1,4 +1,5 @@
-"""Where fairseq's TokenBlockDataset cuts a stream of lines into blocks, for its three break modes."""
+"""Where fairseq's TokenBlockDataset cuts a stream of lines into blocks, for its three break
+modes."""
 
 from __future__ import annotations
 
@@ -9,21 +10,24 @@ import numpy as np
 
 
 def anywhere(total: int, size: int) -> np.ndarray:
-    """(n, 2) first and last + 1 of every ``size`` tokens; the last block may be shorter (break mode "none")."""
+    """(n, 2) first and last + 1 of every ``size`` tokens; the last block may be shorter (break mode
+    "none")."""
     starts = np.arange(0, total, size)
     return np.stack([starts, np.minimum(starts + size, total)], 1)
 
 
 def whole_lines(documents: Iterable[Iterable[np.ndarray]], size: int, split: bool) -> np.ndarray:
-    """(n, 2) blocks of as many whole lines as fit into ``size`` tokens; a longer line is a block of its own.
+    """(n, 2) blocks of as many whole lines as fit into ``size`` tokens; a longer line is a block of
+    its own.
 
-    Source: fairseq ``token_block_utils_fast.pyx:_get_slice_indices_fast``, "complete" and "complete_doc". There the
-    corpus is one file; here the end of a file ends a document too.
+    Transform: fairseq ``token_block_utils_fast.pyx:_get_slice_indices_fast``, "complete" and
+    "complete_doc". There the dataset is one file; here the end of a file ends a document too.
 
     Args:
         documents: files; of each, parts with the sizes of their lines in tokens, ``</s>`` counted.
         size: tokens of a block, without ``<s>``.
-        split: do not cross documents, and leave out the blank lines (one token) between them ("complete_doc").
+        split: do not cross documents, and leave out the blank lines (one token) between them
+            ("complete_doc").
     """
     cuts = array("q")
     start = filled = 0
@@ -49,8 +53,8 @@ def whole_lines(documents: Iterable[Iterable[np.ndarray]], size: int, split: boo
 def limited(blocks: np.ndarray, size: int) -> np.ndarray:
     """(n, 2) blocks of at most ``size``: a longer one is several.
 
-    fairseq keeps it whole, and then it is longer than the model's positions: training stops, or leaves it out.
-    """
+    fairseq keeps it whole, and then it is longer than the model's positions: training stops, or
+    leaves it out."""
     pieces = -(-(blocks[:, 1] - blocks[:, 0]) // size)
     first = np.repeat(np.cumsum(pieces) - pieces, pieces)
     starts = np.repeat(blocks[:, 0], pieces) + (np.arange(pieces.sum()) - first) * size

@@ -21,7 +21,8 @@ from datamodules.prepare.tar import Written
 
 _WORKING = ".prepare"  # in the output folder while the work is not finished; then it is gone
 _PACKAGES = ("numpy", "soundfile", "torchaudio", "pillow", "tokenizers")
-# Where, how fast and how strictly, not what. The files of the tokenizer are in the hash of the source.
+# Where, how fast and how strictly, not what. The files of the tokenizer are in the hash of the
+# transform.
 _ELSEWHERE = {"input", "output", "processes", "max_bad_share", "tokenizer"}
 _LICENCE_FILES = re.compile(r"(licen[cs]e|copying|readme)(\.\w+)?", re.IGNORECASE)
 _LICENCE_CHARACTERS = 10_000
@@ -51,14 +52,19 @@ class Output:
         self.settings, self.command, self.folder = settings, command, Path(settings.output)
         self.working, self.manifest = self.folder / _WORKING, self.folder / "manifest.json"
         kept = {key: value for key, value in asdict(settings).items() if key not in _ELSEWHERE}
-        self.recipe = {"command": command, **kept, "packages": {name: _version(name) for name in _PACKAGES}}
+        self.recipe = {
+            "command": command,
+            **kept,
+            "packages": {name: _version(name) for name in _PACKAGES},
+        }
 
     @contextmanager
     def opened(self) -> Iterator[None]:
         """Take the folder for this process.
 
         Raises:
-            ConfigError: if it holds something else, is at work in another process, or was begun with other settings.
+            ConfigError: if it holds something else, is at work in another process, or was begun
+                with other settings.
         """
         if self.folder.resolve().is_relative_to(Path(self.settings.input).resolve()):
             rule = "is in the input, where a later start would read it"
@@ -72,22 +78,29 @@ class Output:
             there = sorted(os.listdir(self.folder)) if self.folder.is_dir() else []
             if there or self.folder.is_file():
                 rule = f"holds something else ({', '.join(there[:3]) or 'it is a file'})"
-                raise ConfigError("output", self.folder, rule, "give a new folder, or remove what is there")
+                raise ConfigError(
+                    "output", self.folder, rule, "give a new folder, or remove what is there"
+                )
         self.working.mkdir(parents=True, exist_ok=True)
         with (self.working / "lock").open("w") as lock:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the system frees it, however the process ends
+                fcntl.flock(
+                    lock, fcntl.LOCK_EX | fcntl.LOCK_NB
+                )  # the system frees it, however the process ends
             except BlockingIOError:
-                raise ConfigError("output", self.folder, "is being filled by another process", "wait for it") from None
+                raise ConfigError(
+                    "output", self.folder, "is being filled by another process", "wait for it"
+                ) from None
             except OSError:  # a file system without locks
                 pass
             yield
 
-    def begin(self, source: dict[str, Any]) -> None:
-        """Note what is made of what, or compare it with what an earlier start noted; remove what was half written.
+    def begin(self, transform: dict[str, Any]) -> None:
+        """Note what is made of what, or compare it with what an earlier start noted; remove what
+        was half written.
 
         Args:
-            source: of the input: at least ``hash``, another one for another input.
+            transform: of the input: at least ``hash``, another one for another input.
 
         Raises:
             ConfigError: if they differ.
@@ -98,14 +111,16 @@ class Output:
         if known:
             before = _read(known)
             self._check(before["recipe"], "was begun")
-            if before["source"] != source:
+            if before["transform"] != transform:
                 rule = "is of another input: other files, sizes, or another tokenizer"
-                raise ConfigError("output", self.folder, rule, "give another output, or remove this one")
+                raise ConfigError(
+                    "output", self.folder, rule, "give another output, or remove this one"
+                )
         if known == self.manifest:
             raise Finished
         for half in self.working.glob("*.half"):
             half.unlink()
-        write_json(state, {"recipe": self.recipe, "source": source})
+        write_json(state, {"recipe": self.recipe, "transform": transform})
 
     def _check(self, before: dict[str, Any], verb: str) -> None:
         differing = [key for key in self.recipe if before.get(key) != self.recipe[key]]
@@ -113,7 +128,9 @@ class Output:
             key, *others = differing
             rule = f"differs from {before.get(key)}, with which {self.folder} {verb}"
             rule += f"; so do {', '.join(others)}" if others else ""
-            raise ConfigError(key, self.recipe[key], rule, "give another output, or remove this one")
+            raise ConfigError(
+                key, self.recipe[key], rule, "give another output, or remove this one"
+            )
 
     def record_path(self, name: str) -> Path:
         """Where the record of a shard is; it is written last, so a shard with a record is whole."""
@@ -134,28 +151,52 @@ class Output:
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             rule = f"needs about {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free"
-            raise ConfigError("output", self.folder, rule, "free some space, or give a folder on another disk")
+            raise ConfigError(
+                "output", self.folder, rule, "free some space, or give a folder on another disk"
+            )
 
-    def finish(self, records: Iterable[Record], skipped: dict[str, str], source: dict[str, Any],
-               facts: dict[str, Any]) -> dict[str, Any]:  # fmt: skip
+    def finish(
+        self,
+        records: Iterable[Record],
+        skipped: dict[str, str],
+        transform: dict[str, Any],
+        facts: dict[str, Any],
+    ) -> dict[str, Any]:
         """Write ``skipped.jsonl`` and ``manifest.json`` (returned), and remove the working folder.
 
         Args:
-            records: of all shards. skipped: before any packing, file -> reason. source, facts: into the manifest.
+            records: of all shards. skipped: before any packing, file -> reason. transform, facts:
+                into the manifest.
         """
         records = sorted(records, key=lambda record: record.name)
-        reasons = skipped | {file: reason for record in records for file, reason in record.skipped.items()}
-        rows = [{"file": file, "reason": reason, "at": "prepare"} for file, reason in sorted(reasons.items())]
-        replace(self.folder / "skipped.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode())
-        shards = [{"name": f"{r.name}.tar", **asdict(r.written)} for r in records if r.written.samples]
+        reasons = skipped | {
+            file: reason for record in records for file, reason in record.skipped.items()
+        }
+        rows = [
+            {"file": file, "reason": reason, "at": "prepare"}
+            for file, reason in sorted(reasons.items())
+        ]
+        replace(
+            self.folder / "skipped.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode()
+        )
+        shards = [
+            {"name": f"{r.name}.tar", **asdict(r.written)} for r in records if r.written.samples
+        ]
         everything = "".join(r.written.sha256 for r in records)
         manifest = {
-            "made_by": "datamodules.prepare", "version": 1, **facts,
-            "samples": sum(r.written.samples for r in records), "length": sum(r.written.length for r in records),
-            "bytes": sum(r.written.bytes for r in records if r.written.samples), "skipped": len(reasons),
-            "hash": hashlib.sha256(everything.encode()).hexdigest(), "licence": _licence(self.settings),
-            "source": source, "recipe": self.recipe, "shards": shards,
-        }  # fmt: skip
+            "made_by": "datamodules.prepare",
+            "version": 1,
+            **facts,
+            "samples": sum(r.written.samples for r in records),
+            "length": sum(r.written.length for r in records),
+            "bytes": sum(r.written.bytes for r in records if r.written.samples),
+            "skipped": len(reasons),
+            "hash": hashlib.sha256(everything.encode()).hexdigest(),
+            "licence": _licence(self.settings),
+            "transform": transform,
+            "recipe": self.recipe,
+            "shards": shards,
+        }
         write_json(self.manifest, manifest)
         shutil.rmtree(self.working)
         return manifest
@@ -180,7 +221,9 @@ def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise ConfigError("output", path, f"cannot be read ({error})", "remove this output folder") from None
+        raise ConfigError(
+            "output", path, f"cannot be read ({error})", "remove this output folder"
+        ) from None
 
 
 def _version(package: str) -> str | None:
@@ -191,17 +234,22 @@ def _version(package: str) -> str | None:
 
 
 def _licence(settings: Build) -> dict[str, str] | None:
-    """What was given; else the first licence file in the input or above it, or what its README says of a licence."""
+    """What was given; else the first licence file in the input or above it, or what its README says
+    of a licence."""
     if settings.licence is not None:
         return {"text": settings.licence, "from": "licence="}
-    source = Path(settings.input)
-    for folder in ([source] if source.is_dir() else []) + [source.resolve().parent]:
+    transform = Path(settings.input)
+    for folder in ([transform] if transform.is_dir() else []) + [transform.resolve().parent]:
         for name in sorted(filter(_LICENCE_FILES.fullmatch, os.listdir(folder)), key=str.lower):
             if not (folder / name).is_file():
                 continue
             text = (folder / name).read_text("utf-8", errors="replace")
             if name.lower().startswith("readme"):
-                text = "\n".join(line for line in text.splitlines() if re.search("licen[cs]e", line, re.IGNORECASE))
+                text = "\n".join(
+                    line
+                    for line in text.splitlines()
+                    if re.search("licen[cs]e", line, re.IGNORECASE)
+                )
             if text.strip():
                 return {"text": text[:_LICENCE_CHARACTERS], "from": name}
     return None

@@ -1,4 +1,5 @@
-"""The plan of which samples go to which shard, and its execution: parallel, each shard at once or not at all."""
+"""The plan of which samples go to which shard, and its execution: parallel, each shard at once or
+not at all."""
 
 from __future__ import annotations
 
@@ -15,11 +16,11 @@ import numpy as np
 
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.rng import fold_in
-from datamodules.folder import Skipped, Unusable
+from datamodules.datasets.scan import Skipped, Unusable
+from datamodules.parallel import advance, spread
 from datamodules.prepare.output import Output, Record, write_json
 from datamodules.prepare.settings import Build
 from datamodules.prepare.tar import Sample, write_tar
-from datamodules.prepare.work import advance, spread
 from datamodules.shards.index import build_index
 
 _SHUFFLE = 7  # what the randomness is for
@@ -40,7 +41,9 @@ class Reasons(Skipped):
 
 def below(file: str, root: str) -> str:
     """A path relative to the root, with slashes; the name alone if it is the root itself."""
-    return os.path.basename(file) if file == root else os.path.relpath(file, root).replace(os.sep, "/")
+    return (
+        os.path.basename(file) if file == root else os.path.relpath(file, root).replace(os.sep, "/")
+    )
 
 
 @dataclass(frozen=True)
@@ -50,10 +53,11 @@ class Plan:
     Args:
         items: in order; what ``make`` is called with.
         cuts: shard n holds items cuts[n] to cuts[n + 1].
-        make: (item, key of the sample) -> sample; raises ``Unusable``. It and the items can go to another process.
+        make: (item, key of the sample) -> sample; raises ``Unusable``. It and the items can go to
+            another process.
         name: item -> its name, for the list of skipped files.
         bytes: that the shards take, about.
-        source: of the input, for the manifest and to know it again.
+        transform: of the input, for the manifest and to know it again.
         facts: more for the manifest.
         skipped: file -> reason, before any packing.
         hour: length of an hour in the unit of ``Sample.length``, or None.
@@ -64,7 +68,7 @@ class Plan:
     make: Callable[[Any, str], Sample]
     name: Callable[[Any], str]
     bytes: float
-    source: dict[str, Any]
+    transform: dict[str, Any]
     facts: dict[str, Any] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     hour: int | None = None
@@ -78,7 +82,8 @@ def arranged(n: int, settings: Build) -> np.ndarray:
 
 
 def cut(sizes: np.ndarray, settings: Build) -> list[int]:
-    """Where the shards begin and end: every ``shard_samples``, else where ``shard_mb`` would be exceeded.
+    """Where the shards begin and end: every ``shard_samples``, else where ``shard_mb`` would be
+    exceeded.
 
     Args:
         sizes: (n,) bytes of each sample in a shard.
@@ -94,7 +99,8 @@ def cut(sizes: np.ndarray, settings: Build) -> list[int]:
 
 
 def source_of(files: Sequence[tuple[str, int]]) -> dict[str, Any]:
-    """What is known of the input again: names and sizes in bytes (not the times: a copy is the same input)."""
+    """What is known of the input again: names and sizes in bytes (not the times: a copy is the same
+    input)."""
     rows = "".join(f"{name}\t{size}\n" for name, size in sorted(files))
     total = sum(size for _, size in files)
     digest = hashlib.sha256(rows.encode(errors="surrogateescape")).hexdigest()
@@ -127,36 +133,52 @@ def pack(plan: Plan, output: Output) -> dict[str, Any]:
         ConfigError: too little space, or more than ``max_bad_share`` unusable.
     """
     settings = output.settings
-    output.begin(plan.source)
+    output.begin(plan.transform)
     names = [f"shard-{n:06d}" for n in range(len(plan.cuts) - 1)]
     records = [record for name in names if (record := output.finished(name))]
     ready = {record.name for record in records}
-    tasks = [_Shard(output.folder, output.record_path(name), name, a, plan.items[a:b], plan.make, plan.name)
-             for name, a, b in zip(names, plan.cuts, plan.cuts[1:]) if name not in ready]  # fmt: skip
+    tasks = [
+        _Shard(
+            output.folder, output.record_path(name), name, a, plan.items[a:b], plan.make, plan.name
+        )
+        for name, a, b in zip(names, plan.cuts, plan.cuts[1:])
+        if name not in ready
+    ]
     if ready:
         print(f"{len(ready):,} of {len(names):,} shards are there already", file=sys.stderr)
     found = sum(b - a for name, a, b in zip(names, plan.cuts, plan.cuts[1:]) if name in ready)
     output.check_space(plan.bytes * _SPARE - sum(record.written.bytes for record in records))
     _check_share(records, plan, settings)
     total = len(plan.items)
-    with closing(spread(_pack_one, tasks, settings.processes, total, "packing", "samples", 1, found)) as done:
+    with closing(
+        spread(_pack_one, tasks, settings.processes, total, "packing", "samples", 1, found)
+    ) as done:
         for record in done:
             records.append(record)
             _check_share(records, plan, settings)
     hours = round(sum(r.written.length for r in records) / plan.hour, 4) if plan.hour else None
-    return output.finish(records, plan.skipped, plan.source, {**plan.facts, "hours": hours})
+    return output.finish(records, plan.skipped, plan.transform, {**plan.facts, "hours": hours})
 
 
 def _check_share(records: list[Record], plan: Plan, settings: Build) -> None:
-    bad, n = {file: reason for record in records for file, reason in record.skipped.items()}, len(plan.items)
+    bad, n = (
+        {file: reason for record in records for file, reason in record.skipped.items()},
+        len(plan.items),
+    )
     if len(bad) > settings.max_bad_share * n:
         named = "; ".join(f"{file} ({reason})" for file, reason in list(bad.items())[:5])
         rule = f"has {len(bad)} of {n} unusable, more than max_bad_share={settings.max_bad_share:g} allows"
-        raise ConfigError("input", settings.input, f"{rule} ({named})", "mend or remove them, or raise max_bad_share")
+        raise ConfigError(
+            "input",
+            settings.input,
+            f"{rule} ({named})",
+            "mend or remove them, or raise max_bad_share",
+        )
 
 
 def _pack_one(task: _Shard) -> Record:
-    """One shard: index, tar and record, each under a temporary name until it is whole, the record last."""
+    """One shard: index, tar and record, each under a temporary name until it is whole, the record
+    last."""
     skipped: dict[str, str] = {}
 
     def samples() -> Iterator[Sample]:

@@ -1,4 +1,5 @@
-"""Tar files whose bytes depend on nothing but their members: no times, no owners, members of a sample side by side."""
+"""Tar files whose bytes depend on nothing but their members: no times, no owners, members of a
+sample side by side."""
 
 from __future__ import annotations
 
@@ -59,7 +60,9 @@ def write_tar(path: Path, samples: Iterable[Sample]) -> Written:
         with tarfile.open(fileobj=hashed, mode="w|", format=tarfile.USTAR_FORMAT) as tar:
             for sample in samples:
                 for extension, data in sorted(sample.members.items()):
-                    member = tarfile.TarInfo(f"{sample.key}.{extension}")  # time, owner and group are 0 in a new one
+                    member = tarfile.TarInfo(
+                        f"{sample.key}.{extension}"
+                    )  # time, owner and group are 0 in a new one
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))
                 count, length = count + 1, length + sample.length

@@ -1,4 +1,5 @@
-"""A corpus as one stream of tokens, larger than memory if need be: text tokenised in parts, or fairseq's binarised."""
+"""A dataset as one stream of tokens, larger than memory if need be: text tokenised in parts, or
+fairseq's binarised."""
 
 from __future__ import annotations
 
@@ -14,11 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from d2v_pretrain.errors import ConfigError
-from datamodules import tokenizer
+from datamodules.parallel import advance, spread
 from datamodules.prepare.output import replace
 from datamodules.prepare.settings import Text
-from datamodules.prepare.work import advance, spread
-from datamodules.tokenizer import EOS, Vocabulary
+from datamodules.transforms import tokenizer
+from datamodules.transforms.tokenizer import EOS, Vocabulary
 
 _MMAP, _OTHER = b"MMIDIDX\x00\x00", b"TNTIDX\x00\x00"  # the first bytes of fairseq's index files
 _TYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2", 9: "<u4", 10: "<u8"}
@@ -26,7 +27,8 @@ _TYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2", 9: "<u4", 10
 
 @dataclass(frozen=True)
 class Part:
-    """A stretch of a text file, from the first line that begins at or after ``start`` (bytes) to that of ``end``."""
+    """A stretch of a text file, from the first line that begins at or after ``start`` (bytes) to
+    that of ``end``."""
 
     file: str
     start: int
@@ -38,7 +40,9 @@ class Part:
             start, end = (_line_start(file, place) for place in (self.start, self.end))
             file.seek(start)
             data = file.read(end - start)
-        yield from map(str.strip, io.TextIOWrapper(io.BytesIO(data), "utf-8" if start else "utf-8-sig"))
+        yield from map(
+            str.strip, io.TextIOWrapper(io.BytesIO(data), "utf-8" if start else "utf-8-sig")
+        )
 
 
 def _line_start(file: io.BufferedReader, place: int) -> int:
@@ -73,13 +77,15 @@ class Tokens:
     def cut(self, start: int, end: int) -> np.ndarray:
         """(end - start,) ids."""
         first, last = np.searchsorted(self.starts, [start, end - 1], "right") - 1
-        found = [_opened(self.files[n], self.type)[max(start - self.starts[n], 0) : end - self.starts[n]]
-                 for n in range(first, last + 1)]  # fmt: skip
+        found = [
+            _opened(self.files[n], self.type)[max(start - self.starts[n], 0) : end - self.starts[n]]
+            for n in range(first, last + 1)
+        ]
         return np.concatenate(found)
 
 
 @dataclass(frozen=True)
-class Corpus:
+class Dataset:
     """A stream and its lines.
 
     Args:
@@ -116,25 +122,49 @@ class _Task:
     blank: bool
 
 
-def tokenised(files: dict[str, int], folder: Path, vocabulary: Path, settings: Text) -> Corpus:
-    """Tokenise text files, each line with </s> behind it, into temporary files; what is there already is kept.
+def tokenised(files: dict[str, int], folder: Path, vocabulary: Path, settings: Text) -> Dataset:
+    """Tokenise text files, each line with </s> behind it, into temporary files; what is there
+    already is kept.
 
     Args:
-        files: sizes in bytes. folder: of the temporary files. vocabulary: see ``datamodules.tokenizer.load``.
+        files: sizes in bytes. folder: of the temporary files. vocabulary: see
+            ``datamodules.transforms.tokenizer.load``.
     """
     size, megabyte = tokenizer.load(vocabulary).size, 1_000_000
     blank, type = settings.blank_lines == "keep", "<u2" if size <= 1 << 16 else "<u4"
     number = itertools.count()
-    tasks = [[_Task(part, folder / f"{(n := next(number)):06d}.tokens", folder / f"{n:06d}.sizes", str(vocabulary),
-                    type, blank) for part in parts(file, size_, max(1, int(settings.part_mb * megabyte)))]
-             for file, size_ in files.items()]  # fmt: skip
+    tasks = [
+        [
+            _Task(
+                part,
+                folder / f"{(n := next(number)):06d}.tokens",
+                folder / f"{n:06d}.sizes",
+                str(vocabulary),
+                type,
+                blank,
+            )
+            for part in parts(file, size_, max(1, int(settings.part_mb * megabyte)))
+        ]
+        for file, size_ in files.items()
+    ]
     every = [task for document in tasks for task in document]
     todo = [task for task in every if not task.sizes.exists()]
     found = sum(task.part.end - task.part.start for task in every if task.sizes.exists())
-    list(spread(_tokenise, todo, settings.processes, sum(files.values()), "tokenising", "MB", megabyte, found))
+    list(
+        spread(
+            _tokenise,
+            todo,
+            settings.processes,
+            sum(files.values()),
+            "tokenising",
+            "MB",
+            megabyte,
+            found,
+        )
+    )
     counts = [task.tokens.stat().st_size // np.dtype(type).itemsize for task in every]
     tokens = Tokens([str(task.tokens) for task in every], type, np.cumsum([0, *counts]), size)
-    return Corpus(tokens, [[str(task.sizes) for task in document] for document in tasks])
+    return Dataset(tokens, [[str(task.sizes) for task in document] for document in tasks])
 
 
 def _tokenise(task: _Task) -> None:
@@ -142,7 +172,9 @@ def _tokenise(task: _Task) -> None:
     ids = [line for line in ids if task.blank or len(line) > 1]
     stream = np.concatenate(ids) if ids else np.empty(0)
     replace(task.tokens, stream.astype(task.type).tobytes())
-    replace(task.sizes, np.array([len(line) for line in ids], "<u4").tobytes())  # last: with it the part is whole
+    replace(
+        task.sizes, np.array([len(line) for line in ids], "<u4").tobytes()
+    )  # last: with it the part is whole
     advance(task.part.end - task.part.start)
 
 
@@ -151,10 +183,12 @@ def _vocabulary(path: str) -> Vocabulary:
     return tokenizer.load(Path(path))
 
 
-def binarised(path: Path) -> Corpus:
-    """fairseq's ``NAME.bin`` with ``NAME.idx`` (``--dataset-impl mmap``) and ``dict.txt`` beside it, where it lies.
+def binarised(path: Path) -> Dataset:
+    """fairseq's ``NAME.bin`` with ``NAME.idx`` (``--dataset-impl mmap``) and ``dict.txt`` beside
+    it, where it lies.
 
-    Source: fairseq ``indexed_dataset.py:MMapIndexedDataset``. Ids are those of the dictionary: line n is id n + 4.
+    Transform: fairseq ``indexed_dataset.py:MMapIndexedDataset``. Ids are those of the dictionary:
+    line n is id n + 4.
 
     Raises:
         ConfigError: a missing file, another format, sizes that do not agree.
@@ -162,13 +196,22 @@ def binarised(path: Path) -> Corpus:
     index, words = path.with_suffix(".idx"), path.with_name("dict.txt")
     for file in (path, index, words):
         if not file.is_file():
-            raise ConfigError("input", path, f"needs {file.name} beside it", "give the .bin of binarised data")
+            raise ConfigError(
+                "input", path, f"needs {file.name} beside it", "give the .bin of binarised data"
+            )
     sizes, type = _mmap_index(index)
     total = int(sizes.sum(dtype=np.int64))
     if total * np.dtype(type).itemsize != path.stat().st_size:
-        raise ConfigError("input", path, f"does not have the {total:,} tokens that {index.name} says", "copy it again")
-    size = 4 + sum(1 for line in words.read_text("utf-8", "replace").splitlines() if line.strip()) + 1
-    return Corpus(Tokens([str(path)], type, np.array([0, total]), size), sizes)
+        raise ConfigError(
+            "input",
+            path,
+            f"does not have the {total:,} tokens that {index.name} says",
+            "copy it again",
+        )
+    size = (
+        4 + sum(1 for line in words.read_text("utf-8", "replace").splitlines() if line.strip()) + 1
+    )
+    return Dataset(Tokens([str(path)], type, np.array([0, total]), size), sizes)
 
 
 def _mmap_index(index: Path) -> tuple[np.ndarray, str]:
@@ -178,13 +221,20 @@ def _mmap_index(index: Path) -> tuple[np.ndarray, str]:
         start = file.read(head)
     if start.startswith(_OTHER[:6]) or not start.startswith(_MMAP) or len(start) < head:
         rule = "is not in fairseq's mmap format"
-        raise ConfigError("input", index, rule, "binarise with fairseq-preprocess --dataset-impl mmap")
+        raise ConfigError(
+            "input", index, rule, "binarise with fairseq-preprocess --dataset-impl mmap"
+        )
     version, code, count = struct.unpack("<QBQ", start[len(_MMAP) :])
     if version != 1 or code not in _TYPES or index.stat().st_size != head + count * 12:
         raise ConfigError("input", index, "is damaged, or of another version", "copy it again")
     sizes = np.memmap(index, "<i4", "r", head, (count,))
     places = np.fromfile(index, "<i8", offset=head + 4 * count)
-    before = np.concatenate([[0], np.cumsum(sizes[:-1], dtype=np.int64)]) * np.dtype(_TYPES[code]).itemsize
+    before = (
+        np.concatenate([[0], np.cumsum(sizes[:-1], dtype=np.int64)])
+        * np.dtype(_TYPES[code]).itemsize
+    )
     if not np.array_equal(places, before):
-        raise ConfigError("input", index, "names lines that are not in the order of the data", "binarise it again")
+        raise ConfigError(
+            "input", index, "names lines that are not in the order of the data", "binarise it again"
+        )
     return sizes, _TYPES[code]

@@ -1,4 +1,5 @@
-"""Finished shards looked into again: checksums, indexes, and every member decoded; indexes written anew."""
+"""Finished shards looked into again: checksums, indexes, and every member decoded; indexes written
+anew."""
 
 from __future__ import annotations
 
@@ -17,10 +18,10 @@ import soundfile
 from PIL import Image
 
 from d2v_pretrain.errors import ConfigError
-from datamodules.audio_folder import ENDINGS as SOUNDS
-from datamodules.image_folder import ENDINGS as IMAGES
+from datamodules.datasets.audio_folder import ENDINGS as SOUNDS
+from datamodules.datasets.image_folder import ENDINGS as IMAGES
+from datamodules.parallel import advance, spread
 from datamodules.prepare.settings import Index, Verify
-from datamodules.prepare.work import advance, spread
 from datamodules.shards.index import build_index, index_path, load, scan
 from datamodules.shards.tar import Damaged
 
@@ -44,16 +45,21 @@ def verify(settings: Verify) -> int:
         faults += found
     for fault in faults[:_SHOWN]:
         print(shown(fault))
-    print(f"{settings.input}: {len(tars):,} shards{'' if manifest else ' without a manifest'}, {len(faults):,} faults")
+    print(
+        f"{settings.input}: {len(tars):,} shards{'' if manifest else ' without a manifest'}, {len(faults):,} faults"
+    )
     return 1 if faults else 0
 
 
 def index(settings: Index) -> int:
-    """Write the index beside each tar file; prints the samples that a reader cannot use, and then returns 1."""
+    """Write the index beside each tar file; prints the samples that a reader cannot use, and then
+    returns 1."""
     tars = _tars(settings.input)
     total = sum(os.path.getsize(tar) for tar in tars)
     faults = [
-        one for found in spread(_index_one, tars, settings.processes, total, "indexing", "MB", 10**6) for one in found
+        one
+        for found in spread(_index_one, tars, settings.processes, total, "indexing", "MB", 10**6)
+        for one in found
     ]
     for one in faults[:_SHOWN]:
         print(shown(one))
@@ -77,7 +83,9 @@ def _tars(path: str) -> list[str]:
         return [path]
     found = sorted(str(tar) for tar in Path(path).glob("*.tar"))
     if not found:
-        raise ConfigError("input", path, "has no .tar file in it", "give a folder of shards, or a tar file")
+        raise ConfigError(
+            "input", path, "has no .tar file in it", "give a folder of shards, or a tar file"
+        )
     return found
 
 
@@ -88,12 +96,17 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
     try:
         return json.loads(file.read_text("utf-8"))
     except ValueError as error:
-        raise ConfigError("input", file, f"cannot be read ({error})", "remove it to verify without it") from None
+        raise ConfigError(
+            "input", file, f"cannot be read ({error})", "remove it to verify without it"
+        ) from None
 
 
 def _against(manifest: dict[str, Any], tars: list[str]) -> Iterator[str]:
     """Shards that are on one side only, and sums that do not agree."""
-    named, there = {row["name"] for row in manifest["shards"]}, {os.path.basename(tar) for tar in tars}
+    named, there = (
+        {row["name"] for row in manifest["shards"]},
+        {os.path.basename(tar) for tar in tars},
+    )
     yield from (f"{name}: missing" for name in sorted(named - there))
     yield from (f"{name}: not in the manifest" for name in sorted(there - named))
     for key in ("samples", "length", "bytes"):
@@ -105,7 +118,8 @@ def check_shard(tar: str, rows: dict[str, dict[str, Any]], vocab_size: int | Non
     """The faults of one shard, each with the names of shard and member.
 
     Args:
-        tar: the file. rows: of the manifest, by name; a shard that is not among them has no checksum.
+        tar: the file. rows: of the manifest, by name; a shard that is not among them has no
+            checksum.
         vocab_size: that every id of a ``npy`` member must be below, or None.
     """
     name, row = os.path.basename(tar), rows.get(os.path.basename(tar))
@@ -118,7 +132,9 @@ def check_shard(tar: str, rows: dict[str, dict[str, Any]], vocab_size: int | Non
                 data = members.extractfile(member)
                 key, _, extension = os.path.basename(member.name).partition(".")
                 samples.add(os.path.join(os.path.dirname(member.name), key))
-                if data is not None and (reason := fault(extension.lower(), data.read(), vocab_size)):
+                if data is not None and (
+                    reason := fault(extension.lower(), data.read(), vocab_size)
+                ):
                     faults.append(f"{name}: {member.name}: {reason}")
     except (OSError, tarfile.TarError, EOFError) as error:
         faults.append(f"{name}: cannot be read to its end ({error})")
@@ -188,8 +204,10 @@ def _number(data: bytes, _: int | None) -> None:
 _CHECKS: dict[str, Callable[[bytes, int | None], str | None]] = {
     **{ending[1:]: _sound for ending in SOUNDS},
     **{ending[1:]: _image for ending in IMAGES},
-    "npy": _ids, "json": _json, "cls": _number,
-}  # fmt: skip
+    "npy": _ids,
+    "json": _json,
+    "cls": _number,
+}
 
 
 def _sha256(file: str) -> str:

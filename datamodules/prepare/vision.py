@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from datamodules.folder import Unusable
-from datamodules.image_folder import ImageFolder, decode
-from datamodules.labels import from_folders
+from datamodules.datasets.image_folder import ImageFolder, decode
+from datamodules.datasets.labels import from_folders
+from datamodules.datasets.scan import Unusable
 from datamodules.prepare.output import Output
 from datamodules.prepare.packing import Plan, Reasons, arranged, below, bytes_of, cut, source_of
 from datamodules.prepare.settings import Vision
@@ -24,7 +24,8 @@ _JPEG = 0.35  # bytes a pixel at quality 90, about
 
 
 class Picture(NamedTuple):
-    """A sample to be: its file, the name below the input, and its class, or None where folders are none."""
+    """A sample to be: its file, the name below the input, and its class, or None where folders are
+    none."""
 
     file: str
     name: str
@@ -38,20 +39,38 @@ def plan(settings: Vision, _: Output) -> Plan:
     names = {file: below(file, settings.input) for file in folder.files}
     sizes = {file: os.path.getsize(file) for file in names}
     items = from_folders([name.replace("/", os.sep) for name in names.values()])
-    tested = {item.key.split(os.sep)[0] for item in items if item.test and item.key.count(os.sep) > 1}
+    tested = {
+        item.key.split(os.sep)[0] for item in items if item.test and item.key.count(os.sep) > 1
+    }
     if tested:
-        print(f"{', '.join(sorted(tested))} is packed too; input=…/train leaves it out", file=sys.stderr)
+        print(
+            f"{', '.join(sorted(tested))} is packed too; input=…/train leaves it out",
+            file=sys.stderr,
+        )
     classes = sorted({item.label for item in items})
     labels = {item.key.replace(os.sep, "/"): classes.index(item.label) for item in items}
     pictures = [Picture(file, name, labels.get(name)) for file, name in names.items()]
     pictures = [pictures[i] for i in arranged(len(pictures), settings)]
     short, most = settings.short_side, (settings.short_side or 0) ** 2 * 4 / 3 * _JPEG
-    made = np.array([tar_bytes(int(min(sizes[p.file], most) if short else sizes[p.file]), len(p.name) + 40, 4)
-                     for p in pictures])  # fmt: skip
+    made = np.array(
+        [
+            tar_bytes(
+                int(min(sizes[p.file], most) if short else sizes[p.file]), len(p.name) + 40, 4
+            )
+            for p in pictures
+        ]
+    )
     make = partial(sample, short_side=short, quality=settings.quality, check=settings.check)
-    return Plan(pictures, cut(made, settings), make, _name, float(made.sum()),
-                source_of([(names[file], size) for file, size in sizes.items()]),
-                {"unit": "images", "classes": classes}, reasons.reasons)  # fmt: skip
+    return Plan(
+        pictures,
+        cut(made, settings),
+        make,
+        _name,
+        float(made.sum()),
+        source_of([(names[file], size) for file, size in sizes.items()]),
+        {"unit": "images", "classes": classes},
+        reasons.reasons,
+    )
 
 
 def _name(picture: Picture) -> str:
@@ -59,7 +78,8 @@ def _name(picture: Picture) -> str:
 
 
 def sample(picture: Picture, key: str, short_side: int | None, quality: int, check: str) -> Sample:
-    """The members of an image: itself, ``cls`` (the number of its class, if it has one) and ``json`` (file).
+    """The members of an image: itself, ``cls`` (the number of its class, if it has one) and
+    ``json`` (file).
 
     Raises:
         Unusable: if it cannot be decoded.

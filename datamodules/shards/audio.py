@@ -7,25 +7,40 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from datamodules.audio_folder import ENDINGS, RATE, waveform
-from datamodules.folder import Unusable
-from datamodules.shards.corpus import ShardCorpus, one_of
+from datamodules.datasets.audio_folder import ENDINGS, RATE, waveform
+from datamodules.datasets.scan import Unusable
+from datamodules.shards.dataset import ShardDataset, one_of
 
 
-class AudioShards(ShardCorpus[np.ndarray]):
+class AudioShards(ShardDataset[np.ndarray]):
     """Utterances, one a sample: the first member that is wav, flac, ogg or mp3.
 
     Args:
-        root, max_bad_share, skipped_path, cache_folder, cache_gb, label_key, test_shards: see ``ShardCorpus``.
-        min_seconds, max_seconds: others are left out, and counted (``datamodules.prepare`` cuts long ones).
+        root, max_bad_share, skipped_path, cache_folder, cache_gb, label_key, test_shards: see
+            ``ShardDataset``.
+        min_seconds, max_seconds: others are left out, and counted (``datamodules.prepare`` cuts
+            long ones).
     """
 
-    def __init__(self, root: str | Sequence[str], min_seconds: float, max_seconds: float, max_bad_share: float,
-                 skipped_path: str | None, cache_folder: str, cache_gb: float, label_key: str | None,
-                 test_shards: int) -> None:  # fmt: skip
-        super().__init__(root, max_bad_share, skipped_path, cache_folder, cache_gb, label_key, test_shards)
+    def __init__(
+        self,
+        root: str | Sequence[str],
+        min_seconds: float,
+        max_seconds: float,
+        max_bad_share: float,
+        skipped_path: str | None,
+        cache_folder: str,
+        cache_gb: float,
+        label_key: str | None,
+        test_shards: int,
+    ) -> None:
+        super().__init__(
+            root, max_bad_share, skipped_path, cache_folder, cache_gb, label_key, test_shards
+        )
         self.bounds = (min_seconds * RATE, max_seconds * RATE)
-        self.outside = f"shorter than min_seconds={min_seconds:g} or longer than max_seconds={max_seconds:g}"
+        self.outside = (
+            f"shorter than min_seconds={min_seconds:g} or longer than max_seconds={max_seconds:g}"
+        )
 
     @property
     def frames(self) -> np.ndarray:

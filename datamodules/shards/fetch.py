@@ -1,4 +1,5 @@
-"""A shard from elsewhere to a file: in one stream, gone on with where the connection broke, tried again."""
+"""A shard from elsewhere to a file: in one stream, gone on with where the connection broke, tried
+again."""
 
 from __future__ import annotations
 
@@ -15,11 +16,14 @@ from typing import BinaryIO, NamedTuple
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from datamodules.folder import Unusable
+from datamodules.datasets.scan import Unusable
 from datamodules.shards.names import PIPE, shown
 
 TRIES = 12
-WAIT, LONGEST_WAIT = 1.0, 60.0  # seconds before the second try, twice as many before each further one: 6 minutes in all
+WAIT, LONGEST_WAIT = (
+    1.0,
+    60.0,
+)  # seconds before the second try, twice as many before each further one: 6 minutes in all
 STALL = 30.0  # seconds without a byte after which a connection counts as broken
 _AGAIN = {408, 425, 429, *range(500, 600)}  # HTTP's answers after which another try may do
 _OURS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # nothing that waiting for the server would mend
@@ -28,7 +32,8 @@ _QUIET = 30  # seconds between lines of progress
 
 
 class Stream(NamedTuple):
-    """What a place sends: from byte ``begin`` on, of ``total`` (None: unknown); ``version`` tells it from another."""
+    """What a place sends: from byte ``begin`` on, of ``total`` (None: unknown); ``version`` tells
+    it from another."""
 
     file: BinaryIO
     begin: int
@@ -37,7 +42,8 @@ class Stream(NamedTuple):
 
 
 def fetch(url: str, path: Path) -> int:
-    """Write the whole of ``url`` to ``path``; returns its CRC-32. Every further try is told with its cause.
+    """Write the whole of ``url`` to ``path``; returns its CRC-32. Every further try is told with
+    its cause.
 
     Raises:
         Unusable: if it is not there, or may not be read, or the tries are used up.
@@ -58,7 +64,10 @@ def fetch(url: str, path: Path) -> int:
             cause = f"{type(error).__name__}: {error}"
         if tried < TRIES - 1:
             wait = min(LONGEST_WAIT, WAIT * 2**tried)
-            print(f"{shown(url)}: {cause}; trying again from byte {fetched.done:,} in {wait:g} s", file=sys.stderr)
+            print(
+                f"{shown(url)}: {cause}; trying again from byte {fetched.done:,} in {wait:g} s",
+                file=sys.stderr,
+            )
             time.sleep(wait)
     raise Unusable(f"cannot be fetched, {TRIES} times tried ({cause})")
 
@@ -102,7 +111,8 @@ def _opener(url: str) -> Callable[[str, int, str | None], AbstractContextManager
 
 @contextmanager
 def _http(url: str, begin: int, version: str | None) -> Iterator[Stream]:
-    """The rest if the server can and the file is the same as before (``If-Range``), else all of it."""
+    """The rest if the server can and the file is the same as before (``If-Range``), else all of
+    it."""
     rest = {"Range": f"bytes={begin}-", "If-Range": version} if begin and version else {}
     with urlopen(Request(url, headers=rest), timeout=STALL) as answer:
         version = answer.headers["ETag"] or answer.headers["Last-Modified"]
@@ -112,7 +122,9 @@ def _http(url: str, begin: int, version: str | None) -> Iterator[Stream]:
         if answer.status != 206:
             yield Stream(answer, 0, int(length) if length else None, version)
             return
-        first, _, total = answer.headers["Content-Range"].removeprefix("bytes ").replace("-", "/").split("/")
+        first, _, total = (
+            answer.headers["Content-Range"].removeprefix("bytes ").replace("-", "/").split("/")
+        )
         yield Stream(answer, int(first), int(total) if total != "*" else None, version)
 
 

@@ -6,11 +6,11 @@ import io
 
 import numpy as np
 
-from datamodules.image_folder import ENDINGS, decode
-from datamodules.shards.corpus import ShardCorpus, one_of
+from datamodules.datasets.image_folder import ENDINGS, decode
+from datamodules.shards.dataset import ShardDataset, one_of
 
 
-class ImageShards(ShardCorpus[np.ndarray]):
+class ImageShards(ShardDataset[np.ndarray]):
     """Images, one a sample: the first member that is jpg, png or webp."""
 
     def decode(self, members: dict[str, bytes], length: int) -> np.ndarray:

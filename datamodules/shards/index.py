@@ -14,12 +14,12 @@ from typing import BinaryIO
 import numpy as np
 import soundfile
 
-from datamodules.audio_folder import ENDINGS as SOUNDS
-from datamodules.audio_folder import RATE
+from datamodules.datasets.audio_folder import ENDINGS as SOUNDS
+from datamodules.datasets.audio_folder import RATE
 from datamodules.shards.tar import BLOCK, Damaged, Member, is_unsafe, parts, walk
 
-# Where a sample's first header is, the bytes of all its members, and its length: samples at 16 kHz, tokens, else 1;
-# 0 for a sample that cannot be used. Sequence of samples as in the tar.
+# Where a sample's first header is, the bytes of all its members, and its length: samples at 16 kHz,
+# tokens, else 1; 0 for a sample that cannot be used. Sequence of samples as in the tar.
 ENTRY = np.dtype([("offset", "<u8"), ("bytes", "<u4"), ("length", "<u4")])
 _HEAD = struct.Struct("<8sII")  # magic, version, CRC-32 of all after it
 _TOLD = struct.Struct("<QQQ")  # samples, bytes of the tar, CRC-32 of the tar
@@ -49,7 +49,8 @@ def build_index(tar: str | Path, idx: str | Path | None = None) -> dict[str, str
         tar: plain tar file. idx: where to write; None for beside it.
 
     Returns:
-        Samples that cannot be used, and where the tar breaks off: name -> reason. The index has what came before.
+        Samples that cannot be used, and where the tar breaks off: name -> reason. The index has
+            what came before.
 
     Raises:
         OSError: if the tar cannot be read or the index not written.
@@ -61,7 +62,8 @@ def build_index(tar: str | Path, idx: str | Path | None = None) -> dict[str, str
 
 
 def scan(file: BinaryIO, size: int) -> tuple[Index, dict[str, str]]:
-    """The index of a tar of ``size`` bytes that is read from its beginning, and what ``build_index`` returns."""
+    """The index of a tar of ``size`` bytes that is read from its beginning, and what
+    ``build_index`` returns."""
     summed, refused, rows = _Summed(file), dict[str, str](), []
     try:
         for sample in _samples(walk(summed, size)):  # type: ignore[arg-type]

@@ -1,4 +1,5 @@
-"""The names of shards: a folder, a pattern or addresses -> every shard, sorted; and how they are shown."""
+"""The names of shards: a folder, a pattern or addresses -> every shard, sorted; and how they are
+shown."""
 
 from __future__ import annotations
 
@@ -32,9 +33,10 @@ def expand(root: str | Sequence[str]) -> list[str]:
     """Every shard, sorted by name, whether it is there or not.
 
     Args:
-        root: a folder (its ``.tar`` files, those that an index or a ``manifest.json`` tells of included), a path or
-            address, in which ``{000..127}`` and ``{a,b}`` are expanded and, where the place can be listed, ``*`` and
-            ``?``; or a list of such. ``pipe:COMMAND`` is what a command writes.
+        root: a folder (its ``.tar`` files, those that an index or a ``manifest.json`` tells of
+            included), a path or address, in which ``{000..127}`` and ``{a,b}`` are expanded and,
+            where the place can be listed, ``*`` and ``?``; or a list of such. ``pipe:COMMAND`` is
+            what a command writes.
 
     Raises:
         ConfigError: if there is none, or one is compressed.
@@ -77,7 +79,8 @@ def _globbed(path: str) -> list[str]:
 
 
 def _in_folder(folder: str) -> set[str]:
-    """Tars that are there, and those of which only the index or the line in the manifest is left."""
+    """Tars that are there, and those of which only the index or the line in the manifest is
+    left."""
     names = {name for name in os.listdir(folder) if not name.startswith(".")}
     tars = {name for name in names if name.endswith(".tar")}
     tars |= {f"{name.removesuffix('.idx')}.tar" for name in names if name.endswith(".idx")}

@@ -1,4 +1,5 @@
-"""Every index of a set of shards: found beside its tar or in the cache, compared with the tar, or made now."""
+"""Every index of a set of shards: found beside its tar or in the cache, compared with the tar, or
+made now."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ from rich.console import Console
 from rich.progress import track
 
 from d2v_pretrain.errors import ConfigError
-from datamodules.folder import Unusable
-from datamodules.prepare.work import advance, spread
+from datamodules.datasets.scan import Unusable
+from datamodules.parallel import advance, spread
 from datamodules.shards.fetch import fetch
 from datamodules.shards.index import Index, index_path, is_whole, load, save, scan
 from datamodules.shards.names import PIPE, is_remote, shown
@@ -28,7 +29,8 @@ _PER_PROCESS = 1 << 28  # bytes of tar that are worth a process of their own
 
 
 class Shard(NamedTuple):
-    """What is kept of an index in memory: where it is, what it says of the tar, and each sample's length.
+    """What is kept of an index in memory: where it is, what it says of the tar, and each sample's
+    length.
 
     ``bad`` counts the samples that are known to be unreadable.
     """
@@ -44,18 +46,22 @@ def open_all(names: Sequence[str], cache: Cache, reasons: dict[str, str]) -> lis
     """The indexes of all shards; those that are missing or stale are made, in parallel, and kept.
 
     Args:
-        names: of the shards. cache: for what is fetched and for indexes of folders that cannot be written.
+        names: of the shards. cache: for what is fetched and for indexes of folders that cannot be
+            written.
         reasons: gets what is wrong with shards and samples: name -> reason.
 
     Raises:
-        ConfigError: if a shard is not there and neither is its index, so that the plan is not known.
+        ConfigError: if a shard is not there and neither is its index, so that the plan is not
+            known.
     """
     look = partial(_look, cache=cache, reasons=reasons)
     shards = dict(zip(names, _at_once(look, names, "reading indexes")))
     missing = [name for name, shard in shards.items() if shard is None]
     if missing:
         with ExitStack() as stack:
-            with suppress(ConfigError):  # without a cache the other ranks of the node do not wait, and make them too
+            with suppress(
+                ConfigError
+            ):  # without a cache the other ranks of the node do not wait, and make them too
                 stack.enter_context(cache.alone(f"index {missing[0]}"))
             missing = [name for name in missing if look(name) is None]
             _make(missing, cache, reasons)
@@ -63,7 +69,9 @@ def open_all(names: Sequence[str], cache: Cache, reasons: dict[str, str]) -> lis
     return [shard for shard in shards.values() if shard is not None]
 
 
-def _at_once(look: Callable[[str], Shard | None], names: Sequence[str], title: str) -> list[Shard | None]:
+def _at_once(
+    look: Callable[[str], Shard | None], names: Sequence[str], title: str
+) -> list[Shard | None]:
     with ThreadPoolExecutor(_THREADS) as pool:
         found = pool.map(look, names)
         return list(track(found, title, len(names), console=Console(stderr=True), transient=True))
@@ -82,8 +90,12 @@ def _look_here(name: str, cache: Cache, reasons: dict[str, str]) -> Shard | None
     except OSError as error:
         reason = str(error.strerror or error)
         if found is None:
-            rule = f"cannot be read ({reason}) and has no index, so that its samples cannot be counted"
-            raise ConfigError("data.root", name, rule, "bring it back, or name the shards without it") from None
+            rule = (
+                f"cannot be read ({reason}) and has no index, so that its samples cannot be counted"
+            )
+            raise ConfigError(
+                "data.root", name, rule, "bring it back, or name the shards without it"
+            ) from None
         reasons[name] = f"{reason}: its {len(found[1].entries):,} samples are passed over"
         return _shard(*found, 0)
     if found is None or size == found[1].tar_bytes:
@@ -91,7 +103,9 @@ def _look_here(name: str, cache: Cache, reasons: dict[str, str]) -> Shard | None
     if is_whole(name):  # another tar than the one that was indexed
         return None
     shard = _shard(*found, size)
-    reasons[name] = f"breaks off after {size:,} of {shard.tar_bytes:,} bytes: {shard.bad:,} samples are passed over"
+    reasons[name] = (
+        f"breaks off after {size:,} of {shard.tar_bytes:,} bytes: {shard.bad:,} samples are passed over"
+    )
     return shard
 
 
@@ -126,7 +140,9 @@ def _shard(path: Path, index: Index, size: int) -> Shard:
     """As it is kept, if the tar has ``size`` bytes."""
     lengths = index.entries["length"].copy()
     beyond = index.entries["offset"] + index.entries["bytes"] > size
-    return Shard(path, index.tar_bytes, index.tar_crc, lengths, int((beyond | (lengths == 0)).sum()))
+    return Shard(
+        path, index.tar_bytes, index.tar_crc, lengths, int((beyond | (lengths == 0)).sum())
+    )
 
 
 def _make(names: list[str], cache: Cache, reasons: dict[str, str]) -> None:
@@ -160,6 +176,8 @@ def _make_far(name: str, cache: Cache) -> dict[str, str]:
             index, refused = scan(file, os.fstat(file.fileno()).st_size)
     except Unusable as error:
         rule = f"has no index beside it and {error}"
-        raise ConfigError("data.root", shown(name), rule, "check the address, or name the shards without it") from None
+        raise ConfigError(
+            "data.root", shown(name), rule, "check the address, or name the shards without it"
+        ) from None
     save(index, cache.path(name, ".idx"))
     return {f"{shown(name)}: {sample}": reason for sample, reason in refused.items()}

@@ -1,4 +1,5 @@
-"""Where the bytes of shards are: files that are read in place, or a bounded cache of those fetched from elsewhere."""
+"""Where the bytes of shards are: files that are read in place, or a bounded cache of those fetched
+from elsewhere."""
 
 from __future__ import annotations
 
@@ -14,13 +15,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from d2v_pretrain.errors import ConfigError
-from datamodules.folder import Unusable
+from datamodules.datasets.scan import Unusable
 from datamodules.shards.fetch import fetch
 from datamodules.shards.names import is_remote
 
 Sum = tuple[int, int]  # bytes and CRC-32 of a whole shard
 _OPEN = 64  # files that a process keeps open
-_FETCHERS = 4  # shards that a process fetches ahead at a time
+_FETCHERS = 4  # shards that a process fetches prefetch at a time
 _EVICTED = 20  # times that a shard may be deleted before it is opened
 _CACHED = ".shard"  # no name that a user's file has: what ends so may be deleted
 
@@ -28,8 +29,8 @@ _CACHED = ".shard"  # no name that a user's file has: what ends so may be delete
 class Cache:
     """Whole shards from elsewhere in a folder, the longest unused deleted when it is full.
 
-    Processes of a node share it: a lock lets one of them fetch a shard and the others wait. A deleted file that is
-    still open can be read on.
+    Processes of a node share it: a lock lets one of them fetch a shard and the others wait. A
+    deleted file that is still open can be read on.
 
     Args:
         folder: local to the node. gigabytes: that the shards in it may take.
@@ -43,7 +44,10 @@ class Cache:
     def path(self, url: str, ending: str = _CACHED) -> Path:
         """Where it is kept: a name of its own for every address."""
         last = re.sub(r"[^\w.-]+", "_", url.rstrip("/").rpartition("/")[2].partition("?")[0])[-80:]
-        return self.folder / f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{last.removesuffix('.tar')}{ending}"
+        return (
+            self.folder
+            / f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{last.removesuffix('.tar')}{ending}"
+        )
 
     @contextmanager
     def alone(self, url: str) -> Iterator[None]:
@@ -52,20 +56,27 @@ class Cache:
         Raises:
             ConfigError: if the folder cannot be written.
         """
-        if self.pid != os.getpid():  # a fork: a lock that a thread of the parent held would never be free
+        if (
+            self.pid != os.getpid()
+        ):  # a fork: a lock that a thread of the parent held would never be free
             self.locks, self.pid = defaultdict(threading.Lock), os.getpid()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             file = self.path(url, ".lock").open("a")
         except OSError as error:
             rule = f"cannot be written ({error.strerror or error})"
-            raise ConfigError("data.cache_folder", self.folder, rule, "give a folder on a disk of the node") from None
+            raise ConfigError(
+                "data.cache_folder", self.folder, rule, "give a folder on a disk of the node"
+            ) from None
         with self.locks[url], file:
-            fcntl.lockf(file, fcntl.LOCK_EX)  # not flock: a forked child does not hold the lock of its parent
+            fcntl.lockf(
+                file, fcntl.LOCK_EX
+            )  # not flock: a forked child does not hold the lock of its parent
             yield
 
     def open(self, url: str, expected: Sum | None) -> int:
-        """The shard as an open file (its descriptor), fetched if it is not there. It stays readable if it is deleted.
+        """The shard as an open file (its descriptor), fetched if it is not there. It stays readable
+        if it is deleted.
 
         Args:
             expected: what it must be like, or None if that is not known yet.
@@ -80,7 +91,9 @@ class Cache:
             with self.alone(url):
                 if not path.exists():
                     self._fetch(url, path, expected)
-                with suppress(FileNotFoundError):  # others, whose shards found no room, were quick to delete it
+                with suppress(
+                    FileNotFoundError
+                ):  # others, whose shards found no room, were quick to delete it
                     file = self._open(path)
                     self._make_room(0, path)  # for what was fetched meanwhile
                     return file
@@ -94,7 +107,9 @@ class Cache:
 
     def __getstate__(self) -> dict[str, object]:
         """For another process: without the locks of this one."""
-        return {name: value for name, value in self.__dict__.items() if name != "locks"} | {"pid": -1}
+        return {name: value for name, value in self.__dict__.items() if name != "locks"} | {
+            "pid": -1
+        }
 
     def _fetch(self, url: str, path: Path, expected: Sum | None) -> None:
         part = path.with_suffix(".part")
@@ -134,7 +149,9 @@ class Store:
     def __init__(self, names: Sequence[str], cache: Cache, sums: Sequence[Sum]) -> None:
         self.names, self.cache, self.sums = names, cache, sums
         self.files: OrderedDict[int, int] = OrderedDict()  # open ones, the last used last
-        self.gone: dict[int, str] = {}  # shards that could not be fetched: not tried again by this process
+        self.gone: dict[
+            int, str
+        ] = {}  # shards that could not be fetched: not tried again by this process
         self.wanted: queue.SimpleQueue[int] | None = None
 
     def span(self, number: int, begin: int, size: int) -> bytes:
@@ -146,13 +163,15 @@ class Store:
         for again in (True, False):
             try:
                 return _read(self._open(number), begin, size)
-            except OSError as error:  # a stale handle of a network disk, or a file deleted between two lines
+            except (
+                OSError
+            ) as error:  # a stale handle of a network disk, or a file deleted between two lines
                 self._close(number)
                 if not again:
                     raise Unusable(f"cannot be read ({error.strerror or error})") from None
         raise AssertionError
 
-    def ahead(self, numbers: Sequence[int]) -> None:
+    def prefetch(self, numbers: Sequence[int]) -> None:
         """Begin to fetch the shards among these that are elsewhere, in this order.
 
         Raises:
@@ -162,11 +181,18 @@ class Store:
         size = sum(self.sums[n][0] for n in far)
         if size > self.cache.limit:
             rule = f"is less than the {size / 1e9:.3g} GB of the {len(far)} shards that are read beside one another"
-            raise ConfigError("data.cache_gb", self.cache.limit / 1e9, rule, "raise it, or set a smaller window_shards")
+            raise ConfigError(
+                "data.cache_gb",
+                self.cache.limit / 1e9,
+                rule,
+                "raise it, or set a smaller window_shards",
+            )
         if far and self.wanted is None:
             self.wanted = queue.SimpleQueue()
             for _ in range(_FETCHERS):  # daemons: nobody waits for them at the end
-                threading.Thread(target=self._keep_fetching, args=(self.wanted,), daemon=True).start()
+                threading.Thread(
+                    target=self._keep_fetching, args=(self.wanted,), daemon=True
+                ).start()
         for n in far:
             assert self.wanted is not None
             self.wanted.put(n)

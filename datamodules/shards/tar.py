@@ -11,7 +11,10 @@ _ZERO = bytes(BLOCK)
 _META = re.compile(r"__[^/]*__($|/)")  # names that WebDataset passes over
 _NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
 _RECORD = re.compile(rb"(\d+) ([^=]+)=")
-_REGULAR, _EMPTY = {b"0", b"\0", b"7"}, {b"1", b"2", b"3", b"4", b"5", b"6"}  # links and folders have no data
+_REGULAR, _EMPTY = (
+    {b"0", b"\0", b"7"},
+    {b"1", b"2", b"3", b"4", b"5", b"6"},
+)  # links and folders have no data
 _LONG_NAME, _PAX, _SPARSE = b"L", b"x", b"S"
 _OF_THE_NEXT = {_LONG_NAME, _PAX, b"X", b"K"}
 
@@ -21,8 +24,8 @@ class Damaged(Exception):
 
 
 class Member(NamedTuple):
-    """A regular file in a tar: ``begin`` is where its first header is (a long name has headers of its own), ``end``
-    where what follows begins."""
+    """A regular file in a tar: ``begin`` is where its first header is (a long name has headers of
+    its own), ``end`` where what follows begins."""
 
     name: str
     begin: int
@@ -31,12 +34,14 @@ class Member(NamedTuple):
 
 
 def walk(file: BinaryIO, size: int) -> Iterator[Member]:
-    """The regular members in order, up to the end mark or ``size`` bytes: ustar, GNU and pax, as Python's tarfile.
+    """The regular members in order, up to the end mark or ``size`` bytes: ustar, GNU and pax, as
+    Python's tarfile.
 
     Several times as fast as tarfile, which would cost more than reading the sample does.
 
     Raises:
-        Damaged: at a wrong header, or where a member goes beyond ``size``; what came before is sound.
+        Damaged: at a wrong header, or where a member goes beyond ``size``; what came before is
+            sound.
     """
     place = begin = 0
     better: dict[str, str] = {}  # what headers of the next member say of it
@@ -88,24 +93,33 @@ def _text(field: bytes) -> str:
 
 
 def _records(data: bytes) -> dict[str, str]:
-    """Path and size from a pax header, whose records are ``<length> <key>=<value>`` and a line feed."""
+    """Path and size from a pax header, whose records are ``<length> <key>=<value>`` and a line
+    feed."""
     found, place = {}, 0
     while (match := _RECORD.match(data, place)) and int(match[1]) > 0:
-        found[match[2].decode("utf-8", "replace")] = _text(data[match.end() : place + int(match[1]) - 1])
+        found[match[2].decode("utf-8", "replace")] = _text(
+            data[match.end() : place + int(match[1]) - 1]
+        )
         place += int(match[1])
-    return {key: value for key, value in found.items() if key == "path" or (key == "size" and value.isdigit())}
+    return {
+        key: value
+        for key, value in found.items()
+        if key == "path" or (key == "size" and value.isdigit())
+    }
 
 
 def parts(name: str) -> tuple[str, str] | None:
-    """Key of the sample and extension (lower case) of a member, as WebDataset has them; None if it passes it over.
+    """Key of the sample and extension (lower case) of a member, as WebDataset has them; None if it
+    passes it over.
 
-    The key reaches to the first dot after the last slash, and members next to one another with one key are a sample.
-    """
+    The key reaches to the first dot after the last slash, and members next to one another with one
+    key are a sample."""
     if _META.match(name) or not (match := _NAME.fullmatch(name)):
         return None
     return match[1], match[2].lower()
 
 
 def is_unsafe(name: str) -> bool:
-    """Whether a name points out of its folder. We extract nothing, but who means well does not write such names."""
+    """Whether a name points out of its folder. We extract nothing, but who means well does not
+    write such names."""
     return name.startswith("/") or ".." in name.split("/")

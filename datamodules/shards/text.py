@@ -1,4 +1,5 @@
-"""TextShards: blocks of token ids in shards; TokenBlocks: the source of them; or shards of plain text."""
+"""TextShards: blocks of token ids in shards; TokenBlocks: the transform of them; or shards of plain
+text."""
 
 from __future__ import annotations
 
@@ -14,25 +15,38 @@ import torch
 from torch import Tensor
 
 from d2v_pretrain.errors import ConfigError
-from datamodules.folder import Unusable
-from datamodules.probe import FixedBatches, Labelled, ProbeTask
-from datamodules.shards.corpus import ShardCorpus, one_of, sample_of
+from datamodules.datasets.probe_tasks import FixedBatches, Labelled, ProbeTask
+from datamodules.datasets.scan import Unusable
+from datamodules.shards.dataset import ShardDataset, one_of, sample_of
 from datamodules.shards.names import is_remote
-from datamodules.text import TextCorpus, TextSource, n_grams
-from datamodules.tokenizer import BOS, PAD, Vocabulary, load
+from datamodules.transforms.text import TextDataset, TextTransform, n_grams
+from datamodules.transforms.tokenizer import BOS, PAD, Vocabulary, load
 
 
-class TextShards(ShardCorpus[np.ndarray]):
-    """Rows of token ids, one a sample (``npy``, as ``datamodules.prepare text`` makes them), or texts (``txt``).
+class TextShards(ShardDataset[np.ndarray]):
+    """Rows of token ids, one a sample (``npy``, as ``datamodules.prepare text`` makes them), or
+    texts (``txt``).
 
     Args:
         vocab_size: number of ids, as the model has them.
-        root, max_bad_share, skipped_path, cache_folder, cache_gb, label_key, test_shards: see ``ShardCorpus``.
+        root, max_bad_share, skipped_path, cache_folder, cache_gb, label_key, test_shards: see
+            ``ShardDataset``.
     """
 
-    def __init__(self, vocab_size: int, root: str | Sequence[str], max_bad_share: float, skipped_path: str | None,
-                 cache_folder: str, cache_gb: float, label_key: str | None, test_shards: int) -> None:  # fmt: skip
-        super().__init__(root, max_bad_share, skipped_path, cache_folder, cache_gb, label_key, test_shards)
+    def __init__(
+        self,
+        vocab_size: int,
+        root: str | Sequence[str],
+        max_bad_share: float,
+        skipped_path: str | None,
+        cache_folder: str,
+        cache_gb: float,
+        label_key: str | None,
+        test_shards: int,
+    ) -> None:
+        super().__init__(
+            root, max_bad_share, skipped_path, cache_folder, cache_gb, label_key, test_shards
+        )
         self.vocab_size = vocab_size
 
     @cached_property
@@ -60,7 +74,9 @@ class TextShards(ShardCorpus[np.ndarray]):
         if ids.shape != (length,) or ids.dtype.kind not in "iu":
             raise Unusable(f"is {ids.dtype} of shape {ids.shape}, and {length} ids in the index")
         if not 0 <= ids.min() <= ids.max() < self.vocab_size:
-            raise Unusable(f"has ids {ids.min()} to {ids.max()}, and source.vocab_size={self.vocab_size}")
+            raise Unusable(
+                f"has ids {ids.min()} to {ids.max()}, and transform.vocab_size={self.vocab_size}"
+            )
         return ids.astype(np.int64)
 
     def texts(self) -> Iterator[str]:
@@ -81,7 +97,8 @@ class TextShards(ShardCorpus[np.ndarray]):
 
 @lru_cache
 def _header(head: bytes) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type from what an ``npy`` begins with: most blocks begin alike, and numpy takes 20 us to parse it."""
+    """Shape and type from what an ``npy`` begins with: most blocks begin alike, and numpy takes 20
+    us to parse it."""
     file = io.BytesIO(head)
     if np.lib.format.read_magic(file) != (1, 0):
         raise ValueError("of another version than 1.0")
@@ -95,10 +112,11 @@ class TokenBlocks:
     """Blocks as they are in the shards; nothing is cut or joined.
 
     Args:
-        corpus: the shards.
+        dataset: the shards.
         block: the longest that the model takes.
         vocab_size: number of ids, as the model has them.
-        tokenizer: path, see ``datamodules.tokenizer.load``; None for the folder ``tokenizer`` beside the shards.
+        tokenizer: path, see ``datamodules.transforms.tokenizer.load``; None for the folder
+            ``tokenizer`` beside the shards.
 
     Raises:
         ConfigError: if blocks are longer, or ids more, than the model takes.
@@ -106,16 +124,18 @@ class TokenBlocks:
 
     fill = float(PAD)
 
-    def __init__(self, corpus: TextShards, block: int, vocab_size: int, tokenizer: str | None) -> None:
-        self.corpus, self.block, self.vocab_size = corpus, block, vocab_size
-        self.beside = None if is_remote(corpus.names[0]) else Path(corpus.names[0]).parent
+    def __init__(
+        self, dataset: TextShards, block: int, vocab_size: int, tokenizer: str | None
+    ) -> None:
+        self.dataset, self.block, self.vocab_size = dataset, block, vocab_size
+        self.beside = None if is_remote(dataset.names[0]) else Path(dataset.names[0]).parent
         self.tokenizer = Path(tokenizer) if tokenizer else self.beside and self.beside / "tokenizer"
-        if (longest := int(corpus.lengths.max())) > block:
+        if (longest := int(dataset.lengths.max())) > block:
             rule = f"is less than the blocks in the shards, {longest} tokens"
-            raise ConfigError("source.block", block, rule, f"set it to {longest}")
+            raise ConfigError("transform.block", block, rule, f"set it to {longest}")
         if (size := self._size()) not in (None, vocab_size):
             rule = f"must be {size}, what the shards were made with"
-            raise ConfigError("source.vocab_size", vocab_size, rule, f"set it to {size}")
+            raise ConfigError("transform.vocab_size", vocab_size, rule, f"set it to {size}")
 
     def _size(self) -> int | None:
         """Number of ids, if anything beside the shards tells it."""
@@ -132,47 +152,69 @@ class TokenBlocks:
             ConfigError: if it is not known.
         """
         if self.tokenizer is None:
-            raise ConfigError("source.tokenizer", None, "is not beside the shards", "name the one they were made with")
+            raise ConfigError(
+                "transform.tokenizer",
+                None,
+                "is not beside the shards",
+                "name the one they were made with",
+            )
         return load(self.tokenizer)
 
     @property
     def lengths(self) -> np.ndarray:
         """(N,) tokens."""
-        return self.corpus.lengths
+        return self.dataset.lengths
 
     def __len__(self) -> int:
-        return len(self.corpus)
+        return len(self.dataset)
 
     def read(self, index: int, epoch: int) -> Tensor | None:
         """(T,) int64 ids, the same in every epoch, or None."""
-        ids = self.corpus.read(index)
+        ids = self.dataset.read(index)
         return None if ids is None else torch.from_numpy(ids)
 
-    def blank(self, index: int) -> Tensor:
+    def placeholder(self, index: int) -> Tensor:
         """(T,) of <s>."""
         return torch.full((int(self.lengths[index]),), BOS)
 
     def describe(self) -> str:
         """One line for the log."""
         tokens = int(self.lengths.sum(dtype=np.int64))
-        return f"{self.corpus.describe()}, {tokens:,} tokens ({self.vocab_size:,} ids)"
+        return f"{self.dataset.describe()}, {tokens:,} tokens ({self.vocab_size:,} ids)"
 
     def plain(self) -> Iterator[Tensor | None]:
         """Every block, in order."""
         return (self.read(i, 0) for i in range(len(self)))
 
     def probe_tasks(self) -> list[ProbeTask]:
-        """The corpus's labels over hashed 1-3-grams as the floor."""
-        return [self._task(task) for task in self.corpus.labelled()]
+        """The dataset's labels over hashed 1-3-grams as the floor."""
+        return [self._task(task) for task in self.dataset.labelled()]
 
     def _task(self, task: Labelled[np.ndarray]) -> ProbeTask:
-        train, test = (FixedBatches(split, torch.from_numpy, PAD) for split in (task.train, task.test))
-        return ProbeTask(task.name, train, test, task.classes, n_grams, "hashed 1-3-grams", task.headline, task.note)
+        train, test = (
+            FixedBatches(split, torch.from_numpy, PAD) for split in (task.train, task.test)
+        )
+        return ProbeTask(
+            task.name,
+            train,
+            test,
+            task.classes,
+            n_grams,
+            "hashed 1-3-grams",
+            task.headline,
+            task.note,
+        )
 
 
-def text_source(corpus: TextCorpus | TextShards, block: int, vocab_size: int, tokenizer: str | None,
-                cache: str | None) -> TextSource | TokenBlocks:  # fmt: skip
-    """``TokenBlocks`` of shards that hold token ids, ``TextSource`` of all other text; arguments as these have them."""
-    if isinstance(corpus, TextShards) and corpus.in_tokens:
-        return TokenBlocks(corpus, block, vocab_size, tokenizer)
-    return TextSource(corpus, block, vocab_size, tokenizer, cache)  # type: ignore[arg-type]
+def text_transform(
+    dataset: TextDataset | TextShards,
+    block: int,
+    vocab_size: int,
+    tokenizer: str | None,
+    cache: str | None,
+) -> TextTransform | TokenBlocks:
+    """``TokenBlocks`` of shards that hold token ids, ``TextTransform`` of all other text; arguments
+    as these have them."""
+    if isinstance(dataset, TextShards) and dataset.in_tokens:
+        return TokenBlocks(dataset, block, vocab_size, tokenizer)
+    return TextTransform(dataset, block, vocab_size, tokenizer, cache)  # type: ignore[arg-type]

@@ -16,22 +16,26 @@ import torch
 from PIL import Image
 
 from d2v_pretrain.errors import ConfigError
-from datamodules.audio import AudioSource
-from datamodules.audio_folder import AudioFolder
-from datamodules.image_folder import ImageFolder, decode
-from datamodules.labels import Item, from_folders, hashed
+from datamodules.datasets.audio_folder import AudioFolder
+from datamodules.datasets.image_folder import ImageFolder, decode
+from datamodules.datasets.labels import Item, from_folders, hashed
+from datamodules.datasets.text_folder import TextFolder
 from datamodules.module import PretrainDataModule
-from datamodules.text_folder import TextFolder
+from datamodules.transforms.audio import AudioTransform
 
 
-def tone(path: Path, rate: int = 16_000, channels: int = 1, seconds: float = 0.5, hertz: float = 440) -> Path:
+def tone(
+    path: Path, rate: int = 16_000, channels: int = 1, seconds: float = 0.5, hertz: float = 440
+) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     wave = 0.5 * np.sin(2 * np.pi * hertz * np.arange(round(rate * seconds)) / rate)
     soundfile.write(str(path), np.stack([wave] * channels, 1), rate)
     return path
 
 
-def picture(path: Path, mode: str = "RGB", size: tuple[int, int] = (20, 16), **save: object) -> Path:
+def picture(
+    path: Path, mode: str = "RGB", size: tuple[int, int] = (20, 16), **save: object
+) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(len(path.name))
     pixels = rng.integers(0, 256, (size[1], size[0], 4)).astype(np.uint8)
@@ -40,22 +44,38 @@ def picture(path: Path, mode: str = "RGB", size: tuple[int, int] = (20, 16), **s
 
 
 def audio(root: Path, **changes: object) -> AudioFolder:
-    settings = {"min_seconds": 0.2, "max_seconds": 40, "max_bad_share": 0.1, "skipped_path": None, "labels": None}
+    settings = {
+        "min_seconds": 0.2,
+        "max_seconds": 40,
+        "max_bad_share": 0.1,
+        "skipped_path": None,
+        "labels": None,
+    }
     table = {"label_column": None, "split_column": None, "test_values": ()}
     return AudioFolder(str(root), **{**settings, **table, **changes})  # type: ignore[arg-type]
 
 
 def images(root: Path, **changes: object) -> ImageFolder:
-    return ImageFolder(str(root), **{"min_side": 8, "max_bad_share": 0.1, "skipped_path": None, **changes})  # type: ignore[arg-type]
+    return ImageFolder(
+        str(root), **{"min_side": 8, "max_bad_share": 0.1, "skipped_path": None, **changes}
+    )  # type: ignore[arg-type]
 
 
 def text(root: Path, **changes: object) -> TextFolder:
-    table = {"labels": None, "text_column": "text", "label_column": None, "split_column": None, "test_values": ()}
+    table = {
+        "labels": None,
+        "text_column": "text",
+        "label_column": None,
+        "split_column": None,
+        "test_values": (),
+    }
     return TextFolder(str(root), **{"max_bad_share": 0.1, "skipped_path": None, **table, **changes})  # type: ignore[arg-type]
 
 
 def listed(path: Path) -> dict[str, str]:
-    return {Path(r["file"]).name: r["reason"] for r in map(json.loads, path.read_text().splitlines())}
+    return {
+        Path(r["file"]).name: r["reason"] for r in map(json.loads, path.read_text().splitlines())
+    }
 
 
 @pytest.mark.parametrize("ending", ["wav", "flac", "ogg", "mp3", "WAV"])
@@ -63,7 +83,7 @@ def listed(path: Path) -> dict[str, str]:
 def test_any_format_rate_and_channels_become_mono_at_16_khz(
     tmp_path: Path, ending: str, rate: int, channels: int
 ) -> None:
-    tone(tmp_path / "some" / "where" / f"a.{ending}", rate, channels, seconds=1)
+    tone(tmp_path / "spread_ids" / "where" / f"a.{ending}", rate, channels, seconds=1)
     wave = audio(tmp_path).read(0)
     assert wave.dtype == np.float32 and wave.ndim == 1 and abs(len(wave) - 16_000) < 2000
     spectrum = np.abs(np.fft.rfft(wave[2000:14_000]))
@@ -74,9 +94,14 @@ def test_any_format_rate_and_channels_become_mono_at_16_khz(
 def test_long_files_are_cut_into_equal_pieces_that_make_up_the_whole(tmp_path: Path) -> None:
     tone(tmp_path / "long.wav", rate=8000, seconds=2.5)
     tone(tmp_path / "short.wav", seconds=1)
-    corpus = audio(tmp_path, max_seconds=1)
-    assert corpus.frames.tolist() == [13_332, 13_334, 13_334, 16_000]  # 6,666 + 6,667 + 6,667 frames at 8 kHz
-    assert [len(corpus.read(i)) for i in range(4)] == corpus.frames.tolist()
+    dataset = audio(tmp_path, max_seconds=1)
+    assert dataset.frames.tolist() == [
+        13_332,
+        13_334,
+        13_334,
+        16_000,
+    ]  # 6,666 + 6,667 + 6,667 frames at 8 kHz
+    assert [len(dataset.read(i)) for i in range(4)] == dataset.frames.tolist()
 
 
 def test_bad_audio_is_skipped_counted_and_listed(tmp_path: Path) -> None:
@@ -89,12 +114,15 @@ def test_bad_audio_is_skipped_counted_and_listed(tmp_path: Path) -> None:
     (root / ".hidden.wav").write_text("hello")
     tone(root / "blip.wav", seconds=0.1)
     picture(root / "picture.png").rename(root / "picture.mp3")
-    corpus = audio(root, max_bad_share=0.2, skipped_path=str(tmp_path / "run" / "skipped.jsonl"))
-    assert len(corpus) == 20
+    dataset = audio(root, max_bad_share=0.2, skipped_path=str(tmp_path / "run" / "skipped.jsonl"))
+    assert len(dataset) == 20
     reasons = listed(tmp_path / "run" / "skipped.jsonl")
     assert set(reasons) == {"empty.wav", "noise.flac", "blip.wav", "picture.mp3", "readme.md"}
     assert reasons["empty.wav"] == "empty" and reasons["blip.wav"].startswith("too short: 0.100 s")
-    assert "not readable as audio" in reasons["noise.flac"] and "does not end in" in reasons["readme.md"]
+    assert (
+        "not readable as audio" in reasons["noise.flac"]
+        and "does not end in" in reasons["readme.md"]
+    )
 
 
 def test_too_much_bad_stops_with_the_list(tmp_path: Path) -> None:
@@ -102,7 +130,8 @@ def test_too_much_bad_stops_with_the_list(tmp_path: Path) -> None:
         tone(tmp_path / f"{i}.wav")
         (tmp_path / f"bad{i}.wav").write_text("x" if i < 2 else "")
     with pytest.raises(
-        ConfigError, match=r"7 unusable of 14 files, more than max_bad_share=0.1 .*bad0.wav.*bad2.wav \(empty"
+        ConfigError,
+        match=r"7 unusable of 14 files, more than max_bad_share=0.1 .*bad0.wav.*bad2.wav \(empty",
     ):
         len(audio(tmp_path))
 
@@ -110,12 +139,16 @@ def test_too_much_bad_stops_with_the_list(tmp_path: Path) -> None:
 def test_nothing_usable_says_what_was_looked_for(tmp_path: Path) -> None:
     for i in range(3):
         picture(tmp_path / f"{i}.jpg")
-    with pytest.raises(ConfigError, match=r"no usable file: looked for .wav, .flac, .ogg, .mp3 .* it holds 3 .jpg"):
+    with pytest.raises(
+        ConfigError, match=r"no usable file: looked for .wav, .flac, .ogg, .mp3 .* it holds 3 .jpg"
+    ):
         len(audio(tmp_path))
     with pytest.raises(ConfigError, match=r"looked for .txt in it and below; it holds 3 .jpg"):
         text(tmp_path).files  # noqa: B018
     with pytest.raises(ConfigError, match="it holds no file at all"):
-        len(images(tmp_path / "0.jpg").files) if (tmp_path / "new").mkdir() else len(images(tmp_path / "new"))
+        len(images(tmp_path / "0.jpg").files) if (tmp_path / "new").mkdir() else len(
+            images(tmp_path / "new")
+        )
     with pytest.raises(ConfigError, match="nowhere is not a folder; give the folder"):
         len(images(tmp_path / "nowhere"))
 
@@ -127,8 +160,10 @@ def test_links_in_a_circle_end_and_a_second_way_to_files_does_not_hide_them(tmp_
     (root / "a" / "up").symlink_to(root)
     (root / "a" / "me").symlink_to(root / "a")
     (root / "b" / "other").symlink_to(root / "a")
-    corpus = audio(root)
-    assert [corpus.name(i) for i in range(len(corpus))] == [f"{root}/{x}.wav" for x in ("a/0", "b/1", "b/other/0")]
+    dataset = audio(root)
+    assert [dataset.name(i) for i in range(len(dataset))] == [
+        f"{root}/{x}.wav" for x in ("a/0", "b/1", "b/other/0")
+    ]
 
 
 def test_a_folder_that_cannot_be_opened_is_listed(
@@ -148,15 +183,19 @@ def test_a_folder_that_cannot_be_opened_is_listed(
     monkeypatch.setattr(os, "scandir", scandir)
     assert len(audio(root, skipped_path=str(log))) == 10
     assert listed(log) == {"closed": "cannot be opened (Permission denied)"}
-    assert f"1 of 10 files cannot be used: {log} says why" in " ".join(capsys.readouterr().err.split())
+    assert f"1 of 10 files cannot be used: {log} says why" in " ".join(
+        capsys.readouterr().err.split()
+    )
 
 
 def test_a_file_that_fails_in_training_weighs_nothing_and_is_listed_once(tmp_path: Path) -> None:
     root, log = tmp_path / "data", tmp_path / "skipped.jsonl"
     for i in range(4):
         tone(root / f"{i}.wav")
-    corpus = audio(root, skipped_path=str(log))
-    module = PretrainDataModule(AudioSource(corpus, 0.3, 0), micro_batch=4, global_batch=4, seed=0)
+    dataset = audio(root, skipped_path=str(log))
+    module = PretrainDataModule(
+        AudioTransform(dataset, 0.3, 0), micro_batch=4, global_batch=4, seed=0
+    )
     batches = iter(module.train_dataloader())
     assert next(batches).weight is None
     (root / "2.wav").write_bytes(b"gone")
@@ -164,7 +203,9 @@ def test_a_file_that_fails_in_training_weighs_nothing_and_is_listed_once(tmp_pat
     assert all(b.weight[b.ids == 2].item() == 0 and b.weight.sum() == 3 for b in again)
     assert list(listed(log)) == ["2.wav"]
     tone(root / "2.wav")
-    assert len(audio(root, skipped_path=str(log))) == 4 and list(listed(log)) == ["2.wav"], "a resumed run keeps it"
+    assert len(audio(root, skipped_path=str(log))) == 4 and list(listed(log)) == ["2.wav"], (
+        "a resumed run keeps it"
+    )
 
 
 def test_labels_hold_the_test_speaker_out(tmp_path: Path) -> None:
@@ -174,16 +215,28 @@ def test_labels_hold_the_test_speaker_out(tmp_path: Path) -> None:
             tone(tmp_path / speaker / f"{speaker}{i}.wav", hertz=200 + 100 * i)
             rows.append(f"{speaker}{i}.wav\t{i % 2}\t{speaker}")
     (tmp_path / "labels.tsv").write_text("\n".join([*rows, "missing.wav\t0\ta"]))
-    table = {"labels": str(tmp_path / "labels.tsv"), "label_column": "word", "split_column": "speaker"}
-    corpus = audio(tmp_path, **table, test_values=["c"])
-    assert len(corpus) == 12 and not any("c" in Path(piece.file).name for piece in corpus.pieces)
-    task = AudioSource(corpus, 1, 0).probe_tasks()[0]
-    assert (task.name, task.classes, len(task.train.split), len(task.test.split)) == ("word", 2, 12, 6)
+    table = {
+        "labels": str(tmp_path / "labels.tsv"),
+        "label_column": "word",
+        "split_column": "speaker",
+    }
+    dataset = audio(tmp_path, **table, test_values=["c"])
+    assert len(dataset) == 12 and not any("c" in Path(piece.file).name for piece in dataset.pieces)
+    task = AudioTransform(dataset, 1, 0).probe_tasks()[0]
+    assert (task.name, task.classes, len(task.train.split), len(task.test.split)) == (
+        "word",
+        2,
+        12,
+        6,
+    )
     assert sorted(next(iter(task.test)).labels.tolist()) == [0] * 3 + [1] * 3
     for change, message in [
         ({"label_column": "digit"}, "must have a column 'digit'; it has file, word, speaker"),
         ({"label_column": None}, "label_column=None must name a column"),
-        ({"test_values": ["d"]}, "must leave some rows to train on and some to test, by column 'speaker'"),
+        (
+            {"test_values": ["d"]},
+            "must leave some rows to train on and some to test, by column 'speaker'",
+        ),
         ({"labels": str(tmp_path / "no.tsv")}, "cannot be read"),
     ]:
         with pytest.raises(ConfigError, match=message):
@@ -217,10 +270,10 @@ def test_bad_images_are_listed_at_the_start_or_when_met(tmp_path: Path) -> None:
     cut.write_bytes(picture(root / "00.png", size=(200, 200)).read_bytes()[:2000])
     picture(root / "tiny.png", size=(4, 4))
     (root / "text.jpeg").write_text("no image")
-    corpus = images(root, skipped_path=str(log))
-    assert len(corpus) == 22 and set(listed(log)) == {"tiny.png", "text.jpeg"}
-    unread = [i for i in range(22) if corpus.read(i) is None]
-    assert [Path(corpus.kept[i]).name for i in unread] == ["cut.png"] and "cut.png" in listed(log)
+    dataset = images(root, skipped_path=str(log))
+    assert len(dataset) == 22 and set(listed(log)) == {"tiny.png", "text.jpeg"}
+    unread = [i for i in range(22) if dataset.read(i) is None]
+    assert [Path(dataset.kept[i]).name for i in unread] == ["cut.png"] and "cut.png" in listed(log)
 
 
 def test_class_folders_give_a_probe_and_hold_its_test_out(tmp_path: Path) -> None:
@@ -228,19 +281,25 @@ def test_class_folders_give_a_probe_and_hold_its_test_out(tmp_path: Path) -> Non
         for name in ("cat", "dog"):
             for i in range(count):
                 picture(tmp_path / part / name / f"{i}.png")
-    corpus = images(tmp_path)
-    assert len(corpus) == 16 and all("train" in file for file in corpus.kept)
-    task = corpus.labelled()[0]
+    dataset = images(tmp_path)
+    assert len(dataset) == 16 and all("train" in file for file in dataset.kept)
+    task = dataset.labelled()[0]
     assert (task.classes, len(task.train), len(task.test)) == (2, 16, 6)
     whole = images(tmp_path / "train")
-    assert len(whole) == sum(not hashed(f"{name}/{i}.png") for name in ("cat", "dog") for i in range(8)) < 16
+    assert (
+        len(whole)
+        == sum(not hashed(f"{name}/{i}.png") for name in ("cat", "dog") for i in range(8))
+        < 16
+    )
     assert images(tmp_path / "train" / "cat").labelled() == []
 
 
 def test_folders_that_are_no_classes() -> None:
     assert from_folders(["a/1.jpg", "2.jpg"]) == [] and from_folders(["a/b/1.jpg"] * 20) == []
     assert from_folders([f"a/{i}.jpg" for i in range(50)]) == [], "one class"
-    assert from_folders(["b/0.jpg", *(f"a/{i}.jpg" for i in range(50))]) == [], "too few to learn from"
+    assert from_folders(["b/0.jpg", *(f"a/{i}.jpg" for i in range(50))]) == [], (
+        "too few to learn from"
+    )
     assert Item("test/a/0.jpg", "a", True) in from_folders(
         [f"{part}/{name}/{i}.jpg" for part in ("train", "test") for name in "ab" for i in range(9)]
     )
@@ -261,10 +320,14 @@ def test_bad_text_is_skipped_and_listed(tmp_path: Path) -> None:
     (root / "latin.txt").write_bytes("grün".encode("latin-1"))
     (root / "blank.txt").write_text(" \n\n")
     (root / "binary.txt").write_bytes(b"a\0b")
-    corpus = text(root, max_bad_share=0.8, skipped_path=str(log))
-    assert list(corpus.texts()) == ["good"]
+    dataset = text(root, max_bad_share=0.8, skipped_path=str(log))
+    assert list(dataset.texts()) == ["good"]
     reasons = listed(log)
-    assert reasons == {"latin.txt": reasons["latin.txt"], "blank.txt": "empty", "binary.txt": "binary, not text"}
+    assert reasons == {
+        "latin.txt": reasons["latin.txt"],
+        "blank.txt": "empty",
+        "binary.txt": "binary, not text",
+    }
     assert "not UTF-8" in reasons["latin.txt"]
 
 
@@ -276,6 +339,9 @@ def test_labelled_texts_give_a_probe(tmp_path: Path) -> None:
     task = text(tmp_path, **table, split_column="split", test_values=["test"]).labelled()[0]
     assert (len(task.train), len(task.test), task.classes) == (30, 10, 2)
     texts = [task.test.read(i) for i in range(10)]
-    assert all(int(t.split()[1]) % 4 == 3 for t in texts) and torch.tensor(task.test.labels).eq(1).all()
+    assert (
+        all(int(t.split()[1]) % 4 == 3 for t in texts)
+        and torch.tensor(task.test.labels).eq(1).all()
+    )
     hashed_task = text(tmp_path, **table).labelled()[0]
     assert len(hashed_task.test) == sum(hashed(f"sentence {i}") for i in range(40)) > 0

@@ -1,4 +1,5 @@
-"""Sources and the datamodule: samples as functions of (seed, epoch, index), normalisation, crops, blocks, padding."""
+"""Sources and the datamodule: samples as functions of (seed, epoch, index), normalisation, crops,
+blocks, padding."""
 
 from __future__ import annotations
 
@@ -11,13 +12,13 @@ from torch import Tensor
 
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.types import Batch
-from datamodules.audio import AudioSource, log_mel
+from datamodules.datasets.probe_tasks import FixedBatches, Labelled, Split, collate
 from datamodules.module import PretrainDataModule
-from datamodules.probe import FixedBatches, Labelled, Split, collate
-from datamodules.synthetic_vision import SyntheticVision
-from datamodules.text import TextSource, n_grams
-from datamodules.tokenizer import BOS, EOS, PAD
-from datamodules.vision import VisionSource, pixels
+from datamodules.synthetic.vision import SyntheticVision
+from datamodules.transforms.audio import AudioTransform, log_mel
+from datamodules.transforms.text import TextTransform, n_grams
+from datamodules.transforms.tokenizer import BOS, EOS, PAD
+from datamodules.transforms.vision import VisionTransform, pixels
 
 
 class Waves:
@@ -37,7 +38,11 @@ class Waves:
         return "ramps"
 
     def labelled(self) -> list[Labelled[np.ndarray]]:
-        return [Labelled("parity", *(Split(self.read, np.arange(5) % 2) for _ in range(2)), 2, "none unseen")]
+        return [
+            Labelled(
+                "parity", *(Split(self.read, np.arange(5) % 2) for _ in range(2)), 2, "none unseen"
+            )
+        ]
 
 
 class Lines:
@@ -57,44 +62,64 @@ class Lines:
 
 
 def audio(lengths: list[int], seed: int = 0, **settings: int) -> PretrainDataModule:
-    source = AudioSource(Waves(lengths), crop_seconds=0.1, seed=seed)
-    return PretrainDataModule(source, **{"micro_batch": 2, "global_batch": 4, "seed": seed, **settings})
+    transform = AudioTransform(Waves(lengths), crop_seconds=0.1, seed=seed)
+    return PretrainDataModule(
+        transform, **{"micro_batch": 2, "global_batch": 4, "seed": seed, **settings}
+    )
 
 
-def vision(seed: int = 0, **changes: object) -> VisionSource:
-    settings = {"size": 32, "scale": (0.5, 1), "ratio": (0.75, 1.33), "jitter": 0.4, "flip": 0.5, "centre": 1.0}
+def vision(seed: int = 0, **changes: object) -> VisionTransform:
+    settings = {
+        "size": 32,
+        "scale": (0.5, 1),
+        "ratio": (0.75, 1.33),
+        "jitter": 0.4,
+        "flip": 0.5,
+        "centre": 1.0,
+    }
     colours = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3), "standardise": False}
-    return VisionSource(SyntheticVision(10, 4, 4, 0), **{**settings, **colours, **changes}, seed=seed)
+    return VisionTransform(
+        SyntheticVision(10, 4, 4, 0), **{**settings, **colours, **changes}, seed=seed
+    )
 
 
 def same(a: Batch, b: Batch) -> bool:
-    return torch.equal(a.inputs, b.inputs) and torch.equal(a.ids, b.ids) and (a.epoch, a.cursor) == (b.epoch, b.cursor)
+    return (
+        torch.equal(a.inputs, b.inputs)
+        and torch.equal(a.ids, b.ids)
+        and (a.epoch, a.cursor) == (b.epoch, b.cursor)
+    )
 
 
 def test_standardised_images_have_no_colour_and_unit_contrast() -> None:
-    source = vision(standardise=True)
-    images = source.finish(torch.stack([source.read(i, 0) for i in (3, 4)]))
+    transform = vision(standardise=True)
+    images = transform.finish(torch.stack([transform.read(i, 0) for i in (3, 4)]))
     assert images.mean((2, 3)).abs().max() < 1e-5
     assert (images.square().mean((1, 2, 3)) - 1).abs().max() < 0.05
 
 
 def test_waveform_is_normalised_before_the_crop() -> None:
-    source = AudioSource(Waves([5000, 1000]), crop_seconds=0.1, seed=0)
+    transform = AudioTransform(Waves([5000, 1000]), crop_seconds=0.1, seed=0)
     whole = np.arange(5000) - 2499.5
     whole /= np.sqrt((whole**2).mean() + 1e-5)
-    crop = source.read(0, epoch=0).double().numpy()
+    crop = transform.read(0, epoch=0).double().numpy()
     start = int(np.abs(whole - crop[0]).argmin())
     assert len(crop) == 1600 and np.allclose(crop, whole[start : start + 1600], atol=1e-5)
-    assert source.read(1, epoch=0).shape == (1000,) and source.lengths.tolist() == [1600, 1000]
+    assert transform.read(1, epoch=0).shape == (1000,) and transform.lengths.tolist() == [
+        1600,
+        1000,
+    ]
 
 
 def test_crops_depend_on_seed_epoch_and_index_alone() -> None:
     def starts(seed: int, epoch: int) -> list[float]:
-        source = AudioSource(Waves([9000] * 3), crop_seconds=0.1, seed=seed)
-        return [float(source.read(i, epoch)[0]) for i in (2, 0, 1)]
+        transform = AudioTransform(Waves([9000] * 3), crop_seconds=0.1, seed=seed)
+        return [float(transform.read(i, epoch)[0]) for i in (2, 0, 1)]
 
     assert starts(0, 0) == starts(0, 0)
-    assert len({value for seed in (0, 1) for epoch in (0, 1) for value in starts(seed, epoch)}) == 12
+    assert (
+        len({value for seed in (0, 1) for epoch in (0, 1) for value in starts(seed, epoch)}) == 12
+    )
 
 
 def test_unequal_rows_are_padded_on_the_right() -> None:
@@ -143,55 +168,65 @@ def test_log_mel_ignores_padding() -> None:
     alone = Batch(wave[:, :4000], torch.tensor([0]))
     other = torch.cat([torch.cat([wave[:, :4000], torch.zeros(1, 4000)], 1), wave])
     padded = Batch(other, torch.tensor([0, 1]), lengths=torch.tensor([4000, 8000]))
-    # The last two frames of the row look past its end: into the mirror image alone, into zeros when padded
+    # The last two frames of the row look past its end: into the mirror image alone, into zeros when
+    # padded
     assert torch.allclose(log_mel(alone)[0, :40], log_mel(padded)[0, :40], atol=0.1)
 
 
 def test_augmentation_is_a_function_of_position_and_leaves_torch_alone() -> None:
-    source = vision()
+    transform = vision()
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    views = {(e, i): source.read(i, e) for e in (0, 1) for i in (0, 1)}
+    views = {(e, i): transform.read(i, e) for e in (0, 1) for i in (0, 1)}
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(6)
     assert torch.equal(vision().read(1, 1), views[1, 1])
-    assert not torch.equal(views[0, 0], views[1, 0]) and not torch.equal(vision(seed=1).read(0, 0), views[0, 0])
+    assert not torch.equal(views[0, 0], views[1, 0]) and not torch.equal(
+        vision(seed=1).read(0, 0), views[0, 0]
+    )
 
 
 def test_vision_normalises_and_probes_see_the_image_itself() -> None:
-    source = vision(scale=(1, 1), ratio=(1, 1), jitter=0, flip=0)
-    image = torch.from_numpy(source.corpus.read(2)).float() / 255
+    transform = vision(scale=(1, 1), ratio=(1, 1), jitter=0, flip=0)
+    image = torch.from_numpy(transform.dataset.read(2)).float() / 255
     mean, std = (torch.tensor(v)[:, None, None] for v in ((0.5, 0.4, 0.3), (0.2, 0.25, 0.3)))
-    module = PretrainDataModule(source, micro_batch=5, global_batch=5, seed=0)
+    module = PretrainDataModule(transform, micro_batch=5, global_batch=5, seed=0)
     raw, batch = next(iter(module.train_dataloader())), next(module.batches())
     assert raw.inputs.dtype == torch.uint8 and batch.inputs.dtype == torch.float32
     assert torch.equal(module.on_after_batch_transfer(raw, 0).inputs, batch.inputs)
     rows = {int(i): row for i, row in zip(batch.ids, batch.inputs, strict=True)}
     rows |= {
-        int(i): row for b in [list(islice(module.batches(), 2))[1]] for i, row in zip(b.ids, b.inputs, strict=True)
+        int(i): row
+        for b in [list(islice(module.batches(), 2))[1]]
+        for i, row in zip(b.ids, b.inputs, strict=True)
     }
     assert torch.allclose(rows[2], (image - mean) / std, atol=1e-5)
     assert all(b.inputs.dtype == torch.float32 for b in module.health_batches(3))
-    batch = next(iter(source.probe_tasks()[0].test))
+    batch = next(iter(transform.probe_tasks()[0].test))
     assert batch.inputs.shape == (4, 3, 32, 32) and pixels(batch).shape == (4, 3072)
 
 
 def test_blocks_are_the_stream_cut() -> None:
     lines = [f"line {i} of some text, it is {i * i} long" for i in range(200)]
-    source = TextSource(Lines(lines), block=16, vocab_size=300, tokenizer=None, cache=None)
+    transform = TextTransform(Lines(lines), block=16, vocab_size=300, tokenizer=None, cache=None)
     stream: list[int] = []
-    for ids in source.vocabulary.encode(lines):
+    for ids in transform.vocabulary.encode(lines):
         stream += [*ids.tolist(), EOS]
-    blocks = [source.read(i, 0).tolist() for i in range(len(source))]
+    blocks = [transform.read(i, 0).tolist() for i in range(len(transform))]
     assert all(block[0] == BOS and len(block) == 16 for block in blocks)
     joined = [token for block in blocks for token in block[1:]]
     assert joined == stream[: len(joined)] and len(stream) - len(joined) < 15
 
 
 def test_text_shorter_than_a_block_is_told() -> None:
-    source = TextSource(Lines(["short"]), block=512, vocab_size=300, tokenizer=None, cache=None)
-    with pytest.raises(ConfigError, match=r"source.block=512 is more than the whole text, \d+ tokens; set a smaller"):
-        len(source)
+    transform = TextTransform(
+        Lines(["short"]), block=512, vocab_size=300, tokenizer=None, cache=None
+    )
+    with pytest.raises(
+        ConfigError,
+        match=r"transform.block=512 is more than the whole text, \d+ tokens; set a smaller",
+    ):
+        len(transform)
 
 
 def test_n_grams_against_a_loop() -> None:
@@ -213,29 +248,36 @@ def test_items_of_fixed_batches_may_all_be_unreadable() -> None:
 
 @pytest.mark.parametrize("jitter", [0.0, 0.4])
 def test_augmentation_against_torchvisions_first_transforms_on_pillow(jitter: float) -> None:
-    """BEiT's and MAE's recipe with the library and the image type that the reference used, from the same seed."""
+    """BEiT's and MAE's recipe with the library and the image type that the reference used, from the
+    same seed."""
     import torchvision.transforms as v1
     from PIL import Image
 
     from d2v_pretrain.rng import fold_in
 
     pixels = np.random.default_rng(0).integers(0, 256, (8, 10, 3)).astype(np.uint8)
-    image = Image.fromarray(pixels).resize((90, 70), Image.Resampling.BICUBIC)  # smooth, as a photograph is
-    source = vision(scale=(0.2, 1), ratio=(3 / 4, 4 / 3), jitter=jitter)
-    source.corpus = type("One", (), {"read": lambda self, i: np.array(image).transpose(2, 0, 1)})()
+    image = Image.fromarray(pixels).resize(
+        (90, 70), Image.Resampling.BICUBIC
+    )  # smooth, as a photograph is
+    transform = vision(scale=(0.2, 1), ratio=(3 / 4, 4 / 3), jitter=jitter)
+    transform.dataset = type(
+        "One", (), {"read": lambda self, i: np.array(image).transpose(2, 0, 1)}
+    )()
     crop = v1.RandomResizedCrop(32, (0.2, 1), (3 / 4, 4 / 3), v1.InterpolationMode.BICUBIC)
     steps = [v1.ColorJitter(jitter, jitter, jitter)] if jitter else []
     theirs = v1.Compose([*steps, crop, v1.RandomHorizontalFlip(0.5)])
     for epoch in range(12):
         torch.manual_seed(fold_in(0, 3, epoch, 1))
         expected = np.asarray(theirs(image)).transpose(2, 0, 1).astype(int)
-        off = np.abs(source.read(1, epoch).numpy().astype(int) - expected)
+        off = np.abs(transform.read(1, epoch).numpy().astype(int) - expected)
         assert off.max() <= 4 and off.mean() < 1
 
 
 def crops(lengths: list[int], workers: int = 0) -> PretrainDataModule:
-    source = AudioSource(Waves(lengths), crop_seconds=0.1, seed=0, crop_to_shortest=True)
-    return PretrainDataModule(source, micro_batch=3, global_batch=3, seed=0, workers=workers, buckets=1)
+    transform = AudioTransform(Waves(lengths), crop_seconds=0.1, seed=0, crop_to_shortest=True)
+    return PretrainDataModule(
+        transform, micro_batch=3, global_batch=3, seed=0, workers=workers, buckets=1
+    )
 
 
 def test_rows_are_cropped_to_the_shortest_of_their_micro_batch() -> None:
@@ -254,13 +296,17 @@ def test_rows_are_cropped_to_the_shortest_of_their_micro_batch() -> None:
             )
     assert all(map(same, islice(crops(lengths, workers=2).train_dataloader(), 6), batches))
     (bad,) = [b for b in batches[:3] if 3 in b.ids]
-    assert not bad.inputs[bad.ids == 3].any() and bad.weight is not None and bad.weight[bad.ids == 3] == 0
+    assert (
+        not bad.inputs[bad.ids == 3].any()
+        and bad.weight is not None
+        and bad.weight[bad.ids == 3] == 0
+    )
 
 
 def test_the_crop_to_the_shortest_starts_anywhere() -> None:
-    source = AudioSource(Waves([4000]), crop_seconds=0.1, seed=0, crop_to_shortest=True)
-    ramp = source.read(0, 0, longest=3999)
-    firsts = [float(source.read(0, epoch, longest=1000)[0]) for epoch in range(300)]
+    transform = AudioTransform(Waves([4000]), crop_seconds=0.1, seed=0, crop_to_shortest=True)
+    ramp = transform.read(0, 0, longest=3999)
+    firsts = [float(transform.read(0, epoch, longest=1000)[0]) for epoch in range(300)]
     step = float(ramp[1] - ramp[0])
     starts = sorted(round((first - min(firsts)) / step) for first in firsts)
     assert starts[-1] > 2900 and abs(np.median(starts) - 1500) < 300
@@ -269,46 +315,65 @@ def test_the_crop_to_the_shortest_starts_anywhere() -> None:
 def test_joined_clips_are_each_read_once_and_fill_a_crop() -> None:
     lengths = np.random.default_rng(0).integers(100, 900, 200).tolist()
     lengths[7] = 4000
-    source = AudioSource(Waves(lengths), crop_seconds=0.1, seed=5, join=True)
-    groups = [group.tolist() for group in source.corpus.groups]
+    transform = AudioTransform(Waves(lengths), crop_seconds=0.1, seed=5, join=True)
+    groups = [group.tolist() for group in transform.dataset.groups]
     assert sorted(i for group in groups for i in group) == list(range(200))
     totals = [sum(lengths[i] for i in group) for group in groups]
-    assert all(total <= 1600 or len(group) == 1 for total, group in zip(totals, groups, strict=True)) and [7] in groups
+    assert (
+        all(total <= 1600 or len(group) == 1 for total, group in zip(totals, groups, strict=True))
+        and [7] in groups
+    )
     for total, following in zip(totals, groups[1:], strict=False):
-        assert total + lengths[following[0]] > 1600, "a group is closed only if the next clip does not fit"
-    assert source.lengths.tolist() == [min(total, 1600) for total in totals]
-    again = AudioSource(Waves(lengths), crop_seconds=0.1, seed=5, join=True)
-    other = AudioSource(Waves(lengths), crop_seconds=0.1, seed=6, join=True)
-    assert [g.tolist() for g in again.corpus.groups] == groups != [g.tolist() for g in other.corpus.groups]
-    assert source.describe().startswith("ramps, joined to ") and len(source) == len(groups)
-    assert len(source.probe_tasks()[0].test.split) == 5, "the probe hears single clips"
+        assert total + lengths[following[0]] > 1600, (
+            "a group is closed only if the next clip does not fit"
+        )
+    assert transform.lengths.tolist() == [min(total, 1600) for total in totals]
+    again = AudioTransform(Waves(lengths), crop_seconds=0.1, seed=5, join=True)
+    other = AudioTransform(Waves(lengths), crop_seconds=0.1, seed=6, join=True)
+    assert (
+        [g.tolist() for g in again.dataset.groups]
+        == groups
+        != [g.tolist() for g in other.dataset.groups]
+    )
+    assert transform.describe().startswith("ramps, joined to ") and len(transform) == len(groups)
+    assert len(transform.probe_tasks()[0].test.split) == 5, "the probe hears single clips"
 
 
 def test_joined_clips_are_equally_loud_and_a_bad_one_is_silence() -> None:
     lengths = [300, 400, 500, 250, 350, 450]
-    source = AudioSource(Waves(lengths), crop_seconds=0.1, seed=0, join=True)
-    for n, group in enumerate(source.corpus.groups):
-        wave, place = source.corpus.read(n), 0
+    transform = AudioTransform(Waves(lengths), crop_seconds=0.1, seed=0, join=True)
+    for n, group in enumerate(transform.dataset.groups):
+        wave, place = transform.dataset.read(n), 0
         for i in group.tolist():
             part = wave[place : place + lengths[i]]
-            assert abs(part.mean()) < 1e-4 and part.std() == pytest.approx(0 if i == 3 else 1, abs=1e-3)
+            assert abs(part.mean()) < 1e-4 and part.std() == pytest.approx(
+                0 if i == 3 else 1, abs=1e-3
+            )
             place += lengths[i]
-        assert place == len(wave) == source.corpus.frames[n]
-    alone = AudioSource(Waves([1600] * 4), 0.1, 0, join=True)
-    assert [alone.read(n, 0) is None for n in range(4)] == [g.tolist() == [3] for g in alone.corpus.groups]
+        assert place == len(wave) == transform.dataset.frames[n]
+    alone = AudioTransform(Waves([1600] * 4), 0.1, 0, join=True)
+    assert [alone.read(n, 0) is None for n in range(4)] == [
+        g.tolist() == [3] for g in alone.dataset.groups
+    ]
 
 
 def test_joined_clips_stay_in_their_shard() -> None:
     waves = Waves([200] * 30)
     waves.shard_sizes, waves.told = np.array([11, 0, 19]), []
     waves.ahead = waves.told.extend
-    module = PretrainDataModule(AudioSource(waves, 0.1, 0, join=True), 1, 1, seed=0, window_shards=1)
-    corpus = module.source.corpus
-    assert corpus.shard_sizes.tolist() == [2, 0, 3], "8 clips fill a crop"
-    assert all(len({bool(i >= 11) for i in group.tolist()}) == 1 for group in corpus.groups)
-    seen = [int(i) for b in islice(module.train_dataloader(), 5) for i in corpus.groups[int(b.ids)]]
+    module = PretrainDataModule(
+        AudioTransform(waves, 0.1, 0, join=True), 1, 1, seed=0, window_shards=1
+    )
+    dataset = module.transform.dataset
+    assert dataset.shard_sizes.tolist() == [2, 0, 3], "8 clips fill a crop"
+    assert all(len({bool(i >= 11) for i in group.tolist()}) == 1 for group in dataset.groups)
+    seen = [
+        int(i) for b in islice(module.train_dataloader(), 5) for i in dataset.groups[int(b.ids)]
+    ]
     assert sorted(seen) == list(range(30)) and {0, 2} <= set(map(int, waves.told))
-    plain = AudioSource(Waves([200] * 30), 0.1, 0, join=True).corpus
-    assert not any(hasattr(plain, name) for name in ("shard_sizes", "ahead", "some", "checksums"))
+    plain = AudioTransform(Waves([200] * 30), 0.1, 0, join=True).dataset
+    assert not any(
+        hasattr(plain, name) for name in ("shard_sizes", "ahead", "spread_ids", "checksums")
+    )
     waves.some = lambda n: np.arange(11 - n, 11)  # the last of the first shard are at hand
     assert all(set(batch.ids.tolist()) <= {0, 1} for batch in module.health_batches(4))

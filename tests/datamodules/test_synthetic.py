@@ -1,4 +1,5 @@
-"""The embedded data: a function of (seed, item) alone, split without overlap, and as hard as it is said to be."""
+"""The embedded data: a function of (seed, item) alone, split without overlap, and as hard as it is
+said to be."""
 
 from __future__ import annotations
 
@@ -11,19 +12,22 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from datamodules.audio import AudioSource
-from datamodules.probe import ProbeTask
-from datamodules.synthetic_audio import SEEN, SyntheticAudio
-from datamodules.synthetic_text import TOPICS, SyntheticText
-from datamodules.synthetic_vision import SyntheticVision
-from datamodules.text import TextSource
-from datamodules.voices import SPEAKERS, WORDS, Voices
+from datamodules.datasets.probe_tasks import ProbeTask
+from datamodules.synthetic.audio import SEEN, SyntheticAudio
+from datamodules.synthetic.text import TOPICS, SyntheticText
+from datamodules.synthetic.vision import SyntheticVision
+from datamodules.synthetic.voices import SPEAKERS, WORDS, Voices
+from datamodules.transforms.audio import AudioTransform
+from datamodules.transforms.text import TextTransform
 
 
 def floor_accuracy(task: ProbeTask) -> float:
     """Logistic regression on the raw features, by scikit-learn."""
     (x, y), (test_x, test_y) = (
-        (torch.cat([task.floor(b) for b in part]).numpy(), torch.cat([b.labels for b in part]).numpy())
+        (
+            torch.cat([task.floor(b) for b in part]).numpy(),
+            torch.cat([b.labels for b in part]).numpy(),
+        )
         for part in (task.train, task.test)
     )
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=300)).fit(x, y)
@@ -38,7 +42,9 @@ def test_audio_items_do_not_depend_on_how_many_there_are() -> None:
 
 
 def test_words_of_a_pair_have_the_same_phones() -> None:
-    assert all(sorted(a) == sorted(b) and a != b for a, b in zip(WORDS[::2], WORDS[1::2], strict=True))
+    assert all(
+        sorted(a) == sorted(b) and a != b for a, b in zip(WORDS[::2], WORDS[1::2], strict=True)
+    )
 
 
 def test_probe_speakers_are_unseen() -> None:
@@ -60,7 +66,7 @@ def test_audio_is_sound_at_the_pitch_of_its_speaker() -> None:
 
 
 def test_a_bag_of_frames_cannot_tell_the_words() -> None:
-    task = AudioSource(SyntheticAudio(1, 900, seed=0), 1.5, seed=0).probe_tasks()[0]
+    task = AudioTransform(SyntheticAudio(1, 900, seed=0), 1.5, seed=0).probe_tasks()[0]
     assert 0.4 < floor_accuracy(task) < 0.7
     assert task.classes == 10 and task.floor(next(iter(task.train))).shape == (64, 80)
 
@@ -72,9 +78,11 @@ def test_images_do_not_depend_on_how_many_there_are() -> None:
 
 
 def test_probe_images_are_unseen_and_balanced() -> None:
-    corpus = SyntheticVision(50, 400, 400, seed=0)
-    task = corpus.labelled()[0]
-    images = [corpus.read(i) for i in range(50)] + [s.read(i) for s in (task.train, task.test) for i in range(400)]
+    dataset = SyntheticVision(50, 400, 400, seed=0)
+    task = dataset.labelled()[0]
+    images = [dataset.read(i) for i in range(50)] + [
+        s.read(i) for s in (task.train, task.test) for i in range(400)
+    ]
     assert len({image.tobytes() for image in images}) == 850
     assert np.bincount(task.train.labels, minlength=10).min() > 20
 
@@ -93,16 +101,20 @@ def test_documents_agree_as_the_grammar_says() -> None:
 
 
 def test_pretraining_text_holds_no_document_of_the_probe() -> None:
-    corpus = SyntheticText(300, 100, 100, seed=0)
-    texts, (order, topic) = set(corpus.texts()), corpus.labelled()
+    dataset = SyntheticText(300, 100, 100, seed=0)
+    texts, (order, topic) = set(dataset.texts()), dataset.labelled()
     tested = [split.read(i) for split in (order.train, order.test) for i in range(100)]
     assert not texts & set(tested) and len(set(tested)) == 200
     assert set(topic.train.labels.tolist()) == set(range(TOPICS))
 
 
 def test_topic_is_easy_and_order_needs_more_than_words() -> None:
-    order, topic = TextSource(SyntheticText(100, 800, 400, 0), 96, 1000, None, None).probe_tasks()
+    order, topic = TextTransform(
+        SyntheticText(100, 800, 400, 0), 96, 1000, None, None
+    ).probe_tasks()
     assert floor_accuracy(topic) > 0.95
     assert floor_accuracy(order) > 0.9  # 1-3-grams with 800 labels see it, single words do not:
-    words = replace(order, floor=lambda batch: torch.nn.functional.one_hot(batch.inputs, 1000).sum(1).float())
+    words = replace(
+        order, floor=lambda batch: torch.nn.functional.one_hot(batch.inputs, 1000).sum(1).float()
+    )
     assert 0.4 < floor_accuracy(words) < 0.6

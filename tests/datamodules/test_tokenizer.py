@@ -1,4 +1,5 @@
-"""Tokenizers: RoBERTa's special ids whatever the file, fairseq's order by its dictionary, one trained and kept."""
+"""Tokenizers: RoBERTa's special ids whatever the file, fairseq's order by its dictionary, one
+trained and kept."""
 
 from __future__ import annotations
 
@@ -9,10 +10,10 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from d2v_pretrain.errors import ConfigError
-from datamodules import tokenizer
-from datamodules.synthetic_text import SyntheticText
-from datamodules.text import TextSource
-from datamodules.tokenizer import SPECIALS, Vocabulary
+from datamodules.synthetic.text import SyntheticText
+from datamodules.transforms import tokenizer
+from datamodules.transforms.text import TextTransform
+from datamodules.transforms.tokenizer import SPECIALS, Vocabulary
 
 TEXTS = ["low lower lowest", "new newer newest", "wide wider ä ✓"] * 20
 
@@ -45,7 +46,7 @@ def test_trained_vocabulary_has_its_size_the_special_ids_and_every_byte() -> Non
 
 
 def test_too_small_a_vocabulary_is_told() -> None:
-    with pytest.raises(ConfigError, match=r"source\.vocab_size=100 must be at least 261"):
+    with pytest.raises(ConfigError, match=r"transform\.vocab_size=100 must be at least 261"):
         tokenizer.train(TEXTS, 100)
 
 
@@ -72,7 +73,9 @@ def test_a_fairseq_dictionary_decides_the_ids(tmp_path: Path) -> None:
 
 
 def test_roberta_files_are_used_as_they_are(tmp_path: Path) -> None:
-    folder = pair(tmp_path / "bpe", ("vocab.json", "merges.txt"), [*SPECIALS, "a", "b", "ab", "<mask>"])
+    folder = pair(
+        tmp_path / "bpe", ("vocab.json", "merges.txt"), [*SPECIALS, "a", "b", "ab", "<mask>"]
+    )
     vocabulary = tokenizer.load(folder)
     assert vocabulary.native and vocabulary.size == 8 and encode(vocabulary, "abb") == [6, 5]
 
@@ -81,19 +84,21 @@ def test_what_is_no_tokenizer_is_told(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"tokenizer.json cannot be read"):
         tokenizer.load(tmp_path / "tokenizer.json")
-    with pytest.raises(ConfigError, match=r"must be a tokenizer.json, or a folder .* leave it null"):
+    with pytest.raises(
+        ConfigError, match=r"must be a tokenizer.json, or a folder .* leave it null"
+    ):
         tokenizer.load(tmp_path / "nowhere")
     plain().save(str(tmp_path / "tokenizer.json"))
-    source = TextSource(SyntheticText(5, 1, 1, 0), 16, 1000, str(tmp_path), None)
-    with pytest.raises(ConfigError, match=r"source.vocab_size=1000 must be 8, .* set it to 8"):
-        len(source)
+    transform = TextTransform(SyntheticText(5, 1, 1, 0), 16, 1000, str(tmp_path), None)
+    with pytest.raises(ConfigError, match=r"transform.vocab_size=1000 must be 8, .* set it to 8"):
+        len(transform)
 
 
 def test_trained_tokenizer_is_kept_with_the_run_and_read_again(tmp_path: Path) -> None:
     cache = tmp_path / "run" / "tokenizer.json"
-    first = TextSource(SyntheticText(5, 1, 1, 0), 16, 400, None, str(cache))
+    first = TextTransform(SyntheticText(5, 1, 1, 0), 16, 400, None, str(cache))
     tokens = first.tokens
     assert cache.exists()
     stamp = cache.stat().st_mtime_ns
-    again = TextSource(SyntheticText(5, 1, 1, 0), 16, 400, None, str(cache))
+    again = TextTransform(SyntheticText(5, 1, 1, 0), 16, 400, None, str(cache))
     assert (again.tokens == tokens).all() and cache.stat().st_mtime_ns == stamp

@@ -1,4 +1,5 @@
-"""trainer=fsdp on CPUs: it trains what trainer=ddp does, exact after a kill, with checkpoints that anyone can read."""
+"""trainer=fsdp on CPUs: it trains what trainer=ddp does, exact after a kill, with checkpoints that
+anyone can read."""
 
 from __future__ import annotations
 
@@ -10,15 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from d2v_pretrain import checkpoint
-from d2v_pretrain.pretrain import Pretrain
+from d2v_pretrain.checkpoint import file as checkpoint
+from d2v_pretrain.training.module import Pretrain
 from tests.ddp.test_ranks import TEXT, kill_one, same_training
-from tests.resume import lives
-from tests.resume.lives import COMMON, RUNS
+from tests.resume import processes
+from tests.resume.processes import COMMON, RUNS
 
 STEPS = 12
 # Two parameter groups, which Lightning's own full checkpoints would mix up.
-GROUPS = [*TEXT, "optimizer.decays=matrices", "clip=0.05"]
+GROUPS = [*TEXT, "optimizer.weight_decay_on=matrices", "clip=0.05"]
 
 
 def newest(cwd: Path) -> dict[str, Any]:
@@ -45,10 +46,10 @@ def close(a: Any, b: Any, where: str = "") -> None:
 
 def test_killed_on_fsdp_trains_and_saves_what_ddp_does(tmp_path: Path) -> None:
     ddp, fsdp = tmp_path / "ddp", tmp_path / "fsdp"
-    lives.finish(ddp, GROUPS, 2)
+    processes.finish(ddp, GROUPS, 2)
     codes = kill_one(fsdp, GROUPS, 2, random.Random(3), trainer="fsdp")
     assert None not in codes and all(codes), "a rank outlived the other by a minute"
-    lives.finish(fsdp, GROUPS, 2, "fsdp")
+    processes.finish(fsdp, GROUPS, 2, "fsdp")
     same_training(ddp, fsdp, 1e-5)
     for part in ("state_dict", "optimizer_states", "position"):
         close(newest(fsdp)[part], newest(ddp)[part], part)
@@ -58,10 +59,14 @@ def test_killed_on_fsdp_trains_and_saves_what_ddp_does(tmp_path: Path) -> None:
 @pytest.mark.parametrize("modality", ["audio", "vision", "text"])
 def test_every_modality(tmp_path: Path, modality: str) -> None:
     """Audio with layer drop: the ranks skip different blocks."""
-    argv = [a for a in RUNS[modality] + COMMON if not a.startswith(("steps", "global_batch", "log_every"))]
+    argv = [
+        a
+        for a in RUNS[modality] + COMMON
+        if not a.startswith(("steps", "global_batch", "log_every"))
+    ]
     argv += ["global_batch=12", f"steps={STEPS}", "log_every=1"]
     for trainer in ("ddp", "fsdp"):
-        lives.finish(tmp_path / trainer, argv, 2, trainer)
+        processes.finish(tmp_path / trainer, argv, 2, trainer)
     same_training(tmp_path / "ddp", tmp_path / "fsdp", 1e-5)
 
 
@@ -69,21 +74,24 @@ def test_every_modality(tmp_path: Path, modality: str) -> None:
 @pytest.mark.parametrize("world", [2, 3])
 def test_killed_and_bit_identical(tmp_path: Path, world: int) -> None:
     argv, draw = [*GROUPS, "steps=30"], random.Random(world)
-    lives.finish(tmp_path / "whole", argv, world, "fsdp")
+    processes.finish(tmp_path / "whole", argv, world, "fsdp")
     cwd = tmp_path / "killed"
     for _ in range(4):
         assert None not in kill_one(cwd, argv, world, draw, trainer="fsdp")
-    lives.finish(cwd, argv, world, "fsdp")
-    assert list(lives.differences(lives.outcome(cwd), lives.outcome(tmp_path / "whole"))) == []
+    processes.finish(cwd, argv, world, "fsdp")
+    assert (
+        list(processes.differences(processes.outcome(cwd), processes.outcome(tmp_path / "whole")))
+        == []
+    )
 
 
 @pytest.mark.slow
 def test_moves_between_fsdp_ddp_and_one_process(tmp_path: Path) -> None:
     argv, draw, cwd = [*GROUPS, "steps=40"], random.Random(4), tmp_path / "moved"
-    lives.finish(tmp_path / "whole", argv)
+    processes.finish(tmp_path / "whole", argv)
     for world, trainer in ((2, "fsdp"), (1, "ddp"), (3, "fsdp"), (2, "ddp")):
         kill_one(cwd, argv, world, draw, trainer=trainer)
-    lives.finish(cwd, argv, 2, "fsdp")
+    processes.finish(cwd, argv, 2, "fsdp")
     same_training(tmp_path / "whole", cwd, 1e-4)
 
 
@@ -96,16 +104,20 @@ def poisoned(cwd: str, argv: list[str], env: dict[str, str]) -> None:
         return loss * float("nan") if module.global_rank == 1 and 4 <= module.updates <= 7 else loss
 
     Pretrain.training_step = training_step  # type: ignore[method-assign]
-    lives.live(cwd, argv, env)
+    processes.live(cwd, argv, env)
 
 
 @pytest.mark.slow
-def test_bad_steps_are_skipped_and_gone_back_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bad_steps_are_skipped_and_gone_back_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(lives, "live", poisoned)
     for trainer in ("ddp", "fsdp"):
         argv = [*GROUPS, "callbacks.bad_steps.patience=3", "log_every=4", "checkpoint.keep_last=9"]
-        lives.finish(tmp_path / trainer, argv, 2, trainer)
-    written = [(tmp_path / trainer / "runs/run/bad_steps.jsonl").read_text() for trainer in ("ddp", "fsdp")]
+        processes.finish(tmp_path / trainer, argv, 2, trainer)
+    written = [
+        (tmp_path / trainer / "runs/run/bad_steps.jsonl").read_text() for trainer in ("ddp", "fsdp")
+    ]
     assert written[0] == written[1] and written[0].count("\n") == 4
     a, b = (newest(tmp_path / trainer)["state_dict"] for trainer in ("ddp", "fsdp"))
     assert all(value.isfinite().all() for value in b.values())

@@ -1,4 +1,5 @@
-"""Two network namespaces as two nodes, with torchrun: the bits of two ranks at home; a cut cable ends both sides."""
+"""Two network namespaces as two nodes, with torchrun: the bits of two ranks at home; a cut cable
+ends both sides."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.ddp.test_ranks import ARGV, TEXT
-from tests.resume import lives
+from tests.resume import processes
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = str(Path(__file__).with_name("two_nodes.sh"))
@@ -29,7 +30,10 @@ TRAINER += ["trainer.precision=32-true", f"trainer.strategy.timeout.count={TIMEO
 def nodes() -> Iterator[str]:
     """The name of a pair of nodes."""
     name = f"d{os.getpid() % 10000}n"
-    if shutil.which("ip") is None or subprocess.run([SCRIPT, "up", name], capture_output=True).returncode:
+    if (
+        shutil.which("ip") is None
+        or subprocess.run([SCRIPT, "up", name], capture_output=True).returncode
+    ):
         subprocess.run([SCRIPT, "down", name], capture_output=True)
         pytest.skip("network namespaces take root and iproute2")
     yield name
@@ -37,8 +41,9 @@ def nodes() -> Iterator[str]:
 
 
 def start(nodes: str, cwd: Path, argv: list[str]) -> list[subprocess.Popen]:
-    """The same command on both nodes, which share a disk; what they say is in node1.txt and node2.txt."""
-    lives.texts(cwd)
+    """The same command on both nodes, which share a disk; what they say is in node1.txt and
+    node2.txt."""
+    processes.texts(cwd)
     argv = [*(a for a in argv if a != "trainer=cpu"), *TRAINER]
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     processes = []
@@ -55,8 +60,8 @@ def test_two_nodes_train_what_two_ranks_train(nodes: str, tmp_path: Path) -> Non
     far, near = tmp_path / "far", tmp_path / "near"
     codes = [process.wait(240) for process in start(nodes, far, TEXT)]
     assert codes == [0, 0], (far / "node1.txt").read_text()[-3000:]
-    lives.finish(near, TEXT, world=2)
-    assert list(lives.differences(lives.outcome(far), lives.outcome(near))) == []
+    processes.finish(near, TEXT, world=2)
+    assert list(processes.differences(processes.outcome(far), processes.outcome(near))) == []
 
 
 @pytest.mark.slow
@@ -75,7 +80,9 @@ def test_a_cut_link_ends_both_sides_with_a_cause(nodes: str, tmp_path: Path) -> 
     assert all(codes)
     texts = [(tmp_path / f"node{node}.txt").read_text() for node in (1, 2)]
     for rank, text in enumerate(texts):
-        assert re.search(rf"rank {rank} of 2 on \S+ lost another one \(.*[Tt]imed out", text), text[-3000:]
+        assert re.search(rf"rank {rank} of 2 on \S+ lost another one \(.*[Tt]imed out", text), text[
+            -3000:
+        ]
         assert "the same command goes on from" in text
     assert "the cause: rank 1 does not answer" in texts[0], texts[0][-3000:]
     assert "rank 0, where all meet, does not answer" in texts[1], texts[1][-3000:]

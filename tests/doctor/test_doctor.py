@@ -1,4 +1,5 @@
-"""The doctor: planted defects of each kind are found and nothing else is; the simulated pass against plain loops."""
+"""The doctor: planted defects of each kind are found and nothing else is; the simulated pass
+against plain loops."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ from datamodules.doctor.__main__ import main
 from datamodules.doctor.report import histogram
 from datamodules.doctor.simulate import simulate
 from datamodules.module import PretrainDataModule
-from datamodules.stream import Stream
+from datamodules.order import StepSampler
 
 
 def doctor(monkeypatch: pytest.MonkeyPatch, folder: Path, *words: str) -> int:
@@ -51,7 +52,9 @@ def sound(path: Path, wave: np.ndarray) -> None:
 def flip(path: Path) -> None:
     """Ruin the second half of a file."""
     content = path.read_bytes()
-    path.write_bytes(content[: len(content) // 2] + bytes(b ^ 0x55 for b in content[len(content) // 2 :]))
+    path.write_bytes(
+        content[: len(content) // 2] + bytes(b ^ 0x55 for b in content[len(content) // 2 :])
+    )
 
 
 def test_sound_with_every_defect(
@@ -59,7 +62,10 @@ def test_sound_with_every_defect(
 ) -> None:
     root, rng, time = tmp_path / "data", np.random.default_rng(0), np.arange(16_000) / 16_000
     for i in range(20):
-        sound(root / f"good{i:02}.wav", 0.4 * np.sin(2 * np.pi * (200 + 20 * i) * time) + rng.normal(0, 0.01, 16_000))
+        sound(
+            root / f"good{i:02}.wav",
+            0.4 * np.sin(2 * np.pi * (200 + 20 * i) * time) + rng.normal(0, 0.01, 16_000),
+        )
     sound(root / "quiet.wav", rng.normal(0, 0.001, 16_000))
     speech = rng.laplace(0, 0.1, 16_000)
     sound(root / "full.wav", speech / np.abs(speech).max())  # scaled to full scale: not clipped
@@ -86,13 +92,27 @@ def test_sound_with_every_defect(
         "same name": {"good03.wav"},
     }
     result = said(tmp_path)
-    assert result["items"] == result["examined"] == 28 and result["findings"]["unusable"]["share"] == 3 / 31
+    assert (
+        result["items"] == result["examined"] == 28
+        and result["findings"]["unusable"]["share"] == 3 / 31
+    )
     seconds = 25 + 9000 / 16_000 + 5000 / 16_000
-    assert result["length"]["total"] == pytest.approx(seconds) and result["length"]["unit"] == "seconds"
+    assert (
+        result["length"]["total"] == pytest.approx(seconds)
+        and result["length"]["unit"] == "seconds"
+    )
     assert "too short: 0.050 s" in str(result["findings"]["unusable"]["which"])
     printed = capsys.readouterr().out
-    assert "28 utterances of 28 audio files" in printed and "same content" in printed and "optimizer steps" in printed
-    assert {p.name for p in (tmp_path / "runs/run/doctor").iterdir()} == {"doctor.json", "lengths.png", "skipped.jsonl"}
+    assert (
+        "28 utterances of 28 audio files" in printed
+        and "same content" in printed
+        and "optimizer steps" in printed
+    )
+    assert {p.name for p in (tmp_path / "runs/run/doctor").iterdir()} == {
+        "doctor.json",
+        "lengths.png",
+        "skipped.jsonl",
+    }
 
     assert doctor(monkeypatch, tmp_path, *words, "data.max_bad_share=0.05") == 1
     assert said(tmp_path)["above"] == ["unusable", "silent"]
@@ -124,7 +144,9 @@ def test_images_with_every_defect(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     picture(root / "smallest.png", colours(4, 40))
     picture(root / "deep" / "copy.bmp", np.asarray(Image.open(root / "good05.png")))
     (root / "deep" / "copy.bmp").unlink()
-    picture(root / "deep" / "copy.png", np.asarray(Image.open(root / "good05.png")), compress_level=1)
+    picture(
+        root / "deep" / "copy.png", np.asarray(Image.open(root / "good05.png")), compress_level=1
+    )
     picture(root / "good09.jpg", colours(40, 40))
     picture(root / "cut.png", colours(90, 90))
     (root / "cut.png").write_bytes((root / "cut.png").read_bytes()[:3000])
@@ -148,22 +170,46 @@ def test_texts_with_every_defect(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     (root / "a.txt").write_text("\n".join([*lines, "no", lines[3]]))
     (root / "blank.txt").write_text(" \n")
     (root / "latin.txt").write_bytes("grün".encode("latin-1"))
-    small = ["source.vocab_size=300", "source.block=16"]
-    assert doctor(monkeypatch, tmp_path, "modality=text", "data=folder", f"data.root={root}", *small) == 0
+    small = ["transform.vocab_size=300", "transform.block=16"]
+    assert (
+        doctor(monkeypatch, tmp_path, "modality=text", "data=folder", f"data.root={root}", *small)
+        == 0
+    )
     found = said(tmp_path)["findings"]
-    assert {kind: f["count"] for kind, f in found.items()} == {"unusable": 2, "short": 1, "same content": 1}
+    assert {kind: f["count"] for kind, f in found.items()} == {
+        "unusable": 2,
+        "short": 1,
+        "same content": 1,
+    }
     assert found["short"]["which"] == ["text 201: 'no'"]
     assert found["same content"]["which"][0].startswith("text 202: 'Sentence number 3 ")
 
 
-def test_a_set_by_name_and_the_embedded_data_are_clean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert doctor(monkeypatch, tmp_path, "modality=vision", "data.images=64", "data.train=10", "data.test=10") == 0
+def test_a_set_by_name_and_the_embedded_data_are_clean(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert (
+        doctor(
+            monkeypatch,
+            tmp_path,
+            "modality=vision",
+            "data.images=64",
+            "data.train=10",
+            "data.test=10",
+        )
+        == 0
+    )
     assert said(tmp_path)["findings"] == {} and said(tmp_path)["items"] == 64
     for who in ("theo", "lucas"):
         for n in range(6):
             noise = np.random.default_rng([n, len(who)]).normal(0, 0.1, 6000)
             sound(tmp_path / "fsdd" / "recordings" / f"{n}_{who}_0.wav", noise)
-    assert doctor(monkeypatch, tmp_path, "modality=audio", "data=fsdd", f"data.root={tmp_path / 'fsdd'}") == 0
+    assert (
+        doctor(
+            monkeypatch, tmp_path, "modality=audio", "data=fsdd", f"data.root={tmp_path / 'fsdd'}"
+        )
+        == 0
+    )
     assert said(tmp_path)["findings"] == {} and said(tmp_path)["items"] == 6
 
 
@@ -185,16 +231,32 @@ def flac(wave: np.ndarray) -> bytes:
 def test_shards_with_defects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     first = {f"{i:03}.flac": flac(rng.normal(0, 0.1, 8000)) for i in range(12)}
-    second = {f"{i:03}.flac": flac(rng.normal(0, 0.1, 8000)) for i in range(11, 23)}  # 011 is in both
+    second = {
+        f"{i:03}.flac": flac(rng.normal(0, 0.1, 8000)) for i in range(11, 23)
+    }  # 011 is in both
     second["020.flac"] = first["004.flac"]
     second["023.flac"] = flac(np.zeros(8000))
     ruined = first["006.flac"]
-    first["006.flac"] = ruined[: len(ruined) // 2] + bytes(b ^ 0x55 for b in ruined[len(ruined) // 2 :])
+    first["006.flac"] = ruined[: len(ruined) // 2] + bytes(
+        b ^ 0x55 for b in ruined[len(ruined) // 2 :]
+    )
     tar(tmp_path / "data" / "a.tar", first)
     tar(tmp_path / "data" / "b.tar", second)
-    assert doctor(monkeypatch, tmp_path, "modality=audio", "data=shards", f"data.root={tmp_path / 'data'}") == 0
-    found = {kind: [name.partition(" = ")[0] for name in f["which"]] for kind, f in said(tmp_path)["findings"].items()}
-    assert {kind: [Path(name).name for name in names] for kind, names in found.items() if kind != "unreadable"} == {
+    assert (
+        doctor(
+            monkeypatch, tmp_path, "modality=audio", "data=shards", f"data.root={tmp_path / 'data'}"
+        )
+        == 0
+    )
+    found = {
+        kind: [name.partition(" = ")[0] for name in f["which"]]
+        for kind, f in said(tmp_path)["findings"].items()
+    }
+    assert {
+        kind: [Path(name).name for name in names]
+        for kind, names in found.items()
+        if kind != "unreadable"
+    } == {
         "silent": ["b.tar: 023"],
         "same content": ["b.tar: 020"],
         "same name": ["b.tar: 011"],
@@ -208,13 +270,20 @@ def test_shards_with_defects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     [
         ("modality=audio data=folder", "data.root=??? has no value"),
         ("modality=audio data=folder data.root=nowhere", "data.root=nowhere is not a folder"),
-        ("modality=audio data=cifar10", "data=cifar10 is nothing for modality=audio; choose one of esc50, "),
+        (
+            "modality=audio data=cifar10",
+            "data=cifar10 is nothing for modality=audio; choose one of esc50, ",
+        ),
         ("modality=audio sample=none", "sample=none must be a positive whole number"),
         ("modality=audio stps=5", "did you mean steps?"),
     ],
 )
 def test_wrong_input_is_one_sentence_and_2(
-    words: str, sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    words: str,
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     assert doctor(monkeypatch, tmp_path, *words.split()) == 2
     error = capfd.readouterr().err
@@ -248,12 +317,16 @@ def test_the_simulated_pass_against_loops(max_tokens: int | None) -> None:
     batches = data.plan.window(0)
     padded = sum(max(lengths[i] for i in batch) * len(batch) for batch in batches)
     assert pass_.micro_batches == len(batches) and pass_.steps == len(batches) / 4
-    assert pass_.padding == pytest.approx(1 - sum(lengths) / padded) and pass_.cropped == pytest.approx(0)
+    assert pass_.padding == pytest.approx(
+        1 - sum(lengths) / padded
+    ) and pass_.cropped == pytest.approx(0)
     assert pass_.rows[0] == min(map(len, batches)) and pass_.rows[2] == max(map(len, batches))
     steps = len(batches) // 4
     waits, works = 0, 0
-    streams = [islice(Stream(data.plan, 4, rank, 2), 2 * steps) for rank in range(2)]
-    loads = [[max(lengths[i] for i in slot.ids) * len(slot.ids) for slot in stream] for stream in streams]
+    streams = [islice(StepSampler(data.plan, 4, rank, 2), 2 * steps) for rank in range(2)]
+    loads = [
+        [max(lengths[i] for i in slot.ids) * len(slot.ids) for slot in stream] for stream in streams
+    ]
     for step in range(steps):
         first, second = (sum(load[2 * step : 2 * step + 2]) for load in loads)
         waits, works = waits + abs(first - second), works + 2 * max(first, second)
@@ -263,5 +336,7 @@ def test_the_simulated_pass_against_loops(max_tokens: int | None) -> None:
 
 def test_histogram_counts_everything() -> None:
     lines = histogram(np.random.default_rng(0).exponential(3, 1000))
-    assert len(lines) == 16 and sum(int(line.split()[-1].replace(",", "")) for line in lines) == 1000
+    assert (
+        len(lines) == 16 and sum(int(line.split()[-1].replace(",", "")) for line in lines) == 1000
+    )
     assert histogram(np.full(7, 2.5))[0].endswith(" 7") and histogram(np.empty(0)) == []

@@ -1,7 +1,8 @@
-"""Policies against slow loops over Python's own random numbers, where the recorded statistics do not reach.
+"""Policies against slow loops over Python's own random numbers, where the recorded statistics do
+not reach.
 
-Two samples of one distribution each, compared by how often every position and every pair of neighbours is masked.
-"""
+Two samples of one distribution each, compared by how often every position and every pair of
+neighbours is masked."""
 
 from __future__ import annotations
 
@@ -22,7 +23,12 @@ Loop = Callable[[random.Random], set[int]]
 def spans(rng: random.Random, size: int, prob: float, length: int) -> set[int]:
     """Text: starts anywhere without replacement, cut at the end."""
     number = int(prob * size / length + rng.random())
-    return {i for start in rng.sample(range(size), number) for i in range(start, start + length) if i < size}
+    return {
+        i
+        for start in rng.sample(range(size), number)
+        for i in range(start, start + length)
+        if i < size
+    }
 
 
 def exactly(rng: random.Random, chosen: set[int], everything: set[int], goal: int) -> set[int]:
@@ -41,7 +47,9 @@ def blocks_1d(rng: random.Random, size: int, share: float, adjust: float, length
     return exactly(rng, chosen, set(range(size)), int(size * share))
 
 
-def blocks_2d(rng: random.Random, rows: int, columns: int, share: float, adjust: float, length: int) -> set[int]:
+def blocks_2d(
+    rng: random.Random, rows: int, columns: int, share: float, adjust: float, length: int
+) -> set[int]:
     size, chosen, reach = rows * columns, set(), range(-(length // 2), length - length // 2)
     for _ in range(int(size * ((share + adjust) / length**2))):
         centre = rng.randrange(size)
@@ -64,7 +72,9 @@ def rectangles(rng: random.Random, rows: int, columns: int, count: int, smallest
             if width >= columns or height >= rows:
                 continue
             top, left = rng.randint(0, rows - height), rng.randint(0, columns - width)
-            inside = {r * columns + c for r in range(top, top + height) for c in range(left, left + width)}
+            inside = {
+                r * columns + c for r in range(top, top + height) for c in range(left, left + width)
+            }
             if 0 < len(inside - masked) <= count - len(masked):
                 masked |= inside
                 break
@@ -120,7 +130,10 @@ def test_policy_and_loop_are_one_distribution(name: str) -> None:
     assert agree(ours, theirs)
     for distance in (1, 2, grid[-1]):
         if distance < ours.shape[1]:
-            assert agree(ours[:, distance:] & ours[:, :-distance], theirs[:, distance:] & theirs[:, :-distance])
+            assert agree(
+                ours[:, distance:] & ours[:, :-distance],
+                theirs[:, distance:] & theirs[:, :-distance],
+            )
     a, b = ours.sum(1).double(), theirs.sum(1).double()
     assert abs(float(a.mean() - b.mean())) <= 4.5 * float(b.std()) * (2 / DRAWS) ** 0.5
     assert abs(float(a.std() - b.std())) <= 0.1 * float(b.std())

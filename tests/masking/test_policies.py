@@ -1,4 +1,5 @@
-"""What every policy promises: exact numbers, padding left alone, and a mask that depends on its sample alone."""
+"""What every policy promises: exact numbers, padding left alone, and a mask that depends on its
+sample alone."""
 
 from __future__ import annotations
 
@@ -44,28 +45,36 @@ def visible(mask: Mask) -> int:
         (TokenMask(0.42), (512,), 296),
     ],
 )
-def test_published_numbers_of_visible_tokens(policy: MaskPolicy, grid: tuple[int, ...], seen: int) -> None:
+def test_published_numbers_of_visible_tokens(
+    policy: MaskPolicy, grid: tuple[int, ...], seen: int
+) -> None:
     mask = policy(0, IDS, 3, grid)
     assert visible(mask) == seen
     assert (mask.masked.sum(1) == mask.masked.shape[1] - seen).all()
 
 
-@pytest.mark.parametrize(("policy", "grid", "number"), [
-    (BlockMask(0.5, 5, 0.05), (499,), 54),
-    (BlockMask(0.55, 5, 0.1), (499,), 64),
-    (BlockMask(0.8, 3, 0.07, inverse=True), (14, 14), 5),
-    (BlockMask(0.75, 3, 0.1, inverse=True), (14, 14), 7),
-    (BlockMask(0.75, 3, 0.1, inverse=True), (16, 16), 9),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("policy", "grid", "number"),
+    [
+        (BlockMask(0.5, 5, 0.05), (499,), 54),
+        (BlockMask(0.55, 5, 0.1), (499,), 64),
+        (BlockMask(0.8, 3, 0.07, inverse=True), (14, 14), 5),
+        (BlockMask(0.75, 3, 0.1, inverse=True), (14, 14), 7),
+        (BlockMask(0.75, 3, 0.1, inverse=True), (16, 16), 9),
+    ],
+)
 def test_published_numbers_of_blocks(policy: BlockMask, grid: tuple[int, ...], number: int) -> None:
-    """So many blocks' worth of tokens is never passed, and one block less is (squares are few enough to see it)."""
+    """So many blocks' worth of tokens is never passed, and one block less is (squares are few
+    enough to see it)."""
     size = grid[0] if len(grid) == 1 else grid[0] * grid[1]
     share = 1 - policy.prob if policy.inverse else policy.prob
     ids = torch.arange(20)
     covered = policy._blocks(0, ids, 1, grid, torch.full((20,), size), share).sum(1)
     assert int(covered.max()) <= number * policy.length ** len(grid)
     if len(grid) == 2:
-        many = policy._blocks(0, torch.arange(3000), 1, grid, torch.full((3000,), size), share).sum(1)
+        many = policy._blocks(0, torch.arange(3000), 1, grid, torch.full((3000,), size), share).sum(
+            1
+        )
         assert int(many.max()) > (number - 1) * policy.length**2
 
 
@@ -79,8 +88,12 @@ def test_a_sample_has_its_mask_in_any_batch(name: str) -> None:
 
 
 def test_equal_spans_depend_on_the_micro_batch_by_design() -> None:
-    """data2vec 1 audio thins every row of a micro-batch to the number of the row with the fewest."""
-    loose, tight = SpanMask(0.65, 10, equal=False)(7, IDS, 1, GRID1), SpanMask(0.65, 10)(7, IDS, 1, GRID1)
+    """data2vec 1 audio thins every row of a micro-batch to the number of the row with the
+    fewest."""
+    loose, tight = (
+        SpanMask(0.65, 10, equal=False)(7, IDS, 1, GRID1),
+        SpanMask(0.65, 10)(7, IDS, 1, GRID1),
+    )
     numbers = loose.masked.sum(1)
     assert numbers.unique().numel() > 1
     assert (tight.masked.sum(1) == numbers.min()).all()
@@ -117,7 +130,9 @@ def test_padding_is_never_predicted(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "share"), [("blocks", 0.5), ("tokens", 0.48)])
-def test_padded_rows_keep_equal_numbers_and_every_visible_real_token(name: str, share: float) -> None:
+def test_padded_rows_keep_equal_numbers_and_every_visible_real_token(
+    name: str, share: float
+) -> None:
     """Rows are filled up with padding; a real token is seen or predicted, never silently lost."""
     mask = OWN[name][0](7, IDS, 2, GRID1, PADDED)
     assert mask.kept is not None
@@ -162,10 +177,14 @@ def test_at_least_min_spans() -> None:
 
 def test_bert_masking_hides_80_replaces_10_and_keeps_10_of_100() -> None:
     chosen = SpanMask(0.15, 1, False, False)(4, torch.arange(2000), 1, (512,))
-    mask = SpanMask(0.15, 1, False, False, keep_prob=0.1, random_prob=0.1)(4, torch.arange(2000), 1, (512,))
+    mask = SpanMask(0.15, 1, False, False, keep_prob=0.1, random_prob=0.1)(
+        4, torch.arange(2000), 1, (512,)
+    )
     assert mask.random is not None
     replaced, number = mask.random >= 0, int(chosen.count)
-    assert not (replaced & mask.masked).any() and not ((replaced | mask.masked) & ~chosen.masked).any()
+    assert (
+        not (replaced & mask.masked).any() and not ((replaced | mask.masked) & ~chosen.masked).any()
+    )
     for part, share in ((mask.masked, 0.8), (replaced, 0.1)):
         assert abs(int(part.sum()) - share * number) < 4.5 * (share * (1 - share) * number) ** 0.5
     values = mask.random[replaced]
@@ -183,9 +202,15 @@ def test_rectangles_reach_their_goal_in_two_thirds_of_draws_and_never_pass_it() 
 
 @pytest.mark.parametrize(
     ("policy", "grid", "lengths"),
-    [(RectangleMask(5), (60,), None), (RectangleMask(5), GRID2, PADDED), (BlockMask(0.5, 2), GRID2, PADDED)],
+    [
+        (RectangleMask(5), (60,), None),
+        (RectangleMask(5), GRID2, PADDED),
+        (BlockMask(0.5, 2), GRID2, PADDED),
+    ],
 )
-def test_grids_that_a_policy_cannot_do_are_refused(policy: MaskPolicy, grid: tuple, lengths: Tensor | None) -> None:
+def test_grids_that_a_policy_cannot_do_are_refused(
+    policy: MaskPolicy, grid: tuple, lengths: Tensor | None
+) -> None:
     with pytest.raises(AssertionError):
         policy(0, IDS, 1, grid, lengths)
 

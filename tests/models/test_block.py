@@ -14,7 +14,8 @@ from d2v_pretrain.models.init import initialise_blocks
 
 
 def randomised(module: nn.Module, seed: int = 0, std: float = 0.3) -> nn.Module:
-    """Every parameter drawn anew: fresh biases are 0 and norms 1, which hides whoever forgets them."""
+    """Every parameter drawn anew: fresh biases are 0 and norms 1, which hides whoever forgets
+    them."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in module.parameters():
@@ -27,7 +28,11 @@ def explicit_attention(module: Attention, x: Tensor, bias: Tensor) -> Tensor:
     rows, width = len(x), x.shape[-1]
     d = width // module.heads
     bias_free_key = module.qkv.bias is None
-    biases = [module.q_bias, torch.zeros(width), module.v_bias] if bias_free_key else module.qkv.bias.split(width)
+    biases = (
+        [module.q_bias, torch.zeros(width), module.v_bias]
+        if bias_free_key
+        else module.qkv.bias.split(width)
+    )
     q, k, v = (x @ w.T + b for w, b in zip(module.qkv.weight.split(width), biases, strict=True))
     y = torch.zeros_like(x)
     for row in range(rows):
@@ -58,7 +63,9 @@ def test_attention_is_the_softmax_written_out(key_bias: bool, kind: str) -> None
         added = added.masked_fill(~allowed, float("-inf"))
     elif given is not None:
         added = added + given
-    torch.testing.assert_close(module(x, given), explicit_attention(module, x, added), atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(
+        module(x, given), explicit_attention(module, x, added), atol=1e-6, rtol=1e-5
+    )
 
 
 def test_attention_drops_probabilities_in_training_only() -> None:
@@ -72,7 +79,9 @@ def test_attention_drops_probabilities_in_training_only() -> None:
 @pytest.mark.parametrize("layer_scale", [None, 0.1])
 @pytest.mark.parametrize("norm_first", [False, True])
 def test_block_is_its_formula(norm_first: bool, layer_scale: float | None) -> None:
-    block = randomised(Block(12, 3, 2.5, norm_first=norm_first, layer_scale=layer_scale, norm_eps=1e-3))
+    block = randomised(
+        Block(12, 3, 2.5, norm_first=norm_first, layer_scale=layer_scale, norm_eps=1e-3)
+    )
     assert isinstance(block, Block)
     x, bias = torch.randn(2, 5, 12), torch.randn(2, 3, 5, 5)
 
@@ -111,7 +120,8 @@ def test_drop_path_drops_whole_rows_and_keeps_the_mean() -> None:
 
 
 def test_the_target_tensor_is_before_dropout_and_scale() -> None:
-    """The teacher is in eval mode, but the student's own ffn output must be the plain feed-forward output, too."""
+    """The teacher is in eval mode, but the student's own ffn output must be the plain feed-forward
+    output, too."""
     block = Block(8, 2, dropout=0.9, attention_dropout=0.0, layer_scale=1e-4)
     x = torch.randn(1, 3, 8)
     seen: list[Tensor] = []
@@ -121,7 +131,9 @@ def test_the_target_tensor_is_before_dropout_and_scale() -> None:
 
 
 @pytest.mark.parametrize("groups", [1, 4])
-@pytest.mark.parametrize(("kernel", "stride", "padding"), [(3, 1, 1), (4, 1, 2), (3, 2, 0), (5, 3, 0)])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding"), [(3, 1, 1), (4, 1, 2), (3, 2, 0), (5, 3, 0)]
+)
 def test_conv_last_over_a_sequence(groups: int, kernel: int, stride: int, padding: int) -> None:
     conv = nn.Conv1d(8, 12, kernel, stride, padding, groups=groups)
     x = torch.randn(2, 17, 8)
@@ -137,7 +149,9 @@ def test_conv_last_over_a_grid() -> None:
 def test_conv_lengths_are_what_convolutions_return() -> None:
     for n in range(5, 40):
         for kernel, stride in ((2, 2), (3, 2), (5, 3), (1, 1)):
-            length = F.conv1d(torch.zeros(1, 1, n), torch.zeros(1, 1, kernel), stride=stride).shape[-1]
+            length = F.conv1d(torch.zeros(1, 1, n), torch.zeros(1, 1, kernel), stride=stride).shape[
+                -1
+            ]
             assert int(conv_lengths(torch.tensor(n), kernel, stride)) == length
 
 
@@ -157,8 +171,14 @@ def test_beit_init_cuts_at_one_deviation_and_shrinks_with_depth() -> None:
     blocks = nn.ModuleList([Block(64, 4, key_bias=False) for _ in range(3)])
     initialise_blocks(blocks, "beit")
     for depth, block in enumerate(blocks, start=1):
-        for linear, factor in ((block.attention.qkv, 1.0), (block.fc1, 1.0), (block.fc2, (2 * depth) ** -0.5)):
+        for linear, factor in (
+            (block.attention.qkv, 1.0),
+            (block.fc1, 1.0),
+            (block.fc2, (2 * depth) ** -0.5),
+        ):
             assert float(linear.weight.detach().abs().max()) <= 0.02 * factor + 1e-9
-            assert float(linear.weight.detach().std()) == pytest.approx(0.02 * 0.5396 * factor, rel=0.05)
+            assert float(linear.weight.detach().std()) == pytest.approx(
+                0.02 * 0.5396 * factor, rel=0.05
+            )
         largest = float(block.attention.out.weight.detach().abs().max())
         assert largest == pytest.approx(0.02 * (2 * depth) ** -0.5, rel=0.02)

@@ -46,7 +46,9 @@ def vision(bias: nn.Module | None = None, **parts: Any) -> Encoder:
 
 
 def batch_of(inputs: Tensor, lengths: list[int] | None = None) -> Batch:
-    return Batch(inputs, torch.arange(len(inputs)), None if lengths is None else torch.tensor(lengths))
+    return Batch(
+        inputs, torch.arange(len(inputs)), None if lengths is None else torch.tensor(lengths)
+    )
 
 
 def some_mask(rows: int, size: int, count: int) -> Mask:
@@ -56,7 +58,9 @@ def some_mask(rows: int, size: int, count: int) -> Mask:
     return Mask.of(masked)
 
 
-def run_blocks(model: Encoder, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+def run_blocks(
+    model: Encoder, x: Tensor, bias: Tensor | None = None
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     """All blocks by hand: the output, and every feed-forward and block output."""
     ffns, outputs = [], []
     x = model.input_norm(x)
@@ -69,7 +73,9 @@ def run_blocks(model: Encoder, x: Tensor, bias: Tensor | None = None) -> tuple[T
 
 @pytest.mark.parametrize("tensor", ["ffn", "block"])
 @pytest.mark.parametrize("top_k", [0, 1, 3])
-def test_layers_are_the_outputs_of_the_last_blocks_in_order_without_extra_tokens(top_k: int, tensor: str) -> None:
+def test_layers_are_the_outputs_of_the_last_blocks_in_order_without_extra_tokens(
+    top_k: int, tensor: str
+) -> None:
     model = vision(norm_first=True, input_norm=False, final_norm=True)
     batch = batch_of(torch.randn(2, 3, 8, 8))
     x = torch.cat([model.extra.expand(2, -1, -1), model.stem(batch).x], 1)
@@ -124,7 +130,9 @@ def test_drop_agrees_with_attention_that_must_not_look() -> None:
     x = torch.randn(2, 10, D)
     assert mask.kept is not None
     hidden = model(Tokens(x, (10,), ~mask.masked)).x
-    torch.testing.assert_close(model(Tokens(x, (10,)), mask).x, gather_rows(hidden, mask.kept), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        model(Tokens(x, (10,)), mask).x, gather_rows(hidden, mask.kept), atol=1e-5, rtol=1e-4
+    )
 
 
 @pytest.mark.parametrize("zero_padding", [True, False])
@@ -135,11 +143,14 @@ def test_audio_does_not_depend_on_padding(zero_padding: bool) -> None:
     size = alone.x.shape[1]
     assert beside.valid is not None and int(beside.valid.sum()) == size
     torch.testing.assert_close(beside.x[:, :size], alone.x, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close([t[:, :size] for t in beside.layers], alone.layers, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        [t[:, :size] for t in beside.layers], alone.layers, atol=1e-5, rtol=1e-4
+    )
 
 
 def test_audio_depends_on_padding_as_published() -> None:
-    """fairseq zeroes padding before the position stack only (HF_PARITY 0.6); mask_padding mends it."""
+    """fairseq zeroes padding before the position stack only (HF_PARITY 0.6); mask_padding mends
+    it."""
     model, wave = audio(positions=ConvPositions(D, 2, 6, 4), zero_padding=True), torch.randn(1, 155)
     alone = model.encode(batch_of(wave)).x
     beside = model.encode(batch_of(torch.nn.functional.pad(wave, (0, 88)), [155])).x
@@ -149,13 +160,16 @@ def test_audio_depends_on_padding_as_published() -> None:
 def test_text_does_not_depend_on_padding() -> None:
     model, ids = text(), torch.tensor([[0, 5, 9, 14, 2]])
     alone = model.encode(batch_of(ids), 1)
-    beside = model.encode(batch_of(torch.cat([ids, torch.ones(1, 4, dtype=torch.int64)], 1), [5]), 1)
+    beside = model.encode(
+        batch_of(torch.cat([ids, torch.ones(1, 4, dtype=torch.int64)], 1), [5]), 1
+    )
     torch.testing.assert_close(beside.x[:, :5], alone.x, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(beside.layers[0][:, :5], alone.layers[0], atol=1e-5, rtol=1e-4)
 
 
 def test_rows_filled_up_with_padding_see_what_they_see_alone() -> None:
-    """A short row keeps padding so that all rows keep the same number; its real tokens do not notice."""
+    """A short row keeps padding so that all rows keep the same number; its real tokens do not
+    notice."""
     model, x = text(), torch.randn(2, 8, D)
     masked = torch.tensor([[0, 1, 0, 0, 1, 0, 1, 0], [1, 0, 0, 1, 0, 0, 0, 0]], dtype=torch.bool)
     padding = torch.tensor([[0] * 8, [0] * 5 + [1] * 3], dtype=torch.bool)

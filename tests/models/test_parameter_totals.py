@@ -1,4 +1,5 @@
-"""Published experiments, built on the meta device: their numbers of parameters are the published ones."""
+"""Published experiments, built on the meta device: their numbers of parameters are the published
+ones."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from d2v_pretrain.config import choices, load
+from d2v_pretrain.config.compose import choices, load
 from d2v_pretrain.models.positions import SinCosPositions
 
 # Millions in the encoder and in the predictor (head or decoder).
@@ -43,8 +44,13 @@ def test_parameters_of_an_experiment(name: str) -> None:
     with torch.device("meta"):
         model = instantiate(cfg.objective, _convert_="all")
     sizes = [sum(p.numel() for p in part.parameters()) for part in (model.student, model.predictor)]
-    if isinstance(model.student.positions, SinCosPositions):  # the reference keeps them as a frozen parameter
-        sizes[0] += math.prod(model.student.stem.grid((1, 3, cfg.source.size, cfg.source.size))) * model.student.width
+    if isinstance(
+        model.student.positions, SinCosPositions
+    ):  # the reference keeps them as a frozen parameter
+        sizes[0] += (
+            math.prod(model.student.stem.grid((1, 3, cfg.transform.size, cfg.transform.size)))
+            * model.student.width
+        )
     for size, published in zip(sizes, PUBLISHED[name], strict=True):
         assert round(size / 1e6, len(str(published).partition(".")[2])) == published
 

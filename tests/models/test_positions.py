@@ -19,7 +19,9 @@ from d2v_pretrain.types import Tokens
 
 
 def test_slopes_of_12_16_and_6_heads() -> None:
-    assert alibi_slopes(12) == pytest.approx([2.0**-i for i in range(1, 9)] + [2**-0.5, 2**-1.5, 2**-2.5, 2**-3.5])
+    assert alibi_slopes(12) == pytest.approx(
+        [2.0**-i for i in range(1, 9)] + [2**-0.5, 2**-1.5, 2**-2.5, 2**-3.5]
+    )
     assert alibi_slopes(16) == pytest.approx([2 ** (-i / 2) for i in range(1, 17)])
     assert alibi_slopes(6) == pytest.approx([2**-2, 2**-4, 2**-6, 2**-8, 2**-1, 2**-3])
     assert alibi_slopes(1) == [2**-8]
@@ -31,7 +33,9 @@ def test_alibi_is_minus_slope_times_distance_times_scale() -> None:
         bias.scale.copy_(torch.tensor([1.0, 2.0, 0.5, -3.0, 0.0, 1.5]))
     table = bias((7,), None, 0).detach()
     assert table.shape == (1, 6, 7, 7)
-    for head, (slope, scale) in enumerate(zip(alibi_slopes(6), [1.0, 2.0, 0.5, 0.0, 0.0, 1.5], strict=True)):
+    for head, (slope, scale) in enumerate(
+        zip(alibi_slopes(6), [1.0, 2.0, 0.5, 0.0, 0.0, 1.5], strict=True)
+    ):
         for i in range(7):
             for j in range(7):
                 assert float(table[0, head, i, j]) == pytest.approx(-slope * scale * abs(i - j))
@@ -43,11 +47,16 @@ def test_a_negative_alibi_scale_has_no_gradient() -> None:
     with torch.no_grad():
         bias.scale.copy_(torch.tensor([-1.0, 1.0]))
     bias((4,), None, 0).sum().backward()
-    assert bias.scale.grad is not None and float(bias.scale.grad[0]) == 0 and float(bias.scale.grad[1]) < 0
+    assert (
+        bias.scale.grad is not None
+        and float(bias.scale.grad[0]) == 0
+        and float(bias.scale.grad[1]) < 0
+    )
 
 
 def gathered(full: Tensor, kept: Tensor, extra: int) -> Tensor:
-    """Rows and columns of the visible tokens, one row of ``kept`` at a time, extra tokens in front."""
+    """Rows and columns of the visible tokens, one row of ``kept`` at a time, extra tokens in
+    front."""
     picks = [torch.cat([torch.arange(extra), row + extra]) for row in kept]
     return torch.stack([full[0][:, pick][:, :, pick] for pick in picks])
 
@@ -63,10 +72,15 @@ def test_alibi_of_visible_tokens_is_gathered_from_the_whole(extra: int) -> None:
 
 def beit_index(rows: int, columns: int) -> list[list[int]]:
     """BEiT's table index with the CLS token first, by loops."""
-    size, cells = (2 * rows - 1) * (2 * columns - 1), [(r, c) for r in range(rows) for c in range(columns)]
+    size, cells = (
+        (2 * rows - 1) * (2 * columns - 1),
+        [(r, c) for r in range(rows) for c in range(columns)],
+    )
     index = [[size + 2, *[size] * len(cells)]]
     for a in cells:
-        offsets = [(a[0] - b[0] + rows - 1) * (2 * columns - 1) + a[1] - b[1] + columns - 1 for b in cells]
+        offsets = [
+            (a[0] - b[0] + rows - 1) * (2 * columns - 1) + a[1] - b[1] + columns - 1 for b in cells
+        ]
         index.append([size + 1, *offsets])
     return index
 
@@ -97,7 +111,8 @@ def test_relative_bias_has_732_rows_and_starts_at_zero() -> None:
 
 
 def between(image: Tensor, row: float, column: float) -> Tensor:
-    """Bilinear between the four cells around a place, of (rows, columns, H); beyond the edge counts the edge."""
+    """Bilinear between the four cells around a place, of (rows, columns, H); beyond the edge counts
+    the edge."""
     rows, columns = image.shape[:2]
     row, column = min(max(row, 0), rows - 1), min(max(column, 0), columns - 1)
     top, left = int(row), int(column)
@@ -117,18 +132,26 @@ def test_a_resized_table_is_read_between_its_rows(grid: tuple[int, int]) -> None
     found = bias(grid, None, 1)[0]
     for i, (r, c) in enumerate(cells, start=1):
         for j, (y, x) in enumerate(cells, start=1):
-            places = (r - y + rows - 1 + 0.5) * scale[0] - 0.5, (c - x + columns - 1 + 0.5) * scale[1] - 0.5
+            places = (
+                (r - y + rows - 1 + 0.5) * scale[0] - 0.5,
+                (c - x + columns - 1 + 0.5) * scale[1] - 0.5,
+            )
             torch.testing.assert_close(found[:, i, j], between(image, *places), atol=1e-12, rtol=0)
-    assert torch.equal(found[:, 0, 0], bias.table[-1]) and torch.equal(found[:, 0, -1], bias.table[-3])
+    assert torch.equal(found[:, 0, 0], bias.table[-1]) and torch.equal(
+        found[:, 0, -1], bias.table[-3]
+    )
     assert torch.equal(found[:, -1, 0], bias.table[-2])
 
 
 def test_learned_positions_know_rows_from_columns() -> None:
-    """Resizing a table and turning it commute; a table of another grid is read as it is for its own."""
+    """Resizing a table and turning it commute; a table of another grid is read as it is for its
+    own."""
     upright, turned = LearnedPositions(8, (2, 5)), LearnedPositions(8, (5, 2))
     with torch.no_grad():
         upright.table.normal_()
-        turned.table[:, 1:] = upright.table[:, 1:].unflatten(1, (2, 5)).transpose(1, 2).flatten(1, 2)
+        turned.table[:, 1:] = (
+            upright.table[:, 1:].unflatten(1, (2, 5)).transpose(1, 2).flatten(1, 2)
+        )
         assert torch.equal(upright(Tokens(torch.zeros(1, 10, 8), (2, 5))), upright.table[:, 1:])
         a = upright(Tokens(torch.zeros(1, 12, 8), (3, 4))).unflatten(1, (3, 4))
         b = turned(Tokens(torch.zeros(1, 12, 8), (4, 3))).unflatten(1, (4, 3))
@@ -147,7 +170,9 @@ def mae_sincos(width: int, rows: int, columns: int) -> np.ndarray:
 def test_sincos_positions_are_maes(grid: tuple[int, int]) -> None:
     tokens = Tokens(torch.zeros(2, grid[0] * grid[1], 32), grid)
     ours = SinCosPositions(32)(tokens)
-    torch.testing.assert_close(ours[0], torch.tensor(mae_sincos(32, *grid)).float(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        ours[0], torch.tensor(mae_sincos(32, *grid)).float(), atol=1e-6, rtol=0
+    )
     torch.testing.assert_close(SinCosPositions(32, 0.5)(tokens), ours / 2)
 
 
@@ -171,7 +196,8 @@ def test_conv_positions_are_a_stack_of_convolutions(depth: int, total: int, kern
 
 
 def test_conv_positions_depend_on_padding_as_published_or_not_at_all() -> None:
-    """Zeros at padding are not enough: bias and norm make them non-zero from layer two on (the documented leak)."""
+    """Zeros at padding are not enough: bias and norm make them non-zero from layer two on (the
+    documented leak)."""
     x, valid = torch.randn(1, 30, 16), torch.arange(40)[None] < 30
     padded = torch.cat([x, torch.zeros(1, 10, 16)], 1)
     for mask_padding, agrees in ((True, True), (False, False)):
@@ -180,4 +206,6 @@ def test_conv_positions_depend_on_padding_as_published_or_not_at_all() -> None:
         alone, beside = module(Tokens(x, (30,))), module(Tokens(padded, (40,), valid))[:, :30]
         assert torch.allclose(alone, beside, atol=1e-5) == agrees
         reach = 2 * 2  # kernel 5, all but the first layer
-        torch.testing.assert_close(alone[:, : 30 - reach], beside[:, : 30 - reach], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            alone[:, : 30 - reach], beside[:, : 30 - reach], atol=1e-5, rtol=1e-4
+        )

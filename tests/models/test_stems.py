@@ -13,13 +13,24 @@ SMALL = ((8, 10, 5), (8, 3, 2), (8, 2, 2))
 
 
 def batch_of(inputs: torch.Tensor, lengths: list[int] | None = None) -> Batch:
-    return Batch(inputs, torch.arange(len(inputs)), None if lengths is None else torch.tensor(lengths))
+    return Batch(
+        inputs, torch.arange(len(inputs)), None if lengths is None else torch.tensor(lengths)
+    )
 
 
 def test_frames_of_the_published_stem() -> None:
     with torch.device("meta"):
         stem = AudioStem(768)
-    table = {400: 1, 16_000: 49, 32_000: 99, 80_000: 249, 160_000: 499, 240_000: 749, 250_000: 781, 320_000: 999}
+    table = {
+        400: 1,
+        16_000: 49,
+        32_000: 99,
+        80_000: 249,
+        160_000: 499,
+        240_000: 749,
+        250_000: 781,
+        320_000: 999,
+    }
     for samples, frames in table.items():
         assert stem.grid(torch.Size([3, samples])) == (frames,)
     lengths = stem.token_lengths(torch.tensor(list(table)))
@@ -85,11 +96,15 @@ def test_replaced_puts_the_vector_at_masked_tokens_only() -> None:
 
 
 def test_text_positions_count_real_tokens_from_two() -> None:
-    """RoBERTa: padding has position 1 (a row of zeros); the first token has position 2 whatever precedes it."""
+    """RoBERTa: padding has position 1 (a row of zeros); the first token has position 2 whatever
+    precedes it."""
     stem = TextStem(8, 20, 10).eval()
     ids = torch.tensor([[0, 5, 6, 2, 1, 1], [0, 7, 8, 9, 10, 2]])
     tokens = stem(batch_of(ids, [4, 6]))
-    assert tokens.valid is not None and tokens.valid.tolist() == [[True] * 4 + [False] * 2, [True] * 6]
+    assert tokens.valid is not None and tokens.valid.tolist() == [
+        [True] * 4 + [False] * 2,
+        [True] * 6,
+    ]
     places = torch.tensor([[2, 3, 4, 5, 1, 1], [2, 3, 4, 5, 6, 7]])
     expected = stem.norm(stem.token.weight[ids] + stem.position.weight[places])
     torch.testing.assert_close(tokens.x, expected)
@@ -112,7 +127,9 @@ def test_text_masking_replaces_ids_before_the_norm() -> None:
     random = torch.full((2, 5), -1.0)
     random[0, 2], random[1, 1] = 0.0, 0.999999
     shown = stem.replaced(batch, stem(batch), Mask.of(masked, random=random)).x
-    changed = torch.tensor([[0, 19, 4, 2, 1], [0, 18, 19, 19, 2]])  # <mask> is last, regular tokens are 4 ... 18
+    changed = torch.tensor(
+        [[0, 19, 4, 2, 1], [0, 18, 19, 19, 2]]
+    )  # <mask> is last, regular tokens are 4 ... 18
     torch.testing.assert_close(shown, stem(batch_of(changed, [4, 5])).x)
 
 
@@ -136,6 +153,8 @@ def test_vision_patches_are_one_linear_map_in_row_major_order(init: str) -> None
     for number in range(6):
         r, c = 4 * (number // 3), 4 * (number % 3)
         patch = images[:, :, r : r + 4, c : c + 4].flatten(1)
-        torch.testing.assert_close(tokens.x[:, number], patch @ matrix.T + stem.projection.bias, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            tokens.x[:, number], patch @ matrix.T + stem.projection.bias, atol=1e-5, rtol=1e-4
+        )
     with pytest.raises(AssertionError, match="patch"):
         stem.grid(torch.Size([1, 3, 9, 12]))

@@ -20,7 +20,8 @@ def test_edge_stem_is_blind_to_flat_colour_and_to_the_sign_of_contrast() -> None
     moved = stem(images(picture + 5.0)).x.unflatten(1, (8, 8))[:, 1:-1, 1:-1]
     here = stem(images(picture)).x.unflatten(1, (8, 8))[:, 1:-1, 1:-1]  # borders see the padding
     torch.testing.assert_close(here, moved, atol=1e-4, rtol=0)
-    # Filters come in pairs of opposite sign: their rectified sum is the same for the negative of an image.
+    # Filters come in pairs of opposite sign: their rectified sum is the same for the negative of an
+    # image.
     rectified = torch.nn.functional.gelu(stem.filters(picture)).unflatten(1, (2, 8)).sum(1)
     negative = torch.nn.functional.gelu(stem.filters(-picture)).unflatten(1, (2, 8)).sum(1)
     torch.testing.assert_close(rectified, negative, atol=1e-5, rtol=0)

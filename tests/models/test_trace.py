@@ -51,17 +51,24 @@ def test_trace_holds_what_hooks_see(norm_first: bool) -> None:
     traced = model(tokens(), trace=trace)
     assert len(trace.hidden) == DEPTH + 1
     assert all(torch.equal(a, b) for a, b in zip(trace.hidden, seen + last, strict=True))
-    torch.testing.assert_close(traced.x, model(tokens()).x, atol=1e-5, rtol=1e-5)  # the fused kernel
+    torch.testing.assert_close(
+        traced.x, model(tokens()).x, atol=1e-5, rtol=1e-5
+    )  # the fused kernel
     assert trace.attentions is not None
     for weights in trace.attentions:
         assert weights.shape == (3, 2, T + 1, T + 1)
         torch.testing.assert_close(weights.sum(-1), torch.ones(3, 2, T + 1))
-        assert not weights[1, :, :, 5:].any() and not weights[2, :, :, 3:].any()  # CLS and so many valid tokens
+        assert (
+            not weights[1, :, :, 5:].any() and not weights[2, :, :, 3:].any()
+        )  # CLS and so many valid tokens
 
 
 def test_attentions_are_the_softmax_written_out() -> None:
     module = randomised(Attention(D, 2)).double()
-    x, bias = torch.randn(2, T, D, dtype=torch.float64), torch.randn(2, 2, T, T, dtype=torch.float64)
+    x, bias = (
+        torch.randn(2, T, D, dtype=torch.float64),
+        torch.randn(2, 2, T, T, dtype=torch.float64),
+    )
     weights: list[Tensor] = []
     module(x, bias, weights)
     q, k, _ = (y.view(2, T, 2, D // 2).transpose(1, 2) for y in module.qkv(x).chunk(3, -1))
@@ -104,7 +111,9 @@ def test_checkpointing_changes_no_bit(masked: bool, traced: bool | None) -> None
         trace = None if traced is None else Trace(traced)
         out = model(tokens(), mask, top_k=2, trace=trace)
         (out.x.square().sum() + sum(layer.sum() for layer in out.layers)).backward()
-        results.append([out.x, *out.layers, *(p.grad for p in model.parameters() if p.grad is not None)])
+        results.append(
+            [out.x, *out.layers, *(p.grad for p in model.parameters() if p.grad is not None)]
+        )
         if trace is not None:
             assert len(trace.hidden) == DEPTH + 1
     assert len(results[0]) > 40
@@ -136,12 +145,21 @@ def test_biases_of_single_blocks_are_added_to_the_shared_one() -> None:
     """The same table in every block, twice: as if the shared one were doubled."""
     stem = VisionStem(D, 4)
     both = Encoder(
-        stem, partial(Block, D, 2), D, 2, bias=RelativeBias(2, (2, 3)), layer_bias=lambda: RelativeBias(2, (2, 3)),
+        stem,
+        partial(Block, D, 2),
+        D,
+        2,
+        bias=RelativeBias(2, (2, 3)),
+        layer_bias=lambda: RelativeBias(2, (2, 3)),
         extra_tokens=1,
-    )  # fmt: skip
+    )
     randomised(both)
-    shared = Encoder(stem, partial(Block, D, 2), D, 2, bias=RelativeBias(2, (2, 3)), extra_tokens=1).eval()
-    shared.load_state_dict({k: v for k, v in both.state_dict().items() if not k.startswith("layer_biases")})
+    shared = Encoder(
+        stem, partial(Block, D, 2), D, 2, bias=RelativeBias(2, (2, 3)), extra_tokens=1
+    ).eval()
+    shared.load_state_dict(
+        {k: v for k, v in both.state_dict().items() if not k.startswith("layer_biases")}
+    )
     assert both.layer_biases is not None and both.bias is not None and shared.bias is not None
     for own in both.layer_biases:
         own.load_state_dict(both.bias.state_dict())

@@ -1,4 +1,5 @@
-"""Hugging Face's encoders, every tensor random, and ours with the same weights give the same hidden states."""
+"""Hugging Face's encoders, every tensor random, and ours with the same weights give the same hidden
+states."""
 
 from __future__ import annotations
 
@@ -32,7 +33,9 @@ def randomised(model: nn.Module) -> Any:
 
 def copied(model: Encoder, pairs: Iterator[tuple[str, list[Tensor]]]) -> Encoder:
     """Ours with their tensors; several are stacked. Every parameter of ours must be named once."""
-    state = {name: torch.cat(tensors).reshape(model.get_parameter(name).shape) for name, tensors in pairs}
+    state = {
+        name: torch.cat(tensors).reshape(model.get_parameter(name).shape) for name, tensors in pairs
+    }
     model.load_state_dict(state)
     return model.eval()
 
@@ -67,7 +70,10 @@ def text_pairs(hf: Any) -> Iterator[tuple[str, list[Tensor]]]:
     e = hf.embeddings
     yield from affine("stem.token", e.word_embeddings)
     # Their only segment vector is added to every token, as if to its position.
-    yield "stem.position.weight", [e.position_embeddings.weight.detach() + e.token_type_embeddings.weight.detach()]
+    yield (
+        "stem.position.weight",
+        [e.position_embeddings.weight.detach() + e.token_type_embeddings.weight.detach()],
+    )
     yield from affine("stem.norm", e.LayerNorm)
     for i, layer in enumerate(hf.encoder.layer):
         a, name = layer.attention, f"blocks.{i}"
@@ -106,10 +112,18 @@ def agree(ours: Tensor, theirs: Tensor) -> None:
 @pytest.fixture(scope="module")
 def audio() -> tuple[Any, Encoder]:
     config = transformers.Data2VecAudioConfig(
-        hidden_size=D, num_hidden_layers=DEPTH, num_attention_heads=HEADS, intermediate_size=2 * D,
-        conv_dim=(8, 8, 8), conv_kernel=(10, 3, 2), conv_stride=(5, 2, 2), layerdrop=0.0,
-        num_conv_pos_embeddings=3, conv_pos_kernel_size=5, num_conv_pos_embedding_groups=4,
-    )  # fmt: skip
+        hidden_size=D,
+        num_hidden_layers=DEPTH,
+        num_attention_heads=HEADS,
+        intermediate_size=2 * D,
+        conv_dim=(8, 8, 8),
+        conv_kernel=(10, 3, 2),
+        conv_stride=(5, 2, 2),
+        layerdrop=0.0,
+        num_conv_pos_embeddings=3,
+        conv_pos_kernel_size=5,
+        num_conv_pos_embedding_groups=4,
+    )
     hf = randomised(transformers.Data2VecAudioModel(config))
     stem = AudioStem(D, ((8, 10, 5), (8, 3, 2), (8, 2, 2)), masked=True)
     positions = ConvPositions(D, 3, 15, 4)
@@ -118,7 +132,10 @@ def audio() -> tuple[Any, Encoder]:
 
 
 def audio_batch() -> tuple[Tensor, Tensor, Batch]:
-    wave, lengths = torch.randn(3, 400, generator=torch.Generator().manual_seed(1)), torch.tensor([400, 333, 180])
+    wave, lengths = (
+        torch.randn(3, 400, generator=torch.Generator().manual_seed(1)),
+        torch.tensor([400, 333, 180]),
+    )
     attended = torch.arange(400) < lengths[:, None]
     wave = wave * attended
     return wave, attended.long(), Batch(wave, torch.arange(3), lengths)
@@ -135,7 +152,10 @@ def test_audio_with_padding_and_its_leak(audio: tuple[Any, Encoder]) -> None:
     hf, model = audio
     wave, attended, batch = audio_batch()
     with torch.no_grad():
-        theirs, ours = hf(wave, attention_mask=attended, output_hidden_states=True), model.encode(batch, DEPTH, "block")
+        theirs, ours = (
+            hf(wave, attention_mask=attended, output_hidden_states=True),
+            model.encode(batch, DEPTH, "block"),
+        )
     valid = ours.valid
     assert valid is not None
     agree(ours.x[valid], theirs.last_hidden_state[valid])
@@ -156,9 +176,15 @@ def test_audio_with_masked_frames(audio: tuple[Any, Encoder]) -> None:
 
 def test_text_with_and_without_padding() -> None:
     config = transformers.Data2VecTextConfig(
-        vocab_size=40, hidden_size=D, num_hidden_layers=DEPTH, num_attention_heads=HEADS, intermediate_size=2 * D,
-        max_position_embeddings=22, type_vocab_size=1, layer_norm_eps=1e-5,
-    )  # fmt: skip
+        vocab_size=40,
+        hidden_size=D,
+        num_hidden_layers=DEPTH,
+        num_attention_heads=HEADS,
+        intermediate_size=2 * D,
+        max_position_embeddings=22,
+        type_vocab_size=1,
+        layer_norm_eps=1e-5,
+    )
     hf = randomised(transformers.Data2VecTextModel(config, add_pooling_layer=False))
     model = Encoder(TextStem(D, 40, 20), partial(Block, D, HEADS, 2.0), D, DEPTH, input_norm=False)
     copied(model, text_pairs(hf))
@@ -174,16 +200,32 @@ def test_text_with_and_without_padding() -> None:
 
 def test_vision_with_and_without_masked_patches() -> None:
     config = transformers.Data2VecVisionConfig(
-        hidden_size=D, num_hidden_layers=DEPTH, num_attention_heads=HEADS, intermediate_size=2 * D, image_size=32,
-        patch_size=8, layer_norm_eps=1e-6, use_mask_token=True, use_shared_relative_position_bias=True,
+        hidden_size=D,
+        num_hidden_layers=DEPTH,
+        num_attention_heads=HEADS,
+        intermediate_size=2 * D,
+        image_size=32,
+        patch_size=8,
+        layer_norm_eps=1e-6,
+        use_mask_token=True,
+        use_shared_relative_position_bias=True,
         use_mean_pooling=False,
-    )  # fmt: skip
+    )
     hf = randomised(transformers.Data2VecVisionModel(config))
-    block = partial(Block, D, HEADS, 2.0, norm_first=True, layer_scale=0.1, norm_eps=1e-6, key_bias=False)
+    block = partial(
+        Block, D, HEADS, 2.0, norm_first=True, layer_scale=0.1, norm_eps=1e-6, key_bias=False
+    )
     model = Encoder(
-        VisionStem(D, 8, masked=True), block, D, DEPTH, bias=RelativeBias(HEADS, (4, 4)), extra_tokens=1,
-        input_norm=False, final_norm=True, norm_eps=1e-6,
-    )  # fmt: skip
+        VisionStem(D, 8, masked=True),
+        block,
+        D,
+        DEPTH,
+        bias=RelativeBias(HEADS, (4, 4)),
+        extra_tokens=1,
+        input_norm=False,
+        final_norm=True,
+        norm_eps=1e-6,
+    )
     copied(model, vision_pairs(hf))
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     masked = torch.rand(2, 16, generator=torch.Generator().manual_seed(2)) < 0.5

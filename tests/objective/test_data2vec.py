@@ -1,4 +1,5 @@
-"""The objective as a whole: clones, CLS term, samples without weight, masks, and every objective over every encoder."""
+"""The objective as a whole: clones, CLS term, samples without weight, masks, and every objective
+over every encoder."""
 
 from __future__ import annotations
 
@@ -31,7 +32,10 @@ D, HEADS, DEPTH = 16, 2, 2
 def encoder(modality: str, dropout: float = 0.0, **parts: Any) -> Encoder:
     block = partial(Block, D, HEADS, dropout=dropout, attention_dropout=dropout)
     if modality == "audio":
-        parts = {"positions": ConvPositions(D, 2, 6, 4, mask_padding=True), "bias": Alibi(HEADS)} | parts
+        parts = {
+            "positions": ConvPositions(D, 2, 6, 4, mask_padding=True),
+            "bias": Alibi(HEADS),
+        } | parts
         return Encoder(AudioStem(D, ((8, 10, 5), (8, 3, 2)), masked=True), block, D, DEPTH, **parts)
     if modality == "text":
         return Encoder(TextStem(D, 30, 40, dropout), block, D, DEPTH, input_norm=False, **parts)
@@ -41,13 +45,25 @@ def encoder(modality: str, dropout: float = 0.0, **parts: Any) -> Encoder:
 
 def data2vec1(student: Encoder, mask: MaskPolicy, **parts: Any) -> Data2Vec:
     parts = {"teacher": partial(Teacher, decay=Constant(0.9)), "targets": Targets(2)} | parts
-    return Data2Vec(student, mask=mask, view=Replace(), predictor=Head(D), loss=RegressionLoss(), **parts)
+    return Data2Vec(
+        student, mask=mask, view=Replace(), predictor=Head(D), loss=RegressionLoss(), **parts
+    )
 
 
-def data2vec2(student: Encoder, mask: MaskPolicy, dims: int = 1, clones: int = 3, **parts: Any) -> Data2Vec:
+def data2vec2(
+    student: Encoder, mask: MaskPolicy, dims: int = 1, clones: int = 3, **parts: Any
+) -> Data2Vec:
     decoder = ConvDecoder(D, 8, 3, 2, 2, dims)
     parts = {"teacher": partial(Teacher, decay=Constant(0.9)), "targets": Targets(2)} | parts
-    return Data2Vec(student, mask=mask, view=Drop(), predictor=decoder, loss=RegressionLoss(), clones=clones, **parts)
+    return Data2Vec(
+        student,
+        mask=mask,
+        view=Drop(),
+        predictor=decoder,
+        loss=RegressionLoss(),
+        clones=clones,
+        **parts,
+    )
 
 
 def batch_of(modality: str, rows: int = 3, first: int = 0) -> Batch:
@@ -72,15 +88,22 @@ POLICIES["vision"] = BlockMask(0.7, 2, 0.1, inverse=True)
 
 @pytest.mark.parametrize("modality", ["audio", "text", "vision"])
 def test_identical_clones_count_as_often_as_there_are(modality: str) -> None:
-    """M clones with one mask and one noise give M times the loss, count and gradient of a single one."""
-    one = data2vec2(encoder(modality), POLICIES[modality], 2 if modality == "vision" else 1, clones=1)
+    """M clones with one mask and one noise give M times the loss, count and gradient of a single
+    one."""
+    one = data2vec2(
+        encoder(modality), POLICIES[modality], 2 if modality == "vision" else 1, clones=1
+    )
     batch = batch_of(modality)
     mask = one.draw(batch)
     noise = torch.randn(*mask.masked.shape, D)
-    many = data2vec2(encoder(modality), POLICIES[modality], 2 if modality == "vision" else 1, clones=4)
+    many = data2vec2(
+        encoder(modality), POLICIES[modality], 2 if modality == "vision" else 1, clones=4
+    )
     many.load_state_dict(one.state_dict())
     single = one(batch, mask, noise)
-    fourfold = many(batch, Mask.of(mask.masked.repeat_interleave(4, 0)), noise.repeat_interleave(4, 0))
+    fourfold = many(
+        batch, Mask.of(mask.masked.repeat_interleave(4, 0)), noise.repeat_interleave(4, 0)
+    )
     assert fourfold.count == 4 * single.count
     torch.testing.assert_close(fourfold.loss, 4 * single.loss)
     expected = gradients(one, single)
@@ -94,10 +117,16 @@ def test_the_loss_is_the_sum_over_masked_positions_of_prediction_and_target() ->
     output = model(batch, mask)
     assert output.count == int(mask.masked.sum()) == len(output.pred)
     torch.testing.assert_close(output.loss, (output.pred - output.target).square().sum() / D**0.5)
-    assert output.position.tolist() == [t for row in mask.masked for t, hidden in enumerate(row.tolist()) if hidden]
+    assert output.position.tolist() == [
+        t for row in mask.masked for t, hidden in enumerate(row.tolist()) if hidden
+    ]
     teacher = model.teacher.encoder.encode(batch, 2)
     torch.testing.assert_close(output.target, Targets(2)(teacher.layers, None)[mask.masked])
-    assert not output.pred.requires_grad and not output.target.requires_grad and output.loss.requires_grad
+    assert (
+        not output.pred.requires_grad
+        and not output.target.requires_grad
+        and output.loss.requires_grad
+    )
 
 
 def test_targets_of_clones_are_those_of_their_sample() -> None:
@@ -106,27 +135,40 @@ def test_targets_of_clones_are_those_of_their_sample() -> None:
     whole = model.target(batch, model.student.stem(batch), mask)
     rows = mask.index // mask.masked.shape[1]
     expected = torch.stack(
-        [whole[int(r) // 3, int(i) % mask.masked.shape[1]] for r, i in zip(rows, mask.index, strict=True)]
+        [
+            whole[int(r) // 3, int(i) % mask.masked.shape[1]]
+            for r, i in zip(rows, mask.index, strict=True)
+        ]
     )
     assert torch.equal(model(batch, mask).target, expected)
 
 
 def test_cls_term_by_its_formula() -> None:
-    """Weight times the count of the micro-batch times the sum over rows, so 0.01 B M of a row's mean after division."""
-    model, batch = data2vec2(encoder("vision"), POLICIES["vision"], 2, cls_weight=0.01), batch_of("vision")
+    """Weight times the count of the micro-batch times the sum over rows, so 0.01 B M of a row's
+    mean after division."""
+    model, batch = (
+        data2vec2(encoder("vision"), POLICIES["vision"], 2, cls_weight=0.01),
+        batch_of("vision"),
+    )
     mask = model.draw(batch)
     output = model(batch, mask)
     local = model.student.stem(batch)
     cls = model.student(local.repeat(3), mask).x[:, 0]
     mean = model.target(batch, local, mask).mean(1).repeat_interleave(3, 0)
     per_row = (cls - mean).square().sum(1) / D**0.5
-    torch.testing.assert_close(output.losses["cls"] / output.count, 0.01 * 9 * per_row.mean().detach())
-    torch.testing.assert_close(output.losses["cls"] + output.losses["regression"], output.loss.detach())
+    torch.testing.assert_close(
+        output.losses["cls"] / output.count, 0.01 * 9 * per_row.mean().detach()
+    )
+    torch.testing.assert_close(
+        output.losses["cls"] + output.losses["regression"], output.loss.detach()
+    )
     with pytest.raises(AssertionError, match="extra token"):
         data2vec2(encoder("text"), TokenMask(0.5), cls_weight=0.01)
 
 
-@pytest.mark.parametrize(("modality", "cls_weight"), [("audio", 0), ("text", 0), ("vision", 0), ("vision", 0.01)])
+@pytest.mark.parametrize(
+    ("modality", "cls_weight"), [("audio", 0), ("text", 0), ("vision", 0), ("vision", 0.01)]
+)
 def test_a_sample_without_weight_leaves_the_others_alone(modality: str, cls_weight: float) -> None:
     dims = 2 if modality == "vision" else 1
     model = data2vec2(encoder(modality), POLICIES[modality], dims, cls_weight=cls_weight)
@@ -145,10 +187,11 @@ def test_a_sample_without_weight_leaves_the_others_alone(modality: str, cls_weig
 
 @pytest.mark.parametrize("modality", ["audio", "text"])
 def test_padding_changes_neither_masks_nor_targets(modality: str) -> None:
-    """With mask_padding, a short sample beside a long one has the masks and targets that it has alone.
+    """With mask_padding, a short sample beside a long one has the masks and targets that it has
+    alone.
 
-    Predictions within reach of the decoder's convolutions do see what stands at padding, as published.
-    """
+    Predictions within reach of the decoder's convolutions do see what stands at padding, as
+    published."""
     student = encoder(modality, **({"zero_padding": True} if modality == "audio" else {}))
     model = data2vec2(student, POLICIES[modality], clones=2)
     long, short = batch_of(modality, 1), batch_of(modality, 1, first=9)
@@ -156,10 +199,16 @@ def test_padding_changes_neither_masks_nor_targets(modality: str) -> None:
     whole, fill = long.inputs.shape[1], 0 if modality == "audio" else 1
     short = Batch(short.inputs[:, :size], short.ids)
     padded = torch.nn.functional.pad(short.inputs, (0, whole - size), value=fill)
-    both = Batch(torch.cat([long.inputs, padded]), torch.cat([long.ids, short.ids]), torch.tensor([whole, size]))
+    both = Batch(
+        torch.cat([long.inputs, padded]),
+        torch.cat([long.ids, short.ids]),
+        torch.tensor([whole, size]),
+    )
     together, apart = model(both), [model(b) for b in (long, short)]
     assert together.position.tolist() == [*apart[0].position.tolist(), *apart[1].position.tolist()]
-    torch.testing.assert_close(together.target, torch.cat([o.target for o in apart]), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        together.target, torch.cat([o.target for o in apart]), atol=1e-5, rtol=1e-4
+    )
 
 
 def test_masks_are_drawn_on_the_host_and_equal_for_equal_ids() -> None:
@@ -182,24 +231,37 @@ ENCODERS: dict[str, Any] = {
     "beit": lambda: Encoder(
         VisionStem(D, 4, masked=True),
         partial(Block, D, HEADS, norm_first=True, layer_scale=0.1, key_bias=False),
-        D, DEPTH, bias=RelativeBias(HEADS, (4, 4)), extra_tokens=1, input_norm=False, final_norm=True,
-        drop_path=0.1, init="beit",
+        D,
+        DEPTH,
+        bias=RelativeBias(HEADS, (4, 4)),
+        extra_tokens=1,
+        input_norm=False,
+        final_norm=True,
+        drop_path=0.1,
+        init="beit",
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("name", ENCODERS)
 def test_every_objective_trains_over_every_encoder(name: str, version: int) -> None:
-    """Also data2vec 2's masks and decoder over data2vec 1's vision encoder, the one that Hugging Face can load."""
+    """Also data2vec 2's masks and decoder over data2vec 1's vision encoder, the one that Hugging
+    Face can load."""
     torch.manual_seed(0)
     modality = "vision" if name == "beit" else name
     dims = 2 if modality == "vision" else 1
     policy = RectangleMask(9, 2) if modality == "vision" and version == 1 else POLICIES[modality]
     student = ENCODERS[name]()
-    parts: dict[str, Any] = {"teacher": partial(Teacher, decay=Constant(1.0))}  # targets that hold still
+    parts: dict[str, Any] = {
+        "teacher": partial(Teacher, decay=Constant(1.0))
+    }  # targets that hold still
     parts |= {"cls_weight": 0.01} if dims == 2 and version == 2 else {}
-    model = (data2vec1(student, policy, **parts) if version == 1 else data2vec2(student, policy, dims, **parts)).train()
+    model = (
+        data2vec1(student, policy, **parts)
+        if version == 1
+        else data2vec2(student, policy, dims, **parts)
+    ).train()
     trained = [*model.student.parameters(), *model.predictor.parameters()]
     optimizer, batch, losses = torch.optim.AdamW(trained, lr=1e-2), batch_of(modality), []
     for update in range(1, 26):
@@ -210,25 +272,34 @@ def test_every_objective_trains_over_every_encoder(name: str, version: int) -> N
         model.teacher.update(model.student, update)
         losses.append(float(output.loss.detach()) / output.count)
     unused = {n for n, p in model.student.named_parameters() if p.grad is None}
-    assert unused <= ({"stem.mask_vector"} if version == 2 else {"final_norm.weight", "final_norm.bias"})
+    assert unused <= (
+        {"stem.mask_vector"} if version == 2 else {"final_norm.weight", "final_norm.bias"}
+    )
     assert sum(losses[-5:]) < 0.85 * sum(losses[:5])
 
 
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("name", ENCODERS)
 def test_a_step_never_asks_the_device_for_a_value(name: str, version: int) -> None:
-    """On the meta device there are no values: whatever would make the host wait for a GPU fails here."""
+    """On the meta device there are no values: whatever would make the host wait for a GPU fails
+    here."""
     modality = "vision" if name == "beit" else name
     dims = 2 if modality == "vision" else 1
     with torch.device("meta"):
         student = ENCODERS[name]()
         student.layer_drop = 0.5
-        policy = RectangleMask(9, 2) if modality == "vision" and version == 1 else POLICIES[modality]
+        policy = (
+            RectangleMask(9, 2) if modality == "vision" and version == 1 else POLICIES[modality]
+        )
         model = data2vec1(student, policy) if version == 1 else data2vec2(student, policy, dims)
     batch = batch_of(modality)
     if modality != "vision":
         size = batch.inputs.shape[1]
-        batch = replace(batch, lengths=torch.tensor([size, size - 3, size]), weight=torch.tensor([1.0, 1.0, 0.0]))
+        batch = replace(
+            batch,
+            lengths=torch.tensor([size, size - 3, size]),
+            weight=torch.tensor([1.0, 1.0, 0.0]),
+        )
     output = model.train()(batch.to("meta"))
     (output.loss / output.count).backward()
     model.teacher.update(model.student, 1)
@@ -237,12 +308,16 @@ def test_a_step_never_asks_the_device_for_a_value(name: str, version: int) -> No
 
 @pytest.mark.parametrize("version", [1, 2])
 @pytest.mark.parametrize("name", ENCODERS)
-def test_mixed_precision_gives_nearly_the_same_loss_and_float32_targets(name: str, version: int) -> None:
+def test_mixed_precision_gives_nearly_the_same_loss_and_float32_targets(
+    name: str, version: int
+) -> None:
     modality = "vision" if name == "beit" else name
     dims = 2 if modality == "vision" else 1
     policy = RectangleMask(9, 2) if modality == "vision" and version == 1 else POLICIES[modality]
     student = ENCODERS[name]()
-    model = (data2vec1(student, policy) if version == 1 else data2vec2(student, policy, dims)).eval()
+    model = (
+        data2vec1(student, policy) if version == 1 else data2vec2(student, policy, dims)
+    ).eval()
     batch = batch_of(modality)
     exact = model(batch)
     with torch.autocast("cpu", torch.bfloat16):
@@ -254,10 +329,16 @@ def test_mixed_precision_gives_nearly_the_same_loss_and_float32_targets(name: st
 
 
 def test_the_teacher_of_the_public_text_run_reads_masked_tokens_only() -> None:
-    model = data2vec1(encoder("text"), SpanMask(0.4, 2, False, False), teacher_view=MaskedTokensOnly())
+    model = data2vec1(
+        encoder("text"), SpanMask(0.4, 2, False, False), teacher_view=MaskedTokensOnly()
+    )
     batch = batch_of("text")
     mask = model.draw(batch)
-    shown = Batch(batch.inputs.where(mask.masked, torch.ones_like(batch.inputs)), batch.ids, torch.full((3,), 14))
+    shown = Batch(
+        batch.inputs.where(mask.masked, torch.ones_like(batch.inputs)),
+        batch.ids,
+        torch.full((3,), 14),
+    )
     layers = model.teacher.encoder.encode(shown, 2)
     expected = Targets(2)(layers.layers, layers.valid)[mask.masked]
     torch.testing.assert_close(model(batch, mask).target, expected)

@@ -33,14 +33,18 @@ def decoded(decoder: ConvDecoder, full: Tensor, grid: tuple[int, ...]) -> Tensor
 @pytest.mark.parametrize("kernel", [3, 4])
 @pytest.mark.parametrize(("grid", "dims"), [((12,), 1), ((3, 4), 2)])
 @pytest.mark.parametrize("dim", [8, 12])
-def test_decoder_is_fairseqs(grid: tuple[int, ...], dims: int, kernel: int, residual: bool, dim: int) -> None:
+def test_decoder_is_fairseqs(
+    grid: tuple[int, ...], dims: int, kernel: int, residual: bool, dim: int
+) -> None:
     decoder = ConvDecoder(8, dim, kernel, 3, 4, dims, residual, projection_layers=2)
     mask, noise = some_mask(2, 12, 5), torch.randn(2, 12, 8)
     assert mask.kept is not None
     x = torch.randn(2, 12, 8)
     full = torch.where(mask.masked[..., None], noise, x)
     expected = decoded(decoder, full, grid)[mask.masked]
-    torch.testing.assert_close(decoder(gather_rows(x, mask.kept), mask, grid, noise), expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        decoder(gather_rows(x, mask.kept), mask, grid, noise), expected, atol=1e-5, rtol=1e-4
+    )
 
 
 def test_fill_puts_every_visible_token_at_its_place_and_noise_at_the_gaps() -> None:
@@ -52,7 +56,9 @@ def test_fill_puts_every_visible_token_at_its_place_and_noise_at_the_gaps() -> N
     gaps = full[mask.masked]
     assert float(gaps.std()) == pytest.approx(0.01, rel=0.05) and abs(float(gaps.mean())) < 1e-3
     noise = torch.randn(3, 200, 8)
-    assert torch.equal(decoder.fill(gather_rows(x, mask.kept), mask, noise)[mask.masked], noise[mask.masked])
+    assert torch.equal(
+        decoder.fill(gather_rows(x, mask.kept), mask, noise)[mask.masked], noise[mask.masked]
+    )
 
 
 def test_fill_leaves_a_whole_sequence_as_it_is() -> None:

@@ -1,4 +1,5 @@
-"""Targets against a naive numpy version, with every combination of norms; the loss; the collapse monitors."""
+"""Targets against a naive numpy version, with every combination of norms; the loss; the collapse
+monitors."""
 
 from __future__ import annotations
 
@@ -64,7 +65,9 @@ def naive(
 @pytest.mark.parametrize("padded", [False, True])
 def test_every_combination_of_norms(padded: bool) -> None:
     generator = torch.Generator().manual_seed(0)
-    layers = torch.randn(3, 2, 6, 4, generator=generator) * 3 + torch.randn(3, 1, 1, 4, generator=generator)
+    layers = torch.randn(3, 2, 6, 4, generator=generator) * 3 + torch.randn(
+        3, 1, 1, 4, generator=generator
+    )
     valid = torch.arange(6) < torch.tensor([[6], [4]]) if padded else None
     counted = np.ones((2, 6), bool) if valid is None else valid.numpy()
     for layer_norms in subsets(LAYER_NORMS):
@@ -110,7 +113,9 @@ def test_the_published_loss_is_root_d_times_the_mean_square() -> None:
     loss = RegressionLoss()(pred, target)
     assert loss.shape == (7,)
     torch.testing.assert_close(loss.sum() / 7, 16**0.5 * mse_loss(pred, target))
-    torch.testing.assert_close(RegressionLoss(0, 1.0)(pred, target).sum(), mse_loss(pred, target, reduction="sum"))
+    torch.testing.assert_close(
+        RegressionLoss(0, 1.0)(pred, target).sum(), mse_loss(pred, target, reduction="sum")
+    )
 
 
 @pytest.mark.parametrize("beta", [0.25, 2.0, 4.0])
@@ -133,7 +138,9 @@ def test_spread_against_loops() -> None:
     position[0] = 9  # seen once: says nothing about a position
     overall, fixed = spread(rows.float(), position)
     expected = [np.sqrt(rows[position == p].numpy().var(0, ddof=1) + 1e-6) for p in range(6)]
-    assert float(overall) == pytest.approx(float(np.sqrt(rows.numpy().var(0, ddof=1) + 1e-6).mean()), rel=1e-5)
+    assert float(overall) == pytest.approx(
+        float(np.sqrt(rows.numpy().var(0, ddof=1) + 1e-6).mean()), rel=1e-5
+    )
     assert float(fixed) == pytest.approx(float(np.mean(expected)), rel=1e-5)
 
 

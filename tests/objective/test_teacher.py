@@ -19,7 +19,9 @@ from d2v_pretrain.types import Batch
 def student() -> Encoder:
     stem = AudioStem(8, ((4, 10, 5), (4, 3, 2)))
     positions = ConvPositions(8, 2, 6, 2)
-    return Encoder(stem, partial(Block, 8, 2, dropout=0.5), 8, 2, positions, Alibi(2), layer_drop=0.5)
+    return Encoder(
+        stem, partial(Block, 8, 2, dropout=0.5), 8, 2, positions, Alibi(2), layer_drop=0.5
+    )
 
 
 def perturb(model: torch.nn.Module, seed: int) -> None:
@@ -39,7 +41,9 @@ def test_closed_form_after_n_steps() -> None:
         history.append({name: p.detach().double().clone() for name, p in model.named_parameters()})
     for name, parameter in teacher.encoder.named_parameters():
         expected, remaining = torch.zeros_like(history[0][name]), 1.0
-        for update in range(5, 0, -1):  # weight of the student of update k: (1 - d_k) times all later d
+        for update in range(
+            5, 0, -1
+        ):  # weight of the student of update k: (1 - d_k) times all later d
             expected += remaining * (1 - decay(update)) * history[update][name]
             remaining *= decay(update)
         expected += remaining * history[0][name]
@@ -97,7 +101,10 @@ def test_a_bfloat16_student_has_a_float32_teacher_that_moves() -> None:
     for update in range(1, 101):
         teacher.update(model, update)
     torch.testing.assert_close(
-        teacher.encoder.input_norm.bias - before, torch.full((8,), 1 - 0.9999**100), rtol=1e-4, atol=0
+        teacher.encoder.input_norm.bias - before,
+        torch.full((8,), 1 - 0.9999**100),
+        rtol=1e-4,
+        atol=0,
     )
 
 

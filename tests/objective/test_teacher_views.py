@@ -23,7 +23,9 @@ def test_recolour_permutes_and_scales_whole_channels() -> None:
             signs.append(gain > 0)
             sources.append(source)
     assert 0.3 < sum(signs) / len(signs) < 0.7  # inverted half of the time
-    assert torch.equal(torch.tensor(sources).view(64, 3).sort(1).values, torch.arange(3).expand(64, 3))
+    assert torch.equal(
+        torch.tensor(sources).view(64, 3).sort(1).values, torch.arange(3).expand(64, 3)
+    )
     assert torch.equal(batch.inputs, picture)
 
 

@@ -1,4 +1,5 @@
-"""Folders of made-up sound, images and text, a way to run the command, and independent readers of what it wrote."""
+"""Folders of made-up sound, images and text, a way to run the command, and independent readers of
+what it wrote."""
 
 from __future__ import annotations
 
@@ -26,7 +27,9 @@ def sounds(root: Path, count: int = 12, seconds: float = 0.3) -> Path:
     """wav at 8 kHz, stereo flac at 22.05 kHz, ogg at 16 kHz in turn, in sub-folders."""
     for n in range(count):
         ending, rate, channels = (("wav", 8000, 1), ("flac", 22_050, 2), ("ogg", 16_000, 1))[n % 3]
-        wave = 0.4 * np.sin(2 * np.pi * (200 + 30 * n) * np.arange(round(rate * (seconds + 0.02 * n))) / rate)
+        wave = 0.4 * np.sin(
+            2 * np.pi * (200 + 30 * n) * np.arange(round(rate * (seconds + 0.02 * n))) / rate
+        )
         file = root / f"speaker{n % 2}" / f"take.{n}.{ending}"
         file.parent.mkdir(parents=True, exist_ok=True)
         soundfile.write(str(file), np.stack([wave] * channels, 1), rate)
@@ -44,7 +47,8 @@ def images(root: Path, classes: int = 2, each: int = 6) -> Path:
 
 
 def read(output: Path) -> list[dict[str, Any]]:
-    """All samples in the order of the shards, by webdataset's parser (its openers leave files open)."""
+    """All samples in the order of the shards, by webdataset's parser (its openers leave files
+    open)."""
     samples: list[dict[str, Any]] = []
     for tar in sorted(output.glob("*.tar")):
         with tar.open("rb") as file:
@@ -55,7 +59,9 @@ def read(output: Path) -> list[dict[str, Any]]:
 
 def files(folder: Path) -> dict[str, bytes]:
     """Every file below a folder."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()
+    }
 
 
 def manifest(output: Path) -> dict[str, Any]:
@@ -63,7 +69,10 @@ def manifest(output: Path) -> dict[str, Any]:
 
 
 def skipped(output: Path) -> dict[str, str]:
-    return {row["file"]: row["reason"] for row in map(json.loads, (output / "skipped.jsonl").read_text().splitlines())}
+    return {
+        row["file"]: row["reason"]
+        for row in map(json.loads, (output / "skipped.jsonl").read_text().splitlines())
+    }
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> str:

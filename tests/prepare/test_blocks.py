@@ -8,13 +8,18 @@ import pytest
 from datamodules.prepare.blocks import anywhere, limited, whole_lines
 
 
-def fairseq(sizes: list[int], mode: str, block_size: int, document_sep_len: int = 1) -> list[tuple[int, int]]:
+def fairseq(
+    sizes: list[int], mode: str, block_size: int, document_sep_len: int = 1
+) -> list[tuple[int, int]]:
     """fairseq 0.12.2, token_block_utils_fast.pyx:_get_slice_indices_fast."""
     tok_idx = sz_idx = curr_size = 0
     slices = []
     if mode == "none":
         total = sum(sizes)
-        return [(i * block_size, min((i + 1) * block_size, total)) for i in range(-(-total // block_size))]
+        return [
+            (i * block_size, min((i + 1) * block_size, total))
+            for i in range(-(-total // block_size))
+        ]
     if mode == "complete":
         while sz_idx < len(sizes):
             if curr_size + sizes[sz_idx] <= block_size or curr_size == 0:
@@ -28,7 +33,9 @@ def fairseq(sizes: list[int], mode: str, block_size: int, document_sep_len: int 
             slices.append((tok_idx, tok_idx + curr_size))
         return slices
     while sz_idx < len(sizes):
-        if (curr_size + sizes[sz_idx] <= block_size or curr_size == 0) and sizes[sz_idx] != document_sep_len:
+        if (curr_size + sizes[sz_idx] <= block_size or curr_size == 0) and sizes[
+            sz_idx
+        ] != document_sep_len:
             curr_size += sizes[sz_idx]
             sz_idx += 1
         else:
@@ -52,7 +59,11 @@ def test_cuts_are_fairseqs(mode: str) -> None:
         sizes[rng.random(len(sizes)) < 0.2] = 1
         block = int(rng.integers(2, 20))
         parts = np.array_split(sizes, rng.integers(1, 4))
-        made = anywhere(int(sizes.sum()), block) if mode == "none" else whole_lines([parts], block, mode != "complete")
+        made = (
+            anywhere(int(sizes.sum()), block)
+            if mode == "none"
+            else whole_lines([parts], block, mode != "complete")
+        )
         assert list(map(tuple, made.tolist())) == fairseq(sizes.tolist(), mode, block)
 
 

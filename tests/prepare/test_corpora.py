@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 
-from datamodules.audio_folder import AudioFolder
-from datamodules.image_folder import ImageFolder
+from datamodules.datasets.audio_folder import AudioFolder
+from datamodules.datasets.image_folder import ImageFolder
+from datamodules.datasets.text_folder import TextFolder
 from datamodules.shards.audio import AudioShards
 from datamodules.shards.image import ImageShards
 from datamodules.shards.text import TextShards, TokenBlocks
-from datamodules.text import TextSource
-from datamodules.text_folder import TextFolder
+from datamodules.transforms.text import TextTransform
 from tests.prepare.made import images, prepare, sounds
 
 NO_LABELS = {"labels": None, "label_column": None, "split_column": None, "test_values": ()}
@@ -20,7 +20,12 @@ COMMON = {"max_bad_share": 0.1, "skipped_path": None}
 
 
 def shards(out: Path) -> dict[str, object]:
-    cache = {"cache_folder": str(out.parent / "cache"), "cache_gb": 1.0, "label_key": None, "test_shards": 1}
+    cache = {
+        "cache_folder": str(out.parent / "cache"),
+        "cache_gb": 1.0,
+        "label_key": None,
+        "test_shards": 1,
+    }
     return {"root": str(out), **COMMON, **cache}
 
 
@@ -38,7 +43,9 @@ def test_sound(tmp_path: Path) -> None:
         AudioFolder(str(root), **limits, **COMMON, **NO_LABELS),
         AudioShards(**limits, **shards(tmp_path / "out")),
     )
-    assert same([folder.read(i) for i in range(len(folder))], [made.read(i) for i in range(len(made))])
+    assert same(
+        [folder.read(i) for i in range(len(folder))], [made.read(i) for i in range(len(made))]
+    )
     assert sorted(folder.frames) == sorted(made.frames)
 
 
@@ -46,7 +53,9 @@ def test_images(tmp_path: Path) -> None:
     root = images(tmp_path / "in", 1)
     assert prepare("vision", root, tmp_path / "out", "shard_samples=5") == 0
     folder, made = ImageFolder(str(root), 8, **COMMON), ImageShards(**shards(tmp_path / "out"))
-    assert same([folder.read(i) for i in range(len(folder))], [made.read(i) for i in range(len(made))])
+    assert same(
+        [folder.read(i) for i in range(len(folder))], [made.read(i) for i in range(len(made))]
+    )
 
 
 def test_text(tmp_path: Path) -> None:
@@ -55,8 +64,8 @@ def test_text(tmp_path: Path) -> None:
     words = ("vocab_size=300", "block=16", "blank_lines=drop", "order=sorted", "shard_samples=7")
     assert prepare("text", tmp_path / "in", tmp_path / "out", *words) == 0
     made = TokenBlocks(TextShards(300, **shards(tmp_path / "out")), 16, 300, None)
-    corpus = TextFolder(str(tmp_path / "in"), **COMMON, text_column="text", **NO_LABELS)
-    source = TextSource(corpus, 16, 300, str(tmp_path / "out/tokenizer"), None)
+    dataset = TextFolder(str(tmp_path / "in"), **COMMON, text_column="text", **NO_LABELS)
+    source = TextTransform(dataset, 16, 300, str(tmp_path / "out/tokenizer"), None)
     assert len(made) == len(source) + 1, "the last block, which is not full, is kept as in fairseq"
     assert all(made.read(i, 0).equal(source.read(i, 0)) for i in range(len(source)))
     assert made.vocabulary.size == 300

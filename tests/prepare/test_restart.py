@@ -1,4 +1,5 @@
-"""Killed and started again: nothing finished is done twice, the bytes are those of an uninterrupted run."""
+"""Killed and started again: nothing finished is done twice, the bytes are those of an uninterrupted
+run."""
 
 from __future__ import annotations
 
@@ -16,8 +17,11 @@ import pytest
 from datamodules.prepare import output, packing, tokens
 from tests.prepare.made import command, files, images, manifest, prepare, said, sounds
 
-WORDS = {"audio": ("shard_samples=1", "encode=flac"), "vision": ("shard_samples=1", "short_side=10"),
-         "text": ("shard_samples=1", "block=8", "vocab_size=300", "part_mb=0.0002")}  # fmt: skip
+WORDS = {
+    "audio": ("shard_samples=1", "encode=flac"),
+    "vision": ("shard_samples=1", "short_side=10"),
+    "text": ("shard_samples=1", "block=8", "vocab_size=300", "part_mb=0.0002"),
+}
 
 
 def source(modality: str, root: Path) -> Path:
@@ -44,8 +48,12 @@ def stop_after(calls: int, function: Callable[[Any], Any]) -> Callable[[Any], An
 
 
 @pytest.mark.parametrize("modality", WORDS)
-def test_stopped_at_several_places(modality: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                   capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+def test_stopped_at_several_places(
+    modality: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     root, out = source(modality, tmp_path / "in"), tmp_path / "out"
     assert prepare(modality, root, tmp_path / "whole", *WORDS[modality]) == 0
     places = [(tokens, "_tokenise")] if modality == "text" else []
@@ -80,7 +88,9 @@ def waits(until: Callable[[], bool], seconds: float) -> bool:
     return until()
 
 
-@pytest.mark.skipif(not os.path.exists("/proc/self/task"), reason="reads the children of a process from /proc")
+@pytest.mark.skipif(
+    not os.path.exists("/proc/self/task"), reason="reads the children of a process from /proc"
+)
 def test_sigkill_leaves_no_process_and_two_processes_write_the_same_bytes(tmp_path: Path) -> None:
     root, out = sounds(tmp_path / "in", 60, 1.0), tmp_path / "out"
     words = ["encode=flac", "shard_samples=1"]
@@ -95,8 +105,10 @@ def test_sigkill_leaves_no_process_and_two_processes_write_the_same_bytes(tmp_pa
         process.wait()
     assert len(below) >= 2 and waits(lambda: not any(map(alive, below)), 30)
     assert not (out / "manifest.json").exists()
-    stamps = {record.stem: (out / f"{record.stem}.tar").stat().st_mtime_ns
-              for record in (out / ".prepare").glob("shard-*.json")}  # fmt: skip
+    stamps = {
+        record.stem: (out / f"{record.stem}.tar").stat().st_mtime_ns
+        for record in (out / ".prepare").glob("shard-*.json")
+    }
     assert prepare("audio", root, out, *words) == 0
     assert files(out) == files(tmp_path / "whole")
     assert len(stamps) >= 18 and all(
@@ -116,7 +128,9 @@ def test_the_same_input_elsewhere_gives_the_same_bytes(tmp_path: Path) -> None:
     assert files(tmp_path / "a")["shard-000000.tar"] != files(tmp_path / "c")["shard-000000.tar"]
 
 
-def test_a_finished_folder_is_left_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_finished_folder_is_left_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root, out = source("audio", tmp_path / "in"), tmp_path / "out"
     assert prepare("audio", root, out) == 0
     before = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
@@ -128,7 +142,9 @@ def test_a_finished_folder_is_left_as_it_is(tmp_path: Path, capsys: pytest.Captu
     assert prepare("audio", root, out) == 2 and "is of another input: other files" in said(capsys)
 
 
-def test_a_folder_of_something_else_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_of_something_else_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     root, out = source("audio", tmp_path / "in"), tmp_path / "out"
     out.mkdir()
     (out / "thesis.doc").write_text("mine")
@@ -148,18 +164,23 @@ def begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     return root, out
 
 
-def test_another_input_or_other_settings_do_not_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                      capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+def test_another_input_or_other_settings_do_not_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     root, out = begun(tmp_path, monkeypatch)
     assert prepare("audio", root, out, *WORDS["audio"], "max_seconds=9", "seed=4") == 2
-    assert "seed=4 differs from 0, with which" in (told := said(capsys)) and "so do max_seconds" in told
+    assert (
+        "seed=4 differs from 0, with which" in (told := said(capsys))
+        and "so do max_seconds" in told
+    )
     next(root.rglob("*.wav")).unlink()
     assert prepare("audio", root, out, *WORDS["audio"]) == 2
     assert "is of another input: other files" in said(capsys)
 
 
-def test_two_at_once_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                 capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+def test_two_at_once_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     root, out = begun(tmp_path, monkeypatch)
     codes = []
     pack_one = packing._pack_one
@@ -174,17 +195,24 @@ def test_two_at_once_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert codes == [2] and "is being filled by another process" in said(capsys)
 
 
-def test_too_little_space_is_told_before_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                                                   capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+def test_too_little_space_is_told_before_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(output.shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
     for modality, words in WORDS.items():
-        assert prepare(modality, source(modality, tmp_path / modality), tmp_path / "out" / modality, *words) == 2
+        assert (
+            prepare(
+                modality, source(modality, tmp_path / modality), tmp_path / "out" / modality, *words
+            )
+            == 2
+        )
         assert "MB are free; free some space" in said(capsys)
         assert not list((tmp_path / "out" / modality).glob("*.tar"))
 
 
-def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-                             capsys: pytest.CaptureFixture[str]) -> None:  # fmt: skip
+def test_a_full_disk_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device", "shard-000000.tar.half")
 

@@ -15,9 +15,22 @@ from tests.prepare.made import said
 
 def test_words_become_values_of_their_types() -> None:
     text = parse(
-        Text, ["input=a=b", "output=o", "block=64", "shard_mb=0.5", "break_mode=complete_doc", "tokenizer=null"]
+        Text,
+        [
+            "input=a=b",
+            "output=o",
+            "block=64",
+            "shard_mb=0.5",
+            "break_mode=complete_doc",
+            "tokenizer=null",
+        ],
     )
-    assert (text.input, text.block, text.shard_mb, text.break_mode) == ("a=b", 64, 0.5, "complete_doc")
+    assert (text.input, text.block, text.shard_mb, text.break_mode) == (
+        "a=b",
+        64,
+        0.5,
+        "complete_doc",
+    )
     assert text.tokenizer is None and text.vocab_size == 50_265
     assert parse(Vision, ["input=i", "output=o", "short_side=256"]).short_side == 256
 
@@ -25,7 +38,10 @@ def test_words_become_values_of_their_types() -> None:
 @pytest.mark.parametrize(
     ("word", "complaint"),
     [
-        ("encod=flac", r"encod=flac is not a setting \(did you mean encode\?\); the settings are input, "),
+        (
+            "encod=flac",
+            r"encod=flac is not a setting \(did you mean encode\?\); the settings are input, ",
+        ),
         ("encode", r"encode= has no value; type encode=…"),
         ("encode=mp3", r"encode=mp3 must be one of keep, flac"),
         ("seed=x", r"seed=x must be a whole number"),
@@ -34,7 +50,10 @@ def test_words_become_values_of_their_types() -> None:
         ("shard_mb=nan", r"shard_mb=nan must be at least"),
         ("processes=0", r"processes=0 must be at least 1"),
         ("output=", r"output= must not be empty"),
-        ("my/data", r"command=my/data is not of the form key=value; type input=my/data, or output=my/data"),
+        (
+            "my/data",
+            r"command=my/data is not of the form key=value; type input=my/data, or output=my/data",
+        ),
     ],
 )
 def test_a_wrong_word_is_told(word: str, complaint: str) -> None:
@@ -57,10 +76,14 @@ def test_help_lists_every_setting(name: str, capsys: pytest.CaptureFixture[str])
     assert main([name, "--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
     for one in fields(COMMANDS[name]):
-        assert any(line.startswith(f"  {one.name}=") and one.metadata["meaning"] in line for line in lines)
+        assert any(
+            line.startswith(f"  {one.name}=") and one.metadata["meaning"] in line for line in lines
+        )
 
 
-def test_a_folder_that_is_not_there_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_is_not_there_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name in ("audio", "vision", "text"):
         assert main([name, f"input={tmp_path / 'no'}", f"output={tmp_path / 'out'}"]) == 2
         told = said(capsys)

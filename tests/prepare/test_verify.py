@@ -40,7 +40,9 @@ def overwrite(file: Path, place: int, data: bytes) -> None:
         bytes_.write(data)
 
 
-def test_whole_shards_have_no_fault(tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_whole_shards_have_no_fault(
+    tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "txt").mkdir()
     (tmp_path / "txt/a.txt").write_text("A line of text.\n" * 30)
     assert prepare("text", tmp_path / "txt", tmp_path / "text", "vocab_size=280", "block=16") == 0
@@ -99,13 +101,21 @@ def exchange(out: Path) -> str:
     return "shard-000001.idx: is not that of its tar"
 
 
-@pytest.mark.parametrize("plant", [flip, garble, truncate, remove, add, miscount, unindex, exchange])
-def test_a_planted_fault_is_named(plant: Callable[[Path], str], out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    "plant", [flip, garble, truncate, remove, add, miscount, unindex, exchange]
+)
+def test_a_planted_fault_is_named(
+    plant: Callable[[Path], str], out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     fault = plant(out)
     assert verify(out) == 1
     told = said(capsys)
     assert fault in told
-    named = {name for name in ("shard-000000", "shard-000001", "shard-000002", "shard-000009") if name in told}
+    named = {
+        name
+        for name in ("shard-000000", "shard-000001", "shard-000002", "shard-000009")
+        if name in told
+    }
     assert len(named) <= 1, "a fault of one shard is not told of another"
 
 
@@ -113,11 +123,15 @@ def test_index_mends_indexes(tmp_path: Path, out: Path, capsys: pytest.CaptureFi
     before = files(out)
     unindex(out)
     (out / "shard-000002.idx").write_bytes(b"D2V")
-    assert main(["index", f"input={out}", "processes=1"]) == 0 and "3 indexes written, 0 faults" in said(capsys)
+    assert main(
+        ["index", f"input={out}", "processes=1"]
+    ) == 0 and "3 indexes written, 0 faults" in said(capsys)
     assert files(out) == before and verify(out) == 0
 
 
-def test_index_tells_what_a_reader_cannot_use(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_index_tells_what_a_reader_cannot_use(
+    out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     truncate(out)
     assert main(["index", f"input={out / 'shard-000002.tar'}", "processes=1"]) == 1
     assert "shard-000002.tar: after sample" in said(capsys)
@@ -133,8 +147,15 @@ def test_foreign_tars_are_decoded(tmp_path: Path, capsys: pytest.CaptureFixture[
     ids = io.BytesIO()
     np.save(ids, np.array([["no", "ids"]]))
     picture = next(images(tmp_path / "in").rglob("*.png")).read_bytes()
-    members = {"a/1.png": picture, "a/1.cls": b"7", "a/2.png": picture[:150], "a/2.cls": b"cat",
-               "b.npy": ids.getvalue(), "b.xyz": b"anything", "c.json": b"{"}  # fmt: skip
+    members = {
+        "a/1.png": picture,
+        "a/1.cls": b"7",
+        "a/2.png": picture[:150],
+        "a/2.cls": b"cat",
+        "b.npy": ids.getvalue(),
+        "b.xyz": b"anything",
+        "c.json": b"{",
+    }
     with tarfile.open(tmp_path / "foreign.tar", "w") as tar:
         for name, data in members.items():
             info = tarfile.TarInfo(name)
@@ -143,5 +164,7 @@ def test_foreign_tars_are_decoded(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert verify(tmp_path / "foreign.tar") == 1
     told = said(capsys)
     for name in members:
-        assert (f"foreign.tar: {name}:" in told) == (name in ("a/2.png", "a/2.cls", "b.npy", "c.json"))
+        assert (f"foreign.tar: {name}:" in told) == (
+            name in ("a/2.png", "a/2.cls", "b.npy", "c.json")
+        )
     assert "4 faults" in told

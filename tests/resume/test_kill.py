@@ -1,4 +1,5 @@
-"""SIGKILL anywhere: the run ends with the same bits as one that was never killed, and no sample is lost or repeated."""
+"""SIGKILL anywhere: the run ends with the same bits as one that was never killed, and no sample is
+lost or repeated."""
 
 from __future__ import annotations
 
@@ -10,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from d2v_pretrain.checkpoint import TEMPORARY, newest_valid, step_of
-from tests.resume import lives
-from tests.resume.lives import COMMON, RUNS, STEPS
+from d2v_pretrain.checkpoint.file import TEMPORARY, newest_valid, step_of
+from tests.resume import processes
+from tests.resume.processes import COMMON, RUNS, STEPS
 
 
 @pytest.fixture(scope="module")
@@ -23,38 +24,41 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator:
     def of(argv: list[str]) -> Path:
         if tuple(argv) not in made:
             made[tuple(argv)] = tmp_path_factory.mktemp("whole")
-            lives.finish(made[tuple(argv)], argv)
+            processes.finish(made[tuple(argv)], argv)
         return made[tuple(argv)]
 
     yield of
 
 
 def kill_and_go_on(cwd: Path, argv: list[str], seed: int, kills: int) -> int:
-    """Start, kill, start again; then let it finish. Says how many lives really ended by the kill."""
+    """Start, kill, start again; then let it finish. Says how many lives really ended by the
+    kill."""
     draw, killed = random.Random(seed), 0
     for life in range(kills):
-        [process] = lives.start(cwd, argv)
+        [process] = processes.start(cwd, argv)
         if life % 3 == 2:  # in the middle of a save
-            lives.waits((cwd / "runs/run/checkpoints" / TEMPORARY).exists, [process])
+            processes.waits((cwd / "runs/run/checkpoints" / TEMPORARY).exists, [process])
         else:
-            goal = lives.trained(cwd) + draw.randrange(24)
-            lives.waits(lambda goal=goal: lives.trained(cwd) >= goal, [process])
+            goal = processes.trained(cwd) + draw.randrange(24)
+            processes.waits(lambda goal=goal: processes.trained(cwd) >= goal, [process])
             time.sleep(draw.uniform(0, 0.06))
-        lives.kill(process)
+        processes.kill(process)
         killed += process.exitcode != 0
-    lives.finish(cwd, argv)
+    processes.finish(cwd, argv)
     return killed
 
 
 def check(cwd: Path, reference: Path) -> None:
     """Bits, log, and the samples of every pass."""
-    assert list(lives.differences(lives.outcome(cwd), lives.outcome(reference))) == []
-    assert [line["step"] for line in lives.outcome(cwd)["log"]] == [1, *range(5, STEPS + 1, 5)]
-    history = lives.history(cwd)
-    assert history == lives.history(reference)
+    assert list(processes.differences(processes.outcome(cwd), processes.outcome(reference))) == []
+    assert [line["step"] for line in processes.outcome(cwd)["log"]] == [1, *range(5, STEPS + 1, 5)]
+    history = processes.history(cwd)
+    assert history == processes.history(reference)
     assert sorted({step for step, _ in history}) == list(range(STEPS))
-    *complete, last = lives.passes(history)
-    assert complete and all(sorted(ids) == list(range(len(ids))) and len(ids) == len(complete[0]) for ids in complete)
+    *complete, last = processes.passes(history)
+    assert complete and all(
+        sorted(ids) == list(range(len(ids))) and len(ids) == len(complete[0]) for ids in complete
+    )
     assert len(set(last)) == len(last)
 
 
@@ -74,20 +78,31 @@ def test_killed_at_random(tmp_path: Path, whole, modality: str, more: list[str])
 
 
 def test_killed_at_the_boundary_of_a_pass_and_in_probes(tmp_path: Path, whole) -> None:
-    """On the way and at the end: what the probes say is the same too, and the last one is made up for."""
+    """On the way and at the end: what the probes say is the same too, and the last one is made up
+    for."""
     argv = [a for a in RUNS["vision"] + COMMON if a != "probe=null"]
     argv += ["probe.every=20", "data.train=40", "data.test=20"]
     for ready in (
-        lambda: lives.trained(tmp_path) >= 37 // 2 // 2,  # 37 images, two a micro-batch, of which slot 0 sees half
-        lambda: lives.probes(tmp_path) >= 1,
-        lambda: lives.probes(tmp_path) >= 4,  # at steps 20 (twice, after a life) and 40, and the one at the end
+        lambda: (
+            processes.trained(tmp_path) >= 37 // 2 // 2
+        ),  # 37 images, two a micro-batch, of which slot 0 sees half
+        lambda: processes.probes(tmp_path) >= 1,
+        lambda: (
+            processes.probes(tmp_path) >= 4
+        ),  # at steps 20 (twice, after a life) and 40, and the one at the end
     ):
-        [process] = lives.start(tmp_path, argv)
-        assert lives.waits(ready, [process])
-        lives.kill(process)
+        [process] = processes.start(tmp_path, argv)
+        assert processes.waits(ready, [process])
+        processes.kill(process)
     last, _ = newest_valid(tmp_path / "runs/run/checkpoints")
-    assert last is not None and step_of(last) == STEPS and not (tmp_path / "runs/run/probe.json").exists()
-    lives.finish(tmp_path, argv)
+    assert (
+        last is not None
+        and step_of(last) == STEPS
+        and not (tmp_path / "runs/run/probe.json").exists()
+    )
+    processes.finish(tmp_path, argv)
     check(tmp_path, whole(argv))
-    ours, theirs = (json.loads((cwd / "runs/run/probe.json").read_text()) for cwd in (tmp_path, whole(argv)))
+    ours, theirs = (
+        json.loads((cwd / "runs/run/probe.json").read_text()) for cwd in (tmp_path, whole(argv))
+    )
     assert ours == theirs

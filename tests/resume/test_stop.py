@@ -10,10 +10,10 @@ import pytest
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 
-from d2v_pretrain import checkpoint
-from d2v_pretrain.stopping import AGAIN, StopRequest
-from tests.resume import lives
-from tests.resume.lives import COMMON, RUNS, STEPS
+from d2v_pretrain.checkpoint import file as checkpoint
+from d2v_pretrain.training.signals import EXIT_REQUEUE, StopRequest
+from tests.resume import processes
+from tests.resume.processes import COMMON, RUNS, STEPS
 
 ARGV = RUNS["text"] + COMMON
 
@@ -25,34 +25,41 @@ def last_step(cwd: Path) -> int:
 
 
 def test_signals_save_once_and_leave_with_85(tmp_path: Path) -> None:
-    lives.finish(tmp_path / "whole", ARGV)
+    processes.finish(tmp_path / "whole", ARGV)
     cwd = tmp_path / "stopped"
     for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
         before = last_step(cwd)
-        processes = lives.start(cwd, [*ARGV, "workers=1"])
-        goal = lives.trained(cwd) + 5
-        assert lives.waits(lambda goal=goal: lives.trained(cwd) >= goal, processes)
+        processes = processes.start(cwd, [*ARGV, "workers=1"])
+        goal = processes.trained(cwd) + 5
+        assert processes.waits(lambda goal=goal: processes.trained(cwd) >= goal, processes)
         os.killpg(processes[0].pid, number)  # type: ignore[arg-type]  # as Slurm does: workers are signalled too
-        assert lives.ends(processes) == [AGAIN], (cwd / "out.txt").read_text()[-3000:]
+        assert processes.ends(processes) == [EXIT_REQUEUE], (cwd / "out.txt").read_text()[-3000:]
         assert before < last_step(cwd) < STEPS
-        assert f"step={last_step(cwd)}.ckpt" in {p.name for p in (cwd / "runs/run/checkpoints").iterdir()}
+        assert f"step={last_step(cwd)}.ckpt" in {
+            p.name for p in (cwd / "runs/run/checkpoints").iterdir()
+        }
     said = (cwd / "out.txt").read_text()
     assert "stopped at step" in said and "SIGTERM" in said and "The same command goes on" in said
-    lives.finish(cwd, ARGV)
-    assert list(lives.differences(lives.outcome(cwd), lives.outcome(tmp_path / "whole"))) == []
-    assert len(lives.history(cwd)) == 2 * STEPS
+    processes.finish(cwd, ARGV)
+    assert (
+        list(processes.differences(processes.outcome(cwd), processes.outcome(tmp_path / "whole")))
+        == []
+    )
+    assert len(processes.history(cwd)) == 2 * STEPS
 
 
 def test_a_signal_while_starting_is_heard(tmp_path: Path) -> None:
-    processes = lives.start(tmp_path, ARGV)
-    assert lives.waits(lambda: "run in" in said(tmp_path), processes)
+    processes = processes.start(tmp_path, ARGV)
+    assert processes.waits(lambda: "run in" in said(tmp_path), processes)
     os.kill(processes[0].pid, signal.SIGTERM)  # type: ignore[arg-type]
-    assert lives.ends(processes) == [AGAIN], said(tmp_path)
-    assert lives.trained(tmp_path) <= 2
+    assert processes.ends(processes) == [EXIT_REQUEUE], said(tmp_path)
+    assert processes.trained(tmp_path) <= 2
 
 
 def test_max_hours(tmp_path: Path) -> None:
-    assert lives.ends(lives.start(tmp_path, [*ARGV, "max_hours=0.00005"])) == [AGAIN], said(tmp_path)
+    assert processes.ends(processes.start(tmp_path, [*ARGV, "max_hours=0.00005"])) == [
+        EXIT_REQUEUE
+    ], said(tmp_path)
     assert 0 < last_step(tmp_path) < STEPS and "max_hours is over" in said(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Small shards, made with Python's tarfile, and the corpora over them."""
+"""Small shards, made with Python's tarfile, and the datasets over them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from d2v_pretrain.types import Batch
-from datamodules.module import MicroBatches, Source
+from datamodules.module import MicroBatches, Transform
+from datamodules.order import EpochOrder, StepSampler
 from datamodules.shards.audio import AudioShards
 from datamodules.shards.image import ImageShards
 from datamodules.shards.text import TextShards
-from datamodules.stream import Plan, Stream
 
 
-def write(path: Path, members: Sequence[tuple[str, bytes]], form: int = tarfile.USTAR_FORMAT) -> Path:
+def write(
+    path: Path, members: Sequence[tuple[str, bytes]], form: int = tarfile.USTAR_FORMAT
+) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w", format=form) as tar:
         for name, data in members:
@@ -57,15 +59,24 @@ def sounds(root: Path, shards: int = 5, most: int = 6) -> int:
     for s in range(shards):
         rows = []
         for _ in range(1 + (s * 3 + 2) % most):
-            rows += [(f"{n:04d}.flac", flac(0.2 + 0.01 * n, seed=n)), (f"{n:04d}.cls", b"%d" % (n % 2))]
+            rows += [
+                (f"{n:04d}.flac", flac(0.2 + 0.01 * n, seed=n)),
+                (f"{n:04d}.cls", b"%d" % (n % 2)),
+            ]
             n += 1
         write(root / f"s-{s:03d}.tar", rows)
     return n
 
 
 def _settings(root: Any, tmp: Path, changes: dict[str, Any]) -> dict[str, Any]:
-    usual = {"max_bad_share": 0.5, "skipped_path": str(tmp / "skipped.jsonl"), "cache_folder": str(tmp / "cache"),
-             "cache_gb": 1.0, "label_key": None, "test_shards": 1}  # fmt: skip
+    usual = {
+        "max_bad_share": 0.5,
+        "skipped_path": str(tmp / "skipped.jsonl"),
+        "cache_folder": str(tmp / "cache"),
+        "cache_gb": 1.0,
+        "label_key": None,
+        "test_shards": 1,
+    }
     return {"root": root if isinstance(root, list) else str(root), **usual, **changes}
 
 
@@ -81,9 +92,21 @@ def texts(root: Any, tmp: Path, **changes: Any) -> TextShards:
     return TextShards(**{"vocab_size": 1000, **_settings(root, tmp, changes)})
 
 
-def batches(source: Source, plan: Plan, workers: int = 0, world: int = 1, slots: int = 4, lanes: int = 1,
-            **more: Any) -> list[Iterator[Batch]]:  # fmt: skip
+def batches(
+    transform: Transform,
+    plan: EpochOrder,
+    workers: int = 0,
+    world: int = 1,
+    slots: int = 4,
+    readers: int = 1,
+    **more: Any,
+) -> list[Iterator[Batch]]:
     """The micro-batches of each rank, through DataLoader workers."""
-    ahead = source.corpus.ahead  # type: ignore[attr-defined]
-    streams = [Stream(plan, slots, rank, world, (), lanes, ahead) for rank in range(world)]
-    return [iter(DataLoader(MicroBatches(source), None, sampler=stream, num_workers=workers)) for stream in streams]
+    prefetch = transform.dataset.prefetch  # type: ignore[attr-defined]
+    streams = [
+        StepSampler(plan, slots, rank, world, (), readers, prefetch) for rank in range(world)
+    ]
+    return [
+        iter(DataLoader(MicroBatches(transform), None, sampler=stream, num_workers=workers))
+        for stream in streams
+    ]

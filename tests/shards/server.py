@@ -1,4 +1,5 @@
-"""A small HTTP server with a temper: answers 500, stalls, cuts connections, ignores ranges; and an nginx of its own."""
+"""A small HTTP server with a temper: answers 500, stalls, cuts connections, ignores ranges; and an
+nginx of its own."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ class Server(ThreadingHTTPServer):
     """Serves a folder with ranges and versions, as nginx does.
 
     Args:
-        folder: of the files. temper: share of answers that go wrong, drawn by a generator of its own.
+        folder: of the files. temper: share of answers that go wrong, drawn by a generator of its
+            own.
     """
 
     daemon_threads = True
@@ -119,14 +121,17 @@ http {{
 
 @contextmanager
 def nginx(folder: Path, prefix: Path) -> Iterator[str]:
-    """A real nginx that answers a fifth of all requests with 500 and a fifth at 20 kB/s; yields its address."""
+    """A real nginx that answers a fifth of all requests with 500 and a fifth at 20 kB/s; yields its
+    address."""
     program = shutil.which("nginx") or "/usr/sbin/nginx"
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]
     prefix.mkdir()
     (prefix / "nginx.conf").write_text(NGINX.format(prefix=prefix, folder=folder, port=port))
-    process = subprocess.Popen([program, "-p", str(prefix), "-c", str(prefix / "nginx.conf")], stderr=subprocess.PIPE)
+    process = subprocess.Popen(
+        [program, "-p", str(prefix), "-c", str(prefix / "nginx.conf")], stderr=subprocess.PIPE
+    )
     try:
         for _ in range(100):
             with socket.socket() as s:

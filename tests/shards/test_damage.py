@@ -1,4 +1,5 @@
-"""Damaged, missing and hostile shards: the order stays, each is named once, and too much stops the run."""
+"""Damaged, missing and hostile shards: the order stays, each is named once, and too much stops the
+run."""
 
 from __future__ import annotations
 
@@ -16,11 +17,11 @@ import torch
 from PIL import Image
 
 from d2v_pretrain.errors import ConfigError
-from datamodules.audio import AudioSource
+from datamodules.order import EpochOrder
 from datamodules.shards.audio import AudioShards
-from datamodules.shards.corpus import TooMuchBad
+from datamodules.shards.dataset import TooMuchBad
 from datamodules.shards.index import build_index, load
-from datamodules.stream import Plan
+from datamodules.transforms.audio import AudioTransform
 from tests.shards.made import audio, batches, images, png, sounds, write
 
 
@@ -43,7 +44,8 @@ def cut(tar: Path) -> None:
 
 
 def flip(tar: Path) -> None:
-    """A bit in the sound of sample 1, the header of sample 2, and 40 bytes over the end of 3 and the header of 4."""
+    """A bit in the sound of sample 1, the header of sample 2, and 40 bytes over the end of 3 and
+    the header of 4."""
     places = load(tar.with_suffix(".idx")).entries["offset"].astype(int).tolist()
     content = bytearray(tar.read_bytes())
     content[places[1] + 512 + 3000] ^= 16
@@ -74,15 +76,21 @@ DAMAGE: list[tuple[Callable[[Path], None], list[int], str]] = [
 @pytest.mark.parametrize("when", ["before", "while"])
 @pytest.mark.parametrize("damage, lost, reason", DAMAGE, ids=[d[0].__name__ for d in DAMAGE])
 def test_training_goes_on_in_the_same_order(
-    tmp_path: Path, made: Path, damage: Callable[[Path], None], lost: list[int], reason: str, when: str
+    tmp_path: Path,
+    made: Path,
+    damage: Callable[[Path], None],
+    lost: list[int],
+    reason: str,
+    when: str,
 ) -> None:
-    """Against the batches of sound shards: ids alike, rows alike but for the lost ones, which weigh nothing."""
+    """Against the batches of sound shards: ids alike, rows alike but for the lost ones, which weigh
+    nothing."""
     copy = shutil.copytree(made, tmp_path / "b")
     if when == "before":
         damage(copy / "s-001.tar")
-    damaged = AudioSource(audio(copy, tmp_path), 5, 0)
-    plan = Plan(damaged.corpus.shard_sizes, 0, 4, damaged.lengths)
-    [good] = batches(AudioSource(audio(made, tmp_path, skipped_path=None), 5, 0), plan)
+    damaged = AudioTransform(audio(copy, tmp_path), 5, 0)
+    plan = EpochOrder(damaged.dataset.shard_sizes, 0, 4, damaged.lengths)
+    [good] = batches(AudioTransform(audio(made, tmp_path, skipped_path=None), 5, 0), plan)
     if when == "while":
         damage(copy / "s-001.tar")
     seen = set()
@@ -102,18 +110,20 @@ def test_training_goes_on_in_the_same_order(
 def test_too_much_is_missing_at_the_start(tmp_path: Path, made: Path) -> None:
     for name in ("s-001.tar", "s-003.tar"):
         (made / name).unlink()
-    with pytest.raises(ConfigError, match=r"12 unusable of 21 samples, more than max_bad_share=0.5 .*s-001.tar"):
+    with pytest.raises(
+        ConfigError, match=r"12 unusable of 21 samples, more than max_bad_share=0.5 .*s-001.tar"
+    ):
         len(audio(made, tmp_path))
     assert len(audio(made, tmp_path, max_bad_share=0.6)) == 21
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_too_much_goes_bad_while_training(tmp_path: Path, made: Path, workers: int) -> None:
-    source = AudioSource(audio(made, tmp_path, max_bad_share=0.05), 5, 0)
-    plan = Plan(source.corpus.shard_sizes, 0, 1, source.lengths)
+    transform = AudioTransform(audio(made, tmp_path, max_bad_share=0.05), 5, 0)
+    plan = EpochOrder(transform.dataset.shard_sizes, 0, 1, transform.lengths)
     for tar in made.glob("*.tar"):
         tar.unlink()
-    [loader] = batches(source, plan, workers)
+    [loader] = batches(transform, plan, workers)
     for _ in range(5):
         next(loader)
     rule = r"^data.root=\S+/a: 6 of 6 samples that this process read are unusable, .*raise data.max_bad_share.$"
@@ -132,31 +142,38 @@ def test_permission_denied(tmp_path: Path, made: Path, monkeypatch: pytest.Monke
 
         return tried
 
-    corpus = audio(made, tmp_path)
-    assert len(corpus) == 21
+    dataset = audio(made, tmp_path)
+    assert len(dataset) == 21
     monkeypatch.setattr(os, "open", refusing(os.open, "s-001.tar"))
-    assert [i for i in range(21) if corpus.read(i) is None] == [3, 4, 5, 6, 7, 8]
+    assert [i for i in range(21) if dataset.read(i) is None] == [3, 4, 5, 6, 7, 8]
     assert listed(tmp_path) == {"s-001.tar": "cannot be read (Permission denied)"}
     monkeypatch.setattr(builtins, "open", refusing(open, "s-001.tar"))
     assert len(audio(made, tmp_path)) == 21
     assert "Permission denied: its 6 samples" in listed(tmp_path)["s-001.tar"]
 
 
-def test_an_index_that_is_damaged_or_of_another_tar_is_made_anew(tmp_path: Path, made: Path) -> None:
+def test_an_index_that_is_damaged_or_of_another_tar_is_made_anew(
+    tmp_path: Path, made: Path
+) -> None:
     good = (made / "s-001.idx").read_bytes()
-    for bad in (good[:-7], b"x" * 300, good[:50] + b"?" + good[51:], (made / "s-000.idx").read_bytes()):
+    for bad in (
+        good[:-7],
+        b"x" * 300,
+        good[:50] + b"?" + good[51:],
+        (made / "s-000.idx").read_bytes(),
+    ):
         (made / "s-001.idx").write_bytes(bad)
-        corpus = audio(made, tmp_path)
-        assert all(corpus.read(i) is not None for i in range(21))
+        dataset = audio(made, tmp_path)
+        assert all(dataset.read(i) is not None for i in range(21))
         assert (made / "s-001.idx").read_bytes() == good
 
 
 def test_an_index_that_changes_while_training(tmp_path: Path, made: Path) -> None:
-    corpus = audio(made, tmp_path)
-    assert len(corpus) == 21
+    dataset = audio(made, tmp_path)
+    assert len(dataset) == 21
     shutil.copy(made / "s-000.idx", made / "s-001.idx")
     (made / "s-003.idx").unlink()
-    assert [i for i in range(21) if corpus.read(i) is None] == [*range(3, 9), *range(12, 18)]
+    assert [i for i in range(21) if dataset.read(i) is None] == [*range(3, 9), *range(12, 18)]
     assert "was changed while training" in listed(tmp_path)["s-001.tar"]
 
 
@@ -165,29 +182,39 @@ def test_an_image_that_unpacks_to_gigabytes(tmp_path: Path) -> None:
     Image.new("1", (14_000, 14_000)).save(bomb, "PNG")
     assert len(bomb.getvalue()) < 100_000
     write(tmp_path / "a.tar", [("0.png", png(0)), ("1.png", bomb.getvalue()), ("2.png", png(2))])
-    corpus = images(tmp_path, tmp_path)
-    assert [corpus.read(i) is None for i in range(3)] == [False, True, False]
+    dataset = images(tmp_path, tmp_path)
+    assert [dataset.read(i) is None for i in range(3)] == [False, True, False]
     assert "exceeds limit" in listed(tmp_path)["a.tar: 1"]
 
 
 def test_names_that_point_elsewhere_are_refused_and_nothing_is_written(tmp_path: Path) -> None:
-    rows = [("../0.png", png(0)), ("/etc/1.png", png(1)), ("a/../../2.png", png(2)), ("a/3.png", png(3))]
+    rows = [
+        ("../0.png", png(0)),
+        ("/etc/1.png", png(1)),
+        ("a/../../2.png", png(2)),
+        ("a/3.png", png(3)),
+    ]
     tar = write(tmp_path / "deep" / "a" / "a.tar", rows)
-    before = {*tmp_path.rglob("*"), tmp_path / "skipped.jsonl", tmp_path / "cache", tar.with_suffix(".idx")}
-    corpus = images(tar.parent, tmp_path, max_bad_share=0.8)
-    assert len(corpus) == 1 and corpus.read(0) is not None
+    before = {
+        *tmp_path.rglob("*"),
+        tmp_path / "skipped.jsonl",
+        tmp_path / "cache",
+        tar.with_suffix(".idx"),
+    }
+    dataset = images(tar.parent, tmp_path, max_bad_share=0.8)
+    assert len(dataset) == 1 and dataset.read(0) is not None
     reasons = listed(tmp_path)
     assert sum("points out of the folder" in reason for reason in reasons.values()) == 3
     assert {p for p in tmp_path.rglob("*") if p.parent.name != "cache"} <= before
     # and if the index were forged
-    assert corpus.shards[0].lengths.tolist() == [0, 0, 0, 1]
-    corpus.shards[0].lengths[0] = 1
-    assert corpus._read(0, 0) is None and "is refused" in listed(tmp_path)["a.tar: sample 0"]
+    assert dataset.shards[0].lengths.tolist() == [0, 0, 0, 1]
+    dataset.shards[0].lengths[0] = 1
+    assert dataset._read(0, 0) is None and "is refused" in listed(tmp_path)["a.tar: sample 0"]
 
 
 def test_a_tar_without_an_index_that_breaks_off(tmp_path: Path, made: Path) -> None:
     cut(made / "s-001.tar")
     build_index(made / "s-001.tar")
-    corpus = audio(made, tmp_path)
-    assert isinstance(corpus, AudioShards) and len(corpus) == 19
-    assert all(corpus.read(i) is not None for i in range(19))
+    dataset = audio(made, tmp_path)
+    assert isinstance(dataset, AudioShards) and len(dataset) == 19
+    assert all(dataset.read(i) is not None for i in range(19))

@@ -1,4 +1,5 @@
-"""The walk and the index against webdataset's own parser and Python's tarfile, over every tar dialect."""
+"""The walk and the index against webdataset's own parser and Python's tarfile, over every tar
+dialect."""
 
 from __future__ import annotations
 
@@ -16,8 +17,13 @@ from tests.shards.made import flac, npy, write
 
 def theirs(tar: Path) -> list[dict[str, bytes]]:
     """Samples as webdataset reads them, in order."""
-    files = webdataset.tariterators.tar_file_expander([{"url": str(tar), "stream": io.BytesIO(tar.read_bytes())}])
-    return [{k: v for k, v in s.items() if k != "__url__"} for s in webdataset.tariterators.group_by_keys(files)]
+    files = webdataset.tariterators.tar_file_expander(
+        [{"url": str(tar), "stream": io.BytesIO(tar.read_bytes())}]
+    )
+    return [
+        {k: v for k, v in s.items() if k != "__url__"}
+        for s in webdataset.tariterators.group_by_keys(files)
+    ]
 
 
 def ours(tar: Path) -> list[dict[str, bytes]]:
@@ -33,10 +39,19 @@ def ours(tar: Path) -> list[dict[str, bytes]]:
 
 LONG = "folder/" * 30 + "é" * 40
 ODD = [
-    ("a/0001.JPG", b"x" * 700), ("a/0001.cls", b"3"), ("a/0001.seg.png", b""), ("__meta__/about.txt", b"no"),
-    ("b/0001.jpg", b"y" * 512), ("without", b"an extension"), ("b/0001.cls", b"4"), (".hidden", b"?"),
-    (f"{LONG}.jpg", b"z" * 1025), (f"{LONG}.txt", b"long"), ("a/0001.jpg", b"again"), ("t.npy", npy([5, 6, 7])),
-]  # fmt: skip
+    ("a/0001.JPG", b"x" * 700),
+    ("a/0001.cls", b"3"),
+    ("a/0001.seg.png", b""),
+    ("__meta__/about.txt", b"no"),
+    ("b/0001.jpg", b"y" * 512),
+    ("without", b"an extension"),
+    ("b/0001.cls", b"4"),
+    (".hidden", b"?"),
+    (f"{LONG}.jpg", b"z" * 1025),
+    (f"{LONG}.txt", b"long"),
+    ("a/0001.jpg", b"again"),
+    ("t.npy", npy([5, 6, 7])),
+]
 
 
 @pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -50,7 +65,8 @@ def test_same_samples_as_webdataset(tmp_path: Path, form: int) -> None:
 
 
 def test_links_folders_prefixes_and_numbers_in_binary(tmp_path: Path) -> None:
-    """What tarfile makes of them: ustar's divided name, a link with a size, a global header, base-256 numbers."""
+    """What tarfile makes of them: ustar's divided name, a link with a size, a global header,
+    base-256 numbers."""
     tar = tmp_path / "a.tar"
     with tarfile.open(tar, "w", format=tarfile.USTAR_FORMAT) as out:
         for name, kind in (
@@ -78,12 +94,30 @@ def test_links_folders_prefixes_and_numbers_in_binary(tmp_path: Path) -> None:
 
 def test_lengths_are_at_16_khz_and_what_cannot_be_used_has_none(tmp_path: Path) -> None:
     members = [
-        ("0.flac", flac(0.5)), ("0.json", b"{}"), ("1.flac", flac(0.5, 44_100)), ("2.flac", b"no sound"),
-        ("../3.flac", flac(0.1)), ("/4.flac", flac(0.1)), ("a/../5.txt", b"x"), ("6.txt", b"x"), ("6.txt", b"y"),
-        ("7.npy", b"no array"), ("8.flac", flac(0.25)),
-    ]  # fmt: skip
+        ("0.flac", flac(0.5)),
+        ("0.json", b"{}"),
+        ("1.flac", flac(0.5, 44_100)),
+        ("2.flac", b"no sound"),
+        ("../3.flac", flac(0.1)),
+        ("/4.flac", flac(0.1)),
+        ("a/../5.txt", b"x"),
+        ("6.txt", b"x"),
+        ("6.txt", b"y"),
+        ("7.npy", b"no array"),
+        ("8.flac", flac(0.25)),
+    ]
     refused = build_index(write(tmp_path / "a.tar", members))
-    assert load(tmp_path / "a.idx").entries["length"].tolist() == [8000, 8000, 0, 0, 0, 0, 0, 0, 4000]
+    assert load(tmp_path / "a.idx").entries["length"].tolist() == [
+        8000,
+        8000,
+        0,
+        0,
+        0,
+        0,
+        0,
+        0,
+        4000,
+    ]
     assert set(refused) == {"2", "../3", "/4", "a/../5", "6", "7"}
     assert "points out of the folder" in refused["../3"] and "cannot be read" in refused["2"]
 

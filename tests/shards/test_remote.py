@@ -1,4 +1,5 @@
-"""Shards from elsewhere: the same samples in the same order as from the disk, through every fault of a server."""
+"""Shards from elsewhere: the same samples in the same order as from the disk, through every fault
+of a server."""
 
 from __future__ import annotations
 
@@ -16,14 +17,14 @@ import torch
 from torch.utils.data import DataLoader
 
 from d2v_pretrain.errors import ConfigError
-from datamodules.audio import AudioSource
-from datamodules.folder import Unusable
+from datamodules.datasets.scan import Unusable
 from datamodules.module import MicroBatches
+from datamodules.order import EpochOrder, StepSampler
 from datamodules.shards import fetch
 from datamodules.shards.index import build_index
 from datamodules.shards.names import shown
 from datamodules.shards.store import Cache
-from datamodules.stream import Plan, Stream
+from datamodules.transforms.audio import AudioTransform
 from tests.shards.made import audio, batches, sounds
 from tests.shards.server import nginx, serving
 
@@ -44,22 +45,29 @@ def indexed(root: Path) -> Path:
     return root
 
 
-def same_as_here(root: Path, tmp: Path, far: object, workers: int, world: int = 1, **more: object) -> None:
-    """Two passes from elsewhere, against those from the disk: equal to the bit, nothing lost, nothing repeated."""
-    here = AudioSource(audio(root, tmp, skipped_path=None), 5, 0)
-    there = AudioSource(audio(far, tmp, **more), 5, 0)
+def same_as_here(
+    root: Path, tmp: Path, far: object, workers: int, world: int = 1, **more: object
+) -> None:
+    """Two passes from elsewhere, against those from the disk: equal to the bit, nothing lost,
+    nothing repeated."""
+    here = AudioTransform(audio(root, tmp, skipped_path=None), 5, 0)
+    there = AudioTransform(audio(far, tmp, **more), 5, 0)
     assert here.lengths.tolist() == there.lengths.tolist()
-    plan = Plan(there.corpus.shard_sizes, 0, 3, there.lengths, window=2)
+    plan = EpochOrder(there.dataset.shard_sizes, 0, 3, there.lengths, window=2)
     [near] = batches(here, plan, slots=2)
     loaders = batches(there, plan, workers, world, slots=2)
-    steps = (next(loader) for _ in itertools.count() for loader in loaders for _ in range(2 // world))
+    steps = (
+        next(loader) for _ in itertools.count() for loader in loaders for _ in range(2 // world)
+    )
     for a, b in zip(itertools.islice(near, 20), steps):
         assert torch.equal(a.ids, b.ids) and torch.equal(a.inputs, b.inputs) and b.weight is None
     assert json.loads((tmp / "skipped.jsonl").read_text() or "null") is None
 
 
 @pytest.mark.parametrize("workers, world", [(0, 1), (2, 1), (1, 2)])
-def test_a_server_with_a_temper(tmp_path: Path, workers: int, world: int, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_server_with_a_temper(
+    tmp_path: Path, workers: int, world: int, capfd: pytest.CaptureFixture[str]
+) -> None:
     root = indexed(tmp_path / "a")
     with serving(root, temper=0.9) as server:
         same_as_here(root, tmp_path, server.url + PATTERN, workers, world)
@@ -67,12 +75,17 @@ def test_a_server_with_a_temper(tmp_path: Path, workers: int, world: int, capfd:
         told = capfd.readouterr().err
         retries = sum(n for kind, n in server.done.items() if kind not in ("fine", "whole"))
         assert told.count("trying again from byte") == retries > 3
-        assert server.url in told and any(cause in told for cause in ("HTTP Error 50", "broke off", "timed out"))
-    assert len(list((tmp_path / "cache").glob("*.shard"))) == 5 and not list((tmp_path / "cache").glob("*.part"))
+        assert server.url in told and any(
+            cause in told for cause in ("HTTP Error 50", "broke off", "timed out")
+        )
+    assert len(list((tmp_path / "cache").glob("*.shard"))) == 5 and not list(
+        (tmp_path / "cache").glob("*.part")
+    )
 
 
 def test_what_broke_off_is_gone_on_with(tmp_path: Path) -> None:
-    """Ranges only of the same version: a file that is replaced meanwhile is fetched from its beginning."""
+    """Ranges only of the same version: a file that is replaced meanwhile is fetched from its
+    beginning."""
     (tmp_path / "a").mkdir()
     file, content = tmp_path / "a" / "x", os.urandom(3_000_000)
     file.write_bytes(content)
@@ -105,19 +118,23 @@ def test_a_bounded_cache_keeps_what_was_used_last(tmp_path: Path) -> None:
     with serving(root) as server:
         same_as_here(root, tmp_path, server.url + PATTERN, 1, cache_gb=room)
         assert sum(f.stat().st_size for f in (tmp_path / "cache").glob("*.shard")) <= room * 1e9
-        assert sum(n for name, n in server.asked.items() if name.endswith(".tar")) > 5, "some were fetched again"
-        corpus = audio(server.url + PATTERN, tmp_path, cache_gb=sizes[-1] / 1e9)
-        with pytest.raises(ConfigError, match=r"data.cache_gb=.* GB of the 5 shards .* a smaller window_shards"):
-            corpus.ahead(range(5))
+        assert sum(n for name, n in server.asked.items() if name.endswith(".tar")) > 5, (
+            "some were fetched again"
+        )
+        dataset = audio(server.url + PATTERN, tmp_path, cache_gb=sizes[-1] / 1e9)
+        with pytest.raises(
+            ConfigError, match=r"data.cache_gb=.* GB of the 5 shards .* a smaller window_shards"
+        ):
+            dataset.prefetch(range(5))
 
 
 def test_a_cache_that_is_too_small_loses_no_sample(tmp_path: Path) -> None:
     """Room for one shard, two workers that delete one another's: slow, but all of it, in order."""
     root = indexed(tmp_path / "a")
     with serving(root) as server:
-        there = AudioSource(audio(server.url + PATTERN, tmp_path, cache_gb=1e-7), 5, 0)
-        plan = Plan(there.corpus.shard_sizes, 0, 2, there.lengths)
-        stream = itertools.islice(Stream(plan, 1), 33)
+        there = AudioTransform(audio(server.url + PATTERN, tmp_path, cache_gb=1e-7), 5, 0)
+        plan = EpochOrder(there.dataset.shard_sizes, 0, 2, there.lengths)
+        stream = itertools.islice(StepSampler(plan, 1), 33)
         seen = list(DataLoader(MicroBatches(there), None, sampler=list(stream), num_workers=2))
         assert sorted(i for batch in seen[:11] for i in batch.ids.tolist()) == list(range(21))
         assert all(batch.weight is None for batch in seen)
@@ -127,21 +144,24 @@ def test_a_file_of_the_users_is_never_deleted(tmp_path: Path) -> None:
     root = indexed(tmp_path / "a")
     before = {file: file.read_bytes() for file in root.iterdir()}
     with serving(root) as server:
-        corpus = audio(server.url + PATTERN, tmp_path, cache_folder=str(root), cache_gb=1e-6)
-        assert all(corpus.read(i) is not None for i in range(21))
+        dataset = audio(server.url + PATTERN, tmp_path, cache_folder=str(root), cache_gb=1e-6)
+        assert all(dataset.read(i) is not None for i in range(21))
     assert {file: file.read_bytes() for file in before} == before
 
 
 def test_ahead_fetches_in_the_background(tmp_path: Path) -> None:
     root = indexed(tmp_path / "a")
     with serving(root) as server:
-        corpus = audio(server.url + PATTERN, tmp_path)
-        corpus.ahead([3, 1])
+        dataset = audio(server.url + PATTERN, tmp_path)
+        dataset.prefetch([3, 1])
         until = time.monotonic() + 20
         while len(list((tmp_path / "cache").glob("*.shard"))) < 2 and time.monotonic() < until:
             time.sleep(0.01)
-        assert {name for name in server.asked if name.endswith(".tar")} == {"s-003.tar", "s-001.tar"}
-        corpus.read(3)
+        assert {name for name in server.asked if name.endswith(".tar")} == {
+            "s-003.tar",
+            "s-001.tar",
+        }
+        dataset.read(3)
         assert server.asked["s-001.tar"] == 1
 
 
@@ -153,8 +173,8 @@ def test_what_is_gone_there(tmp_path: Path) -> None:
     changed[3000] ^= 1
     (root / "s-003.tar").write_bytes(changed)
     with serving(root) as server:
-        corpus = audio(f"{server.url}{PATTERN}?secret=1", tmp_path, max_bad_share=0.9)
-        assert [i for i in range(21) if corpus.read(i) is None] == [*range(3, 9), *range(12, 18)]
+        dataset = audio(f"{server.url}{PATTERN}?secret=1", tmp_path, max_bad_share=0.9)
+        assert [i for i in range(21) if dataset.read(i) is None] == [*range(3, 9), *range(12, 18)]
         assert server.asked["s-001.tar"] == 1, "404 is final"
         (root / "s-004.tar").unlink(), (root / "s-004.idx").unlink()
         with pytest.raises(ConfigError, match=r"s-004.tar has no index beside it and .*404"):
@@ -162,7 +182,10 @@ def test_what_is_gone_there(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "skipped.jsonl").read_text().splitlines()]
     named = {line["file"]: line["reason"] for line in lines}
     assert len(named) == len(lines) == 2 and not any("secret" in name for name in named)
-    assert "404" in named[f"{server.url}/s-001.tar"] and "size or checksum" in named[f"{server.url}/s-003.tar"]
+    assert (
+        "404" in named[f"{server.url}/s-001.tar"]
+        and "size or checksum" in named[f"{server.url}/s-003.tar"]
+    )
 
 
 def test_tries_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -174,14 +197,16 @@ def test_tries_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert server.asked["s-000.tar"] == 3
 
 
-def test_a_disk_that_is_full_or_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_full_or_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Told at once: no server is waited for, and nothing half written is left."""
     root = indexed(tmp_path / "a")
     with serving(root) as server:
-        corpus = audio(server.url + PATTERN, tmp_path, max_bad_share=0.9)
-        assert len(corpus) == 21
+        dataset = audio(server.url + PATTERN, tmp_path, max_bad_share=0.9)
+        assert len(dataset) == 21
         monkeypatch.setattr(fetch.zlib, "crc32", _full)
-        assert corpus.read(0) is None and server.asked["s-000.tar"] == 1
+        assert dataset.read(0) is None and server.asked["s-000.tar"] == 1
         assert "No space left" in (tmp_path / "skipped.jsonl").read_text()
         assert not list((tmp_path / "cache").glob("*.part"))
         (tmp_path / "file").touch()
@@ -196,7 +221,9 @@ def _full(*_: object) -> int:
 def test_pipes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """A command that fails every other time; read into the cache once."""
     root = indexed(tmp_path / "a")
-    flaky = "pipe:if [ -e {0}.once ]; then cat {0}; else touch {0}.once; head -c 5000 {0}; exit 3; fi"
+    flaky = (
+        "pipe:if [ -e {0}.once ]; then cat {0}; else touch {0}.once; head -c 5000 {0}; exit 3; fi"
+    )
     same_as_here(root, tmp_path, [flaky.format(root / f"s-00{i}.tar") for i in range(5)], 1)
     assert capfd.readouterr().err.count("the command ended with code 3; trying again") == 5
 
@@ -216,12 +243,16 @@ def test_one_process_of_a_node_fetches(tmp_path: Path) -> None:
     with serving(indexed(tmp_path / "a")) as server:
         fork = multiprocessing.get_context("fork")
         url = f"{server.url}/s-001.tar"
-        processes = [fork.Process(target=_get, args=(str(tmp_path / "cache"), url)) for _ in range(6)]
+        processes = [
+            fork.Process(target=_get, args=(str(tmp_path / "cache"), url)) for _ in range(6)
+        ]
         for process in processes:
             process.start()
         for process in processes:
             process.join()
-        assert [process.exitcode for process in processes] == [0] * 6 and server.asked["s-001.tar"] == 1
+        assert [process.exitcode for process in processes] == [0] * 6 and server.asked[
+            "s-001.tar"
+        ] == 1
 
 
 def test_secrets_are_not_shown() -> None:
@@ -229,8 +260,13 @@ def test_secrets_are_not_shown() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (shutil.which("nginx") or os.path.exists("/usr/sbin/nginx")), reason="nginx is not installed")
-def test_a_real_nginx(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.skipif(
+    not (shutil.which("nginx") or os.path.exists("/usr/sbin/nginx")),
+    reason="nginx is not installed",
+)
+def test_a_real_nginx(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """A fifth of all requests fails, a fifth is slow."""
     tmp_path.chmod(0o755)  # its workers are another user
     for folder in tmp_path.parents[:2]:

@@ -1,4 +1,5 @@
-"""A real Slurm on this machine, two virtual nodes: every way to be stopped there, and the same bits at the end."""
+"""A real Slurm on this machine, two virtual nodes: every way to be stopped there, and the same bits
+at the end."""
 
 from __future__ import annotations
 
@@ -13,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.resume import lives
-from tests.resume.lives import RUNS
+from tests.resume import processes
+from tests.resume.processes import RUNS
 
 ROOT = Path(__file__).parents[2]
 STEPS = 100
@@ -31,11 +32,17 @@ Environment = dict[str, str]
 
 @pytest.fixture(scope="module")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environment]:
-    """Environment of a Slurm with two nodes of one core and a partition that preempts; it ends with the tests."""
+    """Environment of a Slurm with two nodes of one core and a partition that preempts; it ends with
+    the tests."""
     folder = tmp_path_factory.mktemp("slurm")
     script = str(Path(__file__).with_name("one_machine.sh"))
-    preempting = {"SLURM_PREEMPT": "60", "SLURM_EXTRA": r"PreemptType=preempt/partition_prio\nPreemptMode=REQUEUE"}
-    subprocess.run([script, "up", str(folder), "2"], check=True, timeout=60, env=os.environ | preempting)
+    preempting = {
+        "SLURM_PREEMPT": "60",
+        "SLURM_EXTRA": r"PreemptType=preempt/partition_prio\nPreemptMode=REQUEUE",
+    }
+    subprocess.run(
+        [script, "up", str(folder), "2"], check=True, timeout=60, env=os.environ | preempting
+    )
     environment = {"SLURM_CONF": str(folder / "slurm.conf"), "MASTER_ADDR": "127.0.0.1"}
     yield {**os.environ, **environment, "PYTHON": sys.executable, "PYTHONPATH": str(ROOT)}
     subprocess.run([script, "down", str(folder)], check=True, timeout=60)
@@ -52,9 +59,9 @@ def whole(slurm: Environment, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def prepare(cwd: Path, steps: int = STEPS) -> list[str]:
     """A folder to submit from, and what follows `python train.py`."""
-    lives.texts(cwd)
+    processes.texts(cwd)
     shutil.copy(ROOT / "train.py", cwd)
-    common = [a for a in lives.COMMON if not a.startswith(("trainer", "steps"))]
+    common = [a for a in processes.COMMON if not a.startswith(("trainer", "steps"))]
     return [*RUNS["text"], *common, f"steps={steps}", "checkpoint.every_steps=40"]
 
 
@@ -63,10 +70,21 @@ def submit(slurm: Environment, cwd: Path, *options: str, steps: int = STEPS) -> 
     return sbatch(slurm, cwd, "many_nodes", ["--nodes=2", *options], [*prepare(cwd, steps), *CPU])
 
 
-def sbatch(slurm: Environment, cwd: Path, script: str, options: list[str], arguments: list[str]) -> str:
-    command = ["sbatch", "--parsable", "--cpus-per-task=1", "--time=20", "--output=out.txt", *options]
+def sbatch(
+    slurm: Environment, cwd: Path, script: str, options: list[str], arguments: list[str]
+) -> str:
+    command = [
+        "sbatch",
+        "--parsable",
+        "--cpus-per-task=1",
+        "--time=20",
+        "--output=out.txt",
+        *options,
+    ]
     command += [str(ROOT / f"slurm/{script}.sbatch"), *arguments]
-    return subprocess.run(command, cwd=cwd, env=slurm, check=True, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        command, cwd=cwd, env=slurm, check=True, capture_output=True, text=True
+    ).stdout.strip()
 
 
 def ask(slurm: Environment, *command: str) -> str:
@@ -104,8 +122,10 @@ def goes_on(slurm: Environment, job: str, cwd: Path) -> None:
 
 def same(cwd: Path, whole: Path) -> None:
     """It was stopped and went on, once, and that changed nothing."""
-    assert said(cwd).count("stopped at step") == said(cwd).count("going on from") == 1, said(cwd)[-3000:]
-    assert list(lives.differences(lives.outcome(cwd), lives.outcome(whole))) == []
+    assert said(cwd).count("stopped at step") == said(cwd).count("going on from") == 1, said(cwd)[
+        -3000:
+    ]
+    assert list(processes.differences(processes.outcome(cwd), processes.outcome(whole))) == []
 
 
 def test_signalled_requeued_resumed(slurm: Environment, whole: Path, tmp_path: Path) -> None:
@@ -138,10 +158,18 @@ def test_time_limit(slurm: Environment, tmp_path: Path) -> None:
 
 
 def test_preempted(slurm: Environment, whole: Path, tmp_path: Path) -> None:
-    """A job of a higher partition wants the nodes: SIGTERM at once, requeue, and on when it is over."""
+    """A job of a higher partition wants the nodes: SIGTERM at once, requeue, and on when it is
+    over."""
     job = submit(slurm, tmp_path)
     trains(tmp_path)
-    high = ["sbatch", "--parsable", "--partition=high", "--nodes=2", "--output=/dev/null", "--wrap=sleep 1"]
+    high = [
+        "sbatch",
+        "--parsable",
+        "--partition=high",
+        "--nodes=2",
+        "--output=/dev/null",
+        "--wrap=sleep 1",
+    ]
     subprocess.run(high, env=slurm, check=True, capture_output=True)
     goes_on(slurm, job, tmp_path)
     assert "(SIGTERM)" in said(tmp_path)
@@ -154,7 +182,11 @@ def test_a_dead_task_ends_the_job_with_its_name(slurm: Environment, tmp_path: Pa
     os.kill(task(job, 1), signal.SIGKILL)
     wait(lambda: state(slurm, job) == "FAILED", tmp_path, 60)
     text = said(tmp_path)
-    assert "rank 0 of 2" in text and "lost another one" in text and "the same command goes on from" in text
+    assert (
+        "rank 0 of 2" in text
+        and "lost another one" in text
+        and "the same command goes on from" in text
+    )
     assert "the cause: rank 1 does not answer" in text and "task 1: Killed" in text
 
 
@@ -172,7 +204,13 @@ def task(job: str, rank: int) -> int:
 
 def test_preflight_refuses_before_anything_waits(slurm: Environment, tmp_path: Path) -> None:
     arguments = [*prepare(tmp_path), "trainer=cpu"]
-    job = sbatch(slurm, tmp_path, "many_nodes", ["--nodes=2"], [*arguments, "trainer.devices=1", "trainer.num_nodes=1"])
+    job = sbatch(
+        slurm,
+        tmp_path,
+        "many_nodes",
+        ["--nodes=2"],
+        [*arguments, "trainer.devices=1", "trainer.num_nodes=1"],
+    )
     wait(lambda: state(slurm, job) == "FAILED", tmp_path, 120)
     assert "trainer.num_nodes=1 does not fit: Slurm has started 2 x 1" in said(tmp_path)
     assert "trainer=ddp trainer.devices=1 trainer.num_nodes=2" in said(tmp_path)
@@ -190,16 +228,34 @@ def test_array(slurm: Environment, tmp_path: Path) -> None:
     wait(lambda: state(slurm, f"{job}_1") == "COMPLETED", tmp_path)
     assert "going on from" in (tmp_path / "out_2.txt").read_text()
     assert "going on from" not in (tmp_path / "out_1.txt").read_text()
-    assert list(lives.differences(*(lives.outcome(tmp_path, name) for name in ("first", "second")))) == []
+    assert (
+        list(
+            processes.differences(
+                *(processes.outcome(tmp_path, name) for name in ("first", "second"))
+            )
+        )
+        == []
+    )
 
 
 def test_sweep_by_submitit(slurm: Environment, tmp_path: Path) -> None:
-    """`-m hydra/launcher=slurm`: one of two jobs gets submitit's signal, which we hand on once all is saved."""
-    pytest.importorskip("hydra_plugins.hydra_submitit_launcher", reason="pip install 'd2v-pretrain[slurm]'")
+    """`-m hydra/launcher=slurm`: one of two jobs gets submitit's signal, which we hand on once all
+    is saved."""
+    pytest.importorskip(
+        "hydra_plugins.hydra_submitit_launcher", reason="pip install 'd2v-pretrain[slurm]'"
+    )
     arguments = [a for a in prepare(tmp_path) if not a.startswith("name=")]
     small = ["gpus_per_node=null", "cpus_per_task=1", "timeout_min=30", "mem_gb=1"]
     launcher = ["hydra/launcher=slurm", *(f"hydra.launcher.{key}" for key in small)]
-    command = [sys.executable, "train.py", "-m", *launcher, *arguments, "trainer=cpu", "name=first,second"]
+    command = [
+        sys.executable,
+        "train.py",
+        "-m",
+        *launcher,
+        *arguments,
+        "trainer=cpu",
+        "name=first,second",
+    ]
     with (tmp_path / "out.txt").open("w") as out:
         sweep = subprocess.Popen(command, cwd=tmp_path, env=slurm, stdout=out, stderr=out)
         trains(tmp_path, "second")
@@ -209,4 +265,11 @@ def test_sweep_by_submitit(slurm: Environment, tmp_path: Path) -> None:
         assert sweep.wait(120) == 0, said(tmp_path)
     log = "".join(path.read_text() for path in (tmp_path / "runs/.sweeps").rglob("*.out"))
     assert "stopped at step" in log and "going on from" in log
-    assert list(lives.differences(*(lives.outcome(tmp_path, name) for name in ("first", "second")))) == []
+    assert (
+        list(
+            processes.differences(
+                *(processes.outcome(tmp_path, name) for name in ("first", "second"))
+            )
+        )
+        == []
+    )

@@ -17,19 +17,21 @@ WAV2VEC2 = ((512, 10, 5), *[(512, 3, 2)] * 4, *[(512, 2, 2)] * 2)
 
 
 class AudioStem(Stem):
-    """Each layer: conv (no padding) -> LayerNorm over channels -> GELU; then LayerNorm and a linear projection to
-    ``width``.
+    """Each layer: conv (no padding) -> LayerNorm over channels -> GELU; then LayerNorm and a linear
+    projection to ``width``.
 
-    Source: fairseq ``ConvFeatureExtractionModel`` with ``mode=layer_norm``. Eps of the layers' LayerNorms is 1e-5.
+    Source: fairseq ``ConvFeatureExtractionModel`` with ``mode=layer_norm``. Eps of the layers'
+    LayerNorms is 1e-5.
 
     Args:
         width: D of the tokens.
         layers: (channels, kernel, stride) of each convolution.
         conv_bias: convolutions have a bias.
         masked: learn a mask vector (data2vec 1).
-        init: ``kaiming`` as published, or ``smooth``: layers after the first start as averages over time of their
-            rectified inputs. A usual random stem passes waveform phase through, so that early targets are noise that a
-            small model never learns to predict (FEASIBILITY study: collapse against learning from step 100 on).
+        init: ``kaiming`` as published, or ``smooth``: layers after the first start as averages over
+            time of their rectified inputs. A usual random stem passes waveform phase through, so
+            that early targets are noise that a small model never learns to predict (FEASIBILITY
+            study: collapse against learning from step 100 on).
         norm_eps: of the LayerNorm before the projection.
         activation: after each layer.
     """
@@ -49,7 +51,8 @@ class AudioStem(Stem):
         self.layers = [tuple(layer) for layer in layers]
         channels = [1, *(c for c, _, _ in self.layers)]
         self.convs = nn.ModuleList(
-            nn.Conv1d(before, c, k, s, bias=conv_bias) for before, (c, k, s) in zip(channels, self.layers, strict=False)
+            nn.Conv1d(before, c, k, s, bias=conv_bias)
+            for before, (c, k, s) in zip(channels, self.layers, strict=False)
         )
         self.norms = nn.ModuleList(nn.LayerNorm(c) for c in channels[1:])
         self.norm = nn.LayerNorm(channels[-1], norm_eps)
@@ -62,7 +65,9 @@ class AudioStem(Stem):
         """(B, S) waveform -> (B, T, D)."""
         x = self.features(batch.inputs)
         lengths = self.token_lengths(batch.lengths)
-        return Tokens(self.projection(x), x.shape[1:2], valid_positions(lengths, x.shape[1], x.device))
+        return Tokens(
+            self.projection(x), x.shape[1:2], valid_positions(lengths, x.shape[1], x.device)
+        )
 
     def features(self, waveform: Tensor) -> Tensor:
         """(B, S) -> (B, T, C) normalised convolutional features, before the projection."""
@@ -73,7 +78,8 @@ class AudioStem(Stem):
 
     @property
     def receptive_field(self) -> int:
-        """Samples that one frame sees: 400 of the published stem. Shorter batches are padded with silence."""
+        """Samples that one frame sees: 400 of the published stem. Shorter batches are padded with
+        silence."""
         field = 1
         for _, kernel, stride in reversed(self.layers):
             field = (field - 1) * stride + kernel

@@ -1,4 +1,5 @@
-"""What every stem offers to the objective: local features, token lengths, and the masked version of them."""
+"""What every stem offers to the objective: local features, token lengths, and the masked version of
+them."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ class Stem(nn.Module):
     """Turns the inputs of a ``Batch`` into ``Tokens``; the only place that knows the modality.
 
     Attributes:
-        mask_vector: (D,) learned stand-in for a masked token, or None where tokens are only ever dropped.
+        mask_vector: (D,) learned stand-in for a masked token, or None where tokens are only ever
+            dropped.
     """
 
     mask_vector: nn.Parameter | None

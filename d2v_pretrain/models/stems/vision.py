@@ -13,8 +13,8 @@ from d2v_pretrain.types import Batch, Tokens
 class VisionStem(Stem):
     """Patches of ``patch`` x ``patch`` pixels, each through one linear map, in row-major order.
 
-    Source: BEiT ``PatchEmbed`` (``init=trunc``: normal, std .02), MAE as used by fairseq (``init=xavier``: uniform on
-    the flattened kernel).
+    Source: BEiT ``PatchEmbed`` (``init=trunc``: normal, std .02), MAE as used by fairseq
+    (``init=xavier``: uniform on the flattened kernel).
 
     Args:
         width: D of the tokens.
@@ -37,7 +37,9 @@ class VisionStem(Stem):
         self.patch = (patch, patch) if isinstance(patch, int) else patch
         self.projection = nn.Conv2d(channels, width, self.patch, self.patch)
         if masked:
-            self.mask_vector = nn.Parameter(nn.init.trunc_normal_(torch.empty(width), std=0.02, a=-0.02, b=0.02))
+            self.mask_vector = nn.Parameter(
+                nn.init.trunc_normal_(torch.empty(width), std=0.02, a=-0.02, b=0.02)
+            )
         if init == "xavier":
             nn.init.xavier_uniform_(self.projection.weight.flatten(1))
         else:
@@ -55,11 +57,13 @@ class VisionStem(Stem):
 
 
 class EdgeStem(Stem):
-    """Patches from overlapping filters, GELU and an average: edges and textures, whatever the sign of their contrast.
+    """Patches from overlapping filters, GELU and an average: edges and textures, whatever the sign
+    of their contrast.
 
-    Not published; for tiny models. Filters of ``kernel`` pixels stand ``patch / 2`` apart, four of them make a token.
-    As with ``AudioStem``'s ``smooth``, what matters is the start: filters are smooth, blind to flat colour and in pairs
-    of opposite sign, and what they rectify is averaged, so that targets are worth predicting from the first step on.
+    Not published; for tiny models. Filters of ``kernel`` pixels stand ``patch / 2`` apart, four of
+    them make a token. As with ``AudioStem``'s ``smooth``, what matters is the start: filters are
+    smooth, blind to flat colour and in pairs of opposite sign, and what they rectify is averaged,
+    so that targets are worth predicting from the first step on.
 
     Args:
         width: D of the tokens.
@@ -71,14 +75,22 @@ class EdgeStem(Stem):
     """
 
     def __init__(
-        self, width: int, patch: int, filters: int, kernel: int, channels: int = 3, masked: bool = False
+        self,
+        width: int,
+        patch: int,
+        filters: int,
+        kernel: int,
+        channels: int = 3,
+        masked: bool = False,
     ) -> None:
         super().__init__()
         self.patch, half = patch, patch // 2
         self.filters = nn.Conv2d(channels, filters, kernel, half, (kernel - half) // 2)
         self.projection = nn.Conv2d(filters, width, 2, 2)
         if masked:
-            self.mask_vector = nn.Parameter(nn.init.trunc_normal_(torch.empty(width), std=0.02, a=-0.02, b=0.02))
+            self.mask_vector = nn.Parameter(
+                nn.init.trunc_normal_(torch.empty(width), std=0.02, a=-0.02, b=0.02)
+            )
         _start_as_edges(self.filters)
         with torch.no_grad():
             mixing = torch.randn(width, filters, 1, 1) / filters**0.5
@@ -96,7 +108,8 @@ class EdgeStem(Stem):
 
 @torch.no_grad()
 def _start_as_edges(conv: nn.Conv2d) -> None:
-    """Unit filters of zero mean, smoothed over 3 x 3 pixels, the second half the negative of the first."""
+    """Unit filters of zero mean, smoothed over 3 x 3 pixels, the second half the negative of the
+    first."""
     drawn = torch.randn_like(conv.weight[::2])
     smooth = F.avg_pool2d(F.pad(drawn, (1, 1, 1, 1), mode="reflect"), 3, 1)
     smooth = smooth - smooth.mean((2, 3), keepdim=True)
@@ -106,5 +119,7 @@ def _start_as_edges(conv: nn.Conv2d) -> None:
 
 
 def _patches(shape: torch.Size, height: int, width: int) -> tuple[int, int]:
-    assert shape[2] % height == 0 and shape[3] % width == 0, f"image {tuple(shape[2:])} / patch {height, width}"
+    assert shape[2] % height == 0 and shape[3] % width == 0, (
+        f"image {tuple(shape[2:])} / patch {height, width}"
+    )
     return (shape[2] // height, shape[3] // width)

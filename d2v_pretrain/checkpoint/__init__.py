@@ -1,0 +1,1 @@
+"""Checkpoint files, how Lightning writes them, and a run on disk."""

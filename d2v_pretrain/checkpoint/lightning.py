@@ -1,0 +1,103 @@
+"""How Lightning writes and reads our checkpoint files: at once, or beside training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import CheckpointIO
+from torch import Tensor
+
+from d2v_pretrain.checkpoint import file as files
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Lightning's seam for ``checkpoint.write`` and ``read``:
+    ``Trainer(plugins=[AtomicCheckpointIO()])``.
+
+    Lightning's own writer goes through the temporary directory, which is a plain copy onto another
+    file system.
+
+    Args:
+        asynchronous: training waits for a copy into host memory only, and a thread writes it. The
+            copy's memory, as much as a checkpoint is large, is kept for the next one. A kill before
+            the file is whole loses that checkpoint and no other. What went wrong in the thread is
+            raised by the next save, or by ``wait``.
+        then: called with the path of every file that is whole, on the thread that wrote it.
+    """
+
+    def __init__(
+        self, asynchronous: bool = False, then: Callable[[Path], None] | None = None
+    ) -> None:
+        self.asynchronous, self.then = asynchronous, then
+        self.buffers: dict[str, Tensor] = {}
+        self.writer = ThreadPoolExecutor(1, "checkpoint")
+        self.pending: Future[None] | None = None
+
+    def reserve(self, state: dict[str, Any]) -> None:
+        """Take the memory for the weights (``state_dict``) now, so that the first save need not
+        wait for it."""
+        _held({"state_dict": state}, self.buffers, "")
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
+    ) -> None:
+        """See ``checkpoint.write``; Lightning calls it on rank 0 only."""
+        assert storage_options is None, "checkpoints are local files"
+        self.wait()
+        if not self.asynchronous:
+            self._write(checkpoint, Path(path))
+            return
+        held = _held(checkpoint, self.buffers, "")
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()  # copies to page-locked memory are under way
+        self.pending = self.writer.submit(self._write, held, Path(path))
+
+    def wait(self) -> None:
+        """Until what was saved is on disk.
+
+        Raises:
+            ConfigError: it could not be written.
+        """
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            pending.result()
+
+    def _write(self, content: dict[str, Any], path: Path) -> None:
+        files.write(content, path)
+        if self.then is not None:
+            self.then(path)
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """See ``checkpoint.read``; ``weights_only`` is on whatever the caller says."""
+        return files.read(Path(path), "cpu" if map_location is None else map_location)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        """Delete a file if it is there."""
+        Path(path).unlink(missing_ok=True)
+
+    def teardown(self) -> None:
+        """Leave nothing half written."""
+        self.wait()
+
+
+def _held(value: Any, buffers: dict[str, Tensor], where: str) -> Any:
+    """A copy of ``value`` whose tensors are in host memory that is used again for the next copy."""
+    if isinstance(value, Tensor):
+        buffer = buffers.get(where)
+        if buffer is None or buffer.shape != value.shape or buffer.dtype != value.dtype:
+            pinned = torch.cuda.is_available()
+            buffer = buffers[where] = torch.empty(value.shape, dtype=value.dtype, pin_memory=pinned)
+        return buffer.copy_(value.detach(), non_blocking=True)
+    if isinstance(value, dict):
+        return type(value)(
+            (key, _held(inner, buffers, f"{where}.{key}")) for key, inner in value.items()
+        )
+    if type(value) in (list, tuple):
+        return type(value)(_held(inner, buffers, f"{where}.{i}") for i, inner in enumerate(value))
+    return value

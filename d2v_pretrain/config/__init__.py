@@ -1,0 +1,1 @@
+"""Composing a configuration, its rules, and the words that are typed on a command line."""

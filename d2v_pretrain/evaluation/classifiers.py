@@ -1,0 +1,151 @@
+"""Classifiers on frozen features, in torch alone: logistic regression, few-shot, kNN; and their
+effective rank."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from d2v_pretrain.rng import fold_in
+
+Split = tuple[Tensor, Tensor]
+
+
+def standardise(train: Tensor, *others: Tensor) -> list[Tensor]:
+    """Zero mean and unit variance per channel by the statistics of ``train``; constant channels
+    become zero.
+
+    Args:
+        train: (n, D) features. others: (m, D) features each, scaled by the same numbers.
+
+    Returns:
+        ``[train, *others]`` as float64. Only features enter, never labels.
+    """
+    reference = train.double()
+    mean, std = reference.mean(0), reference.std(0, correction=0)
+    # Rounding leaves a constant channel with a tiny std; dividing by it would blow noise up to unit
+    # variance.
+    std = torch.where(std > 1e-6 * mean.abs().clamp_min(1e-6), std, torch.ones_like(std))
+    return [(x.double() - mean) / std for x in (train, *others)]
+
+
+def logistic_regression(
+    x: Tensor, y: Tensor, classes: int, c: float = 0.1
+) -> tuple[Tensor, Tensor]:
+    """Multinomial logistic regression, ``min |W|^2 / 2 + c * sum_i nll_i``, by full-batch L-BFGS in
+    float64.
+
+    The objective of ``sklearn.linear_model.LogisticRegression(C=c)``: free intercept, and with two
+    classes one weight vector (two symmetric ones would be penalised half as much).
+
+    Args:
+        x: (n, D) standardised features. y: (n,) int64 class ids. classes: K. c: inverse strength of
+            the penalty.
+
+    Returns:
+        weight (D, K) and bias (K,), float64: ``(x @ weight + bias).argmax(1)`` predicts.
+    """
+    x, rows = x.double(), 1 if classes == 2 else classes
+    solution = torch.zeros(
+        x.shape[1] + 1, rows, dtype=torch.float64, device=x.device, requires_grad=True
+    )
+    solver = torch.optim.LBFGS(
+        [solution],
+        max_iter=500,
+        tolerance_grad=1e-6,
+        tolerance_change=1e-10,
+        line_search_fn="strong_wolfe",
+    )
+
+    def loss() -> Tensor:
+        solver.zero_grad()
+        weight, bias = _both_classes(solution, classes)
+        nll = F.cross_entropy(x @ weight + bias, y, reduction="sum")
+        total = (0.5 * solution[:-1].square().sum() + c * nll) / (c * len(y))
+        total.backward()
+        return total
+
+    with torch.enable_grad():
+        solver.step(loss)
+    return _both_classes(solution.detach(), classes)
+
+
+def _both_classes(solution: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    if classes == 2:
+        solution = torch.cat([torch.zeros_like(solution), solution], dim=1)
+    return solution[:-1], solution[-1]
+
+
+def linear(train: Split, test: Split, classes: int, c: float = 0.1) -> float:
+    """Accuracy on ``test`` of a logistic regression fitted on all of ``train``; features
+    standardised beforehand."""
+    weight, bias = logistic_regression(*train, classes, c)
+    return _accuracy((test[0].double() @ weight + bias).argmax(1), test[1])
+
+
+def few_shot(
+    train: Split, test: Split, classes: int, shots: int = 5, draws: int = 10, seed: int = 0
+) -> tuple[float, float]:
+    """Logistic regression on ``shots`` labels a class, over several draws of the labelled examples.
+
+    The draws depend on ``seed`` and the labels alone, so that every encoder is judged on the same
+    examples.
+
+    Args:
+        train, test: ((n, D) standardised features, (n,) class ids). A class with fewer than
+            ``shots`` gives all it has.
+
+    Returns:
+        Mean accuracy on the whole of ``test``, and its standard deviation over the draws.
+    """
+    features, labels = train
+    scores = []
+    for draw in range(draws):
+        chosen = _draw(labels, classes, shots, fold_in(seed, draw)).to(features.device)
+        scores.append(linear((features[chosen], labels[chosen]), test, classes))
+    score = torch.tensor(scores, dtype=torch.float64)
+    return score.mean().item(), score.std(correction=0).item()
+
+
+def _draw(labels: Tensor, classes: int, shots: int, key: int) -> Tensor:
+    """Indices of ``shots`` examples of every class, from a generator of its own (training
+    randomness is untouched)."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(key))
+    shuffled = labels.cpu()[order]
+    return torch.cat([order[shuffled == k][:shots] for k in range(classes)])
+
+
+def knn(train: Split, test: Split, classes: int, neighbours: int = 20) -> float:
+    """Accuracy of the majority among the most similar training examples (cosine; a tie goes to the
+    lowest class id).
+
+    Args:
+        train, test: ((n, D) standardised features, (n,) class ids). neighbours: at most n are used.
+    """
+    bank, votes = F.normalize(train[0], dim=1), F.one_hot(train[1], classes)
+    nearest = min(neighbours, len(bank))
+    predicted = []
+    for part in test[0].split(1024):
+        similar = (F.normalize(part, dim=1) @ bank.T).topk(nearest, dim=1).indices
+        predicted.append(votes[similar].sum(1).argmax(1))
+    return _accuracy(torch.cat(predicted), test[1])
+
+
+def effective_rank(x: Tensor) -> float:
+    """``exp(entropy(s / sum(s)))`` of the singular values s: how many directions the features
+    really use.
+
+    RankMe (Garrido et al., 2023), after Roy and Vetterli (2007). Not centred: features that
+    collapse to one vector give 1, where centred ones would report the rank of rounding noise.
+
+    Args:
+        x: (n, D) features. Returns a number between 1 and min(n, D).
+    """
+    singular = torch.linalg.svdvals(x.double())
+    share = singular / singular.sum().clamp_min(torch.finfo(torch.float64).tiny)
+    return torch.special.entr(share).sum().exp().item()
+
+
+def _accuracy(predicted: Tensor, labels: Tensor) -> float:
+    return (predicted == labels).double().mean().item()

@@ -1,0 +1,45 @@
+"""The documented Data2Vec classes: configurations, models and heads, with weights to and from
+Hugging Face."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+_MODULES = {
+    "config": ("Data2VecAudioConfig", "Data2VecTextConfig", "Data2VecVisionConfig"),
+    "audio": ("Data2VecAudioPreTrainedModel", "Data2VecAudioModel", "Data2VecAudioForCTC"),
+    "audio_heads": (
+        "Data2VecAudioForSequenceClassification",
+        "Data2VecAudioForAudioFrameClassification",
+        "Data2VecAudioForXVector",
+    ),
+    "text": ("Data2VecTextPreTrainedModel", "Data2VecTextModel"),
+    "text_lm": ("Data2VecTextForMaskedLM", "Data2VecTextForCausalLM"),
+    "text_heads": (
+        "Data2VecTextForSequenceClassification",
+        "Data2VecTextForMultipleChoice",
+        "Data2VecTextForTokenClassification",
+        "Data2VecTextForQuestionAnswering",
+    ),
+    "vision": (
+        "Data2VecVisionPreTrainedModel",
+        "Data2VecVisionModel",
+        "Data2VecVisionForImageClassification",
+    ),
+    "vision_segmentation": ("Data2VecVisionForSemanticSegmentation",),
+    "preprocess_audio": ("Data2VecAudioFeatureExtractor",),
+    "preprocess_vision": ("Data2VecVisionImageProcessor",),
+}
+# Class -> the module that it is imported from when it is asked for.
+PLACES = {name: module for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in PLACES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{PLACES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *PLACES]

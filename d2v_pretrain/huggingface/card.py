@@ -1,0 +1,104 @@
+"""The model card of an export: what it is, how to use it, what it was made with, what it scored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+METRICS = {"few_shot": "few-shot, 5 labels a class", "linear": "linear", "knn": "20-NN"}
+_SOURCES = ("floor", "random", "pretrained")
+
+USE_CLASS = """\
+```python
+from transformers import {auto}, AutoModel
+
+model = AutoModel.from_pretrained("{folder}")
+inputs = {auto}.from_pretrained("{folder}")
+```
+
+Without transformers: `d2v_pretrain.huggingface.{name}.from_pretrained("{folder}")`."""
+USE_REMOTE = """\
+transformers has no class for this encoder ({why}), so the folder carries its own code:
+
+```python
+from transformers import {auto}, AutoModel
+
+model = AutoModel.from_pretrained("{folder}", trust_remote_code=True)
+inputs = {auto}.from_pretrained("{folder}")
+```
+
+With d2v_pretrain, no foreign code is run: `encoder = d2v_pretrain.load("{folder}")`."""
+USE_BUNDLE = """\
+```python
+import d2v_pretrain
+
+encoder = d2v_pretrain.load("{folder}")  # d2v_pretrain.models.encoder.Encoder, in evaluation mode
+features = encoder.encode(batch).tokens  # batch: d2v_pretrain.types.Batch
+```"""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a card tells.
+
+    Args:
+        name: of the run.
+        which: student or teacher.
+        use: Markdown on how to load it.
+        rows: label -> value, for the table of how it was made.
+        library: of the card's header, ``transformers`` or ``d2v_pretrain``.
+        step: updates done.
+        probe: content of ``probe.json``, or None.
+    """
+
+    name: str
+    which: str
+    use: str
+    rows: Mapping[str, Any]
+    library: str
+    step: int
+    probe: Mapping[str, Any] | None
+
+
+def text(facts: Facts) -> str:
+    """The card, in Markdown with the header that model hubs read."""
+    header = f"---\nlibrary_name: {facts.library}\ntags: [data2vec, self-supervised, d2v_pretrain]\n---\n"
+    made = "\n".join(f"| {label} | {value} |" for label, value in facts.rows.items())
+    parts = (
+        f"{header}\n# {facts.name}",
+        f"The encoder of a data2vec pretraining, the {facts.which}'s weights. It gives features; no head was trained.",
+        f"## Use\n\n{facts.use}",
+        f"## How it was made\n\n| | |\n|---|---|\n{made}",
+        f"## What it scored\n\n{_scores(facts)}",
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def _scores(facts: Facts) -> str:
+    if facts.probe is None:
+        return "Not measured: the run has not been probed."
+    tasks = [task for task in (facts.probe, *facts.probe.get("others", [])) if "few_shot" in task]
+    note = f"Probes on frozen features of the {facts.probe.get('which', 'teacher')} at step {facts.probe['step']:,}"
+    note += (
+        "" if facts.probe["step"] == facts.step else f" (these weights are of step {facts.step:,})"
+    )
+    if not tasks:
+        return f"{note}: the data has no labels, so nothing was classified."
+    return f"{note}, against a random encoder and raw features.\n\n" + "\n\n".join(
+        map(_table, tasks)
+    )
+
+
+def _table(task: Mapping[str, Any]) -> str:
+    lines = [
+        f"| {task['task']}, {task['classes']} classes | {task['floor_name']} | random encoder | pretrained |"
+    ]
+    lines.append("|---|---|---|---|")
+    for metric, label in METRICS.items():
+        lines.append(
+            f"| {label} | "
+            + " | ".join(f"{task[metric][source]:.3f}" for source in _SOURCES)
+            + " |"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,104 @@
+"""What an encoder reads, for an export: the files that tell transformers how to make it, and an
+example of it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from hydra.utils import instantiate
+
+from d2v_pretrain.checkpoint.run import Run
+from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.huggingface import tokenizer_files
+from d2v_pretrain.huggingface.preprocess_audio import Data2VecAudioFeatureExtractor
+from d2v_pretrain.huggingface.preprocess_vision import Data2VecVisionImageProcessor
+from d2v_pretrain.models.stems import AudioStem, EdgeStem, TextStem, VisionStem
+from d2v_pretrain.types import Batch
+
+_EPS = 1e-5  # of the waveforms' normalisation in pretraining
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What one kind of stem reads.
+
+    Args:
+        name: as transformers calls the input.
+        auto: class of transformers that makes it.
+        write: writes the files for that class; returns what a user must know, or "".
+        example: a batch of two random inputs, the second padded where inputs may be.
+    """
+
+    name: str
+    auto: str
+    write: Callable[[Run, Path], str]
+    example: Callable[[Run], Batch]
+
+
+def _write_audio(run: Run, folder: Path) -> str:
+    Data2VecAudioFeatureExtractor(eps=_EPS).save_pretrained(folder)
+    return ""
+
+
+def _write_vision(run: Run, folder: Path) -> str:
+    """As probes see an image. Resizing keeps its proportions there and does not here: transformers
+    cannot."""
+    transform = run.cfg.transform
+    wide = round(transform.size / transform.centre)
+    Data2VecVisionImageProcessor(
+        size=(wide, wide),
+        do_center_crop=wide != transform.size,
+        crop_size=(transform.size, transform.size),
+        do_normalize=not transform.standardise,
+        image_mean=tuple(transform.mean),
+        image_std=tuple(transform.std),
+    ).save_pretrained(folder)
+    if not transform.standardise:
+        return ""
+    return (
+        "every image is standardised by itself, mean colour 0 and contrast 1: the folder's own code for transformers "
+        "does so; before an encoder of d2v_pretrain.load do it yourself"
+    )
+
+
+def _write_text(run: Run, folder: Path) -> str:
+    try:
+        vocabulary = instantiate(run.cfg.transform, _convert_="all").vocabulary
+    except ConfigError as error:
+        return f"no tokenizer was written: {error}"
+    content = json.loads(vocabulary.tokenizer.to_str())
+    if (reason := tokenizer_files.why_not(content)) is not None:
+        return f"no tokenizer was written: {reason}"
+    ids = tokenizer_files.ids_of(
+        content, None if vocabulary.native else vocabulary.moved, vocabulary.size
+    )
+    tokenizer_files.write(folder, ids, content, run.cfg.transform.block)
+    return ""
+
+
+def _audio(run: Run) -> Batch:
+    return Batch(torch.randn(2, 8000), torch.arange(2), torch.tensor([8000, 5000]))
+
+
+def _vision(run: Run) -> Batch:
+    side = run.cfg.transform.size
+    return Batch(torch.randn(2, 3, side, side), torch.arange(2))
+
+
+def _text(run: Run) -> Batch:
+    transform = run.cfg.transform
+    ids = torch.randint(4, transform.vocab_size, (2, transform.block))
+    ids[1, transform.block // 2 :] = 1
+    return Batch(ids, torch.arange(2), torch.tensor([transform.block, transform.block // 2]))
+
+
+INPUTS = {
+    AudioStem: Inputs("input_values", "AutoFeatureExtractor", _write_audio, _audio),
+    VisionStem: Inputs("pixel_values", "AutoImageProcessor", _write_vision, _vision),
+    EdgeStem: Inputs("pixel_values", "AutoImageProcessor", _write_vision, _vision),
+    TextStem: Inputs("input_ids", "AutoTokenizer", _write_text, _text),
+}

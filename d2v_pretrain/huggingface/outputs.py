@@ -1,0 +1,147 @@
+"""What models return: by name, by index or slice, as a mapping, as a tuple; what is None is not
+there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import Tensor
+
+Tensors = tuple[Tensor, ...]
+Past = tuple[Tensors, ...]
+
+
+@dataclass(eq=False)
+class ModelOutput(Mapping):
+    """Base: ``out.logits``, ``out["logits"]``, ``out[0]``, ``loss, logits = out[:2]``,
+    ``out.to_tuple()``.
+
+    A mapping of the fields that are not None, in their order; iteration yields names, as in Hugging
+    Face."""
+
+    def __getitem__(self, key: str | int | slice) -> Any:
+        """A field by name, or of the fields that are there by place."""
+        if not isinstance(key, str):
+            return self.to_tuple()[key]
+        if key not in list(self):
+            raise KeyError(key)
+        return getattr(self, key)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([f.name for f in fields(self) if getattr(self, f.name) is not None])
+
+    def __len__(self) -> int:
+        return len(list(iter(self)))
+
+    def to_tuple(self) -> tuple:
+        """The values that are not None."""
+        return tuple(getattr(self, name) for name in self)
+
+
+@dataclass(eq=False)
+class Wav2Vec2BaseModelOutput(ModelOutput):
+    """Of the audio encoder; ``extract_features`` (B, T, C) are the normalised features before the
+    projection."""
+
+    last_hidden_state: Tensor | None = None
+    extract_features: Tensor | None = None
+    hidden_states: Tensors | None = None
+    attentions: Tensors | None = None
+
+
+@dataclass(eq=False)
+class BaseModelOutputWithPooling(ModelOutput):
+    """Of an encoder with a pooler, (B, D)."""
+
+    last_hidden_state: Tensor | None = None
+    pooler_output: Tensor | None = None
+    hidden_states: Tensors | None = None
+    attentions: Tensors | None = None
+
+
+@dataclass(eq=False)
+class BaseModelOutputWithPoolingAndCrossAttentions(ModelOutput):
+    """Of the text encoder or decoder; ``past_key_values`` holds (keys, values) of every block, (B,
+    H, T, d) each, and (keys, values) of its context behind them."""
+
+    last_hidden_state: Tensor | None = None
+    pooler_output: Tensor | None = None
+    hidden_states: Tensors | None = None
+    past_key_values: Past | None = None
+    attentions: Tensors | None = None
+    cross_attentions: Tensors | None = None
+
+
+@dataclass(eq=False)
+class _Head(ModelOutput):
+    """A loss () or (B, ...), logits, and what the encoder was asked for."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    hidden_states: Tensors | None = None
+    attentions: Tensors | None = None
+
+
+class CausalLMOutput(_Head):
+    """Of CTC; logits (B, T, V)."""
+
+
+class MaskedLMOutput(_Head):
+    """Logits (B, T, V)."""
+
+
+class SequenceClassifierOutput(_Head):
+    """Logits (B, C)."""
+
+
+class TokenClassifierOutput(_Head):
+    """Logits (B, T, C)."""
+
+
+class MultipleChoiceModelOutput(_Head):
+    """Logits (B, choices)."""
+
+
+class ImageClassifierOutput(_Head):
+    """Logits (B, C)."""
+
+
+class SemanticSegmenterOutput(_Head):
+    """Logits (B, C, height, width), smaller than the image."""
+
+
+@dataclass(eq=False)
+class CausalLMOutputWithCrossAttentions(ModelOutput):
+    """Logits (B, T, V); ``past_key_values`` as in
+    ``BaseModelOutputWithPoolingAndCrossAttentions``."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    past_key_values: Past | None = None
+    hidden_states: Tensors | None = None
+    attentions: Tensors | None = None
+    cross_attentions: Tensors | None = None
+
+
+@dataclass(eq=False)
+class QuestionAnsweringModelOutput(ModelOutput):
+    """Logits (B, T) of the answer's first and last token."""
+
+    loss: Tensor | None = None
+    start_logits: Tensor | None = None
+    end_logits: Tensor | None = None
+    hidden_states: Tensors | None = None
+    attentions: Tensors | None = None
+
+
+@dataclass(eq=False)
+class XVectorOutput(ModelOutput):
+    """Logits and embeddings (B, xvector_output_dim)."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    embeddings: Tensor | None = None
+    hidden_states: Tensors | None = None
+    attentions: Tensors | None = None

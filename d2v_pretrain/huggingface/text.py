@@ -1,0 +1,258 @@
+"""Data2VecTextModel: the text encoder, or a decoder of the same shape."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.huggingface import names_text as hf
+from d2v_pretrain.huggingface.config_base import ACTIVATIONS
+from d2v_pretrain.huggingface.config_text import Data2VecTextConfig
+from d2v_pretrain.huggingface.outputs import BaseModelOutputWithPoolingAndCrossAttentions, Past
+from d2v_pretrain.huggingface.pretrained import PreTrained
+from d2v_pretrain.models.attention import KeyValues
+from d2v_pretrain.models.block import Block, Context
+from d2v_pretrain.models.encoder import Encoder
+from d2v_pretrain.models.stems import TextStem
+from d2v_pretrain.types import Tokens
+from d2v_pretrain.weights.keymap import Names
+
+
+class Data2VecTextPreTrainedModel(PreTrained):
+    """Base of the text models."""
+
+    config_class = Data2VecTextConfig
+    base_model_prefix = "data2vec_text"
+    # The published checkpoint was a language model and has no pooler.
+    optional = ("pooler.",)
+
+    def get_input_embeddings(self) -> nn.Embedding:
+        """The token table (V, D)."""
+        stem = self.encoder_module.stem
+        assert isinstance(stem, TextStem)
+        return stem.token
+
+    def adapt(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Without the index buffers of old files."""
+        buffers = ("embeddings.position_ids", "embeddings.token_type_ids")
+        return {key: tensor for key, tensor in state.items() if not key.endswith(buffers)}
+
+
+class Data2VecTextModel(Data2VecTextPreTrainedModel):
+    """The text encoder of data2vec 1, or a decoder of the same shape (``config.is_decoder``).
+
+    Args:
+        config: its settings.
+        add_pooling_layer: with the pooler, ``tanh`` of a linear layer of the first token.
+    """
+
+    def __init__(self, config: Data2VecTextConfig, add_pooling_layer: bool = True) -> None:
+        super().__init__(config)
+        width, dropout, eps = config.hidden_size, config.hidden_dropout_prob, config.layer_norm_eps
+        usable = config.max_position_embeddings - config.pad_token_id - 1
+        stem = TextStem(
+            width,
+            config.vocab_size,
+            usable,
+            dropout,
+            eps,
+            config.pad_token_id,
+            config.type_vocab_size,
+        )
+        block = partial(
+            Block,
+            width,
+            config.num_attention_heads,
+            config.mlp_ratio,
+            dropout=dropout,
+            attention_dropout=config.attention_probs_dropout_prob,
+            norm_eps=eps,
+            activation=ACTIVATIONS[config.hidden_act],
+            cross=config.add_cross_attention,
+        )
+        self.encoder = Encoder(stem, block, width, config.num_hidden_layers, input_norm=False)
+        self.pooler = nn.Linear(width, width) if add_pooling_layer else None
+        self.init_weights()
+
+    def names(self) -> Names:
+        """See ``PreTrained``."""
+        return hf.text(
+            self.config.num_hidden_layers, self.config.add_cross_attention, self.pooler is not None
+        )
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
+        past_key_values: Past | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        head_mask: Tensor | None = None,
+    ) -> BaseModelOutputWithPoolingAndCrossAttentions:
+        """Encode token ids, or vectors in their place.
+
+        Args:
+            input_ids: (B, T).
+            attention_mask: (B, P + T), 0 where nothing may be read, P tokens of the past included;
+                or (B, T, P + T); or bool (B, 1 or H, T, P + T). Without it padding *is* read, as in
+                Hugging Face.
+            token_type_ids: (B, T) segments; 0 by default.
+            position_ids: (B, T) rows of the position table; by default real tokens are counted from
+                ``pad_token_id + 1`` on.
+            inputs_embeds: (B, T, D) instead of ``input_ids``.
+            encoder_hidden_states: (B, S, D) for cross attention.
+            encoder_attention_mask: (B, S) for it.
+            past_key_values: what an earlier call returned; ``input_ids`` are then the new tokens
+                only.
+            use_cache: a decoder returns ``past_key_values``; ``config.use_cache`` by default.
+            output_attentions: see ``Config``.
+            output_hidden_states: see ``Config``.
+            head_mask: (H,) or (depth, H), 0 for attention heads to silence.
+
+        Raises:
+            ConfigError: not exactly one of ids and vectors; a context without cross attention; too
+                many tokens.
+        """
+        self._check(input_ids, inputs_embeds, encoder_hidden_states)
+        trace, states = self.trace(output_hidden_states, output_attentions)
+        past = 0 if past_key_values is None else past_key_values[0][0].shape[2]
+        x = self._embed(input_ids, token_type_ids, position_ids, inputs_embeds, past)
+        cached = self._cached(use_cache)
+        contexts = self._contexts(
+            encoder_hidden_states, encoder_attention_mask, past_key_values, cached, head_mask
+        )
+        allowed = self._allowed(attention_mask, past, x)
+        encoded = self.encoder(
+            Tokens(x, x.shape[1:2]), trace=trace, allowed=allowed, contexts=contexts
+        )
+        return BaseModelOutputWithPoolingAndCrossAttentions(
+            last_hidden_state=encoded.x,
+            pooler_output=None if self.pooler is None else self.pooler(encoded.x[:, 0]).tanh(),
+            hidden_states=tuple(trace.hidden) if states else None,
+            past_key_values=_past(contexts) if cached else None,
+            attentions=tuple(trace.attentions) if trace.attentions else None,
+            cross_attentions=tuple(trace.cross_attentions) if trace.cross_attentions else None,
+        )
+
+    def _check(self, ids: Tensor | None, vectors: Tensor | None, states: Tensor | None) -> None:
+        if (ids is None) == (vectors is None):
+            given = "neither" if ids is None else "both"
+            raise ConfigError(
+                "input_ids, inputs_embeds", given, "must be exactly one", "give one of them"
+            )
+        if states is not None and not self.config.add_cross_attention:
+            rule = "cannot be read without cross attention"
+            raise ConfigError(
+                "encoder_hidden_states",
+                tuple(states.shape),
+                rule,
+                "set config.add_cross_attention=True",
+            )
+
+    def _embed(
+        self,
+        ids: Tensor | None,
+        types: Tensor | None,
+        places: Tensor | None,
+        vectors: Tensor | None,
+        past: int,
+    ) -> Tensor:
+        stem = self.encoder.stem
+        assert isinstance(stem, TextStem) and stem.position is not None
+        if ids is not None:
+            vectors = stem.token(ids)
+        assert vectors is not None
+        if places is None:
+            real = torch.ones(vectors.shape[:2], dtype=torch.long, device=vectors.device)
+            real = real if ids is None else (ids != stem.pad).long()
+            places = (real.cumsum(1) + past) * real + stem.pad
+            usable = stem.position.num_embeddings - stem.pad - 1
+            if (
+                vectors.shape[1] + past > usable
+                and (longest := int(places.max()) - stem.pad) > usable
+            ):
+                raise ConfigError(
+                    "input_ids", f"{longest} tokens", f"must be at most {usable}", "truncate them"
+                )
+        return stem.combine(vectors, places, types)
+
+    def _allowed(self, mask: Tensor | None, past: int, x: Tensor) -> Tensor | None:
+        """(B or 1, 1 or H, T, P + T) bool: what may be read."""
+        size = x.shape[1]
+        allowed = None if mask is None else _readable(mask, past + size)
+        if not self.config.is_decoder:
+            return allowed
+        back = torch.ones(size, past + size, dtype=torch.bool, device=x.device).tril(past)[
+            None, None
+        ]
+        return back if allowed is None else back & allowed
+
+    def _cached(self, use_cache: bool | None) -> bool:
+        if self.encoder.checkpointing and self.training:
+            return False  # a block that is computed twice cannot remember
+        return self.config.is_decoder and (
+            self.config.use_cache if use_cache is None else use_cache
+        )
+
+    def _contexts(
+        self,
+        states: Tensor | None,
+        mask: Tensor | None,
+        past: Past | None,
+        cached: bool,
+        head_mask: Tensor | None,
+    ) -> list[Context]:
+        """What each block reads and, in a decoder, remembers."""
+        heads = self.heads(head_mask)
+        bias = None if mask is None or states is None else _readable(mask, states.shape[1])
+        if past is None and not cached:
+            return [Context(states=states, bias=bias, heads=h) for h in heads]
+        known = past or [()] * len(heads)
+        return [
+            Context(KeyValues(*k[:2]), states, bias, KeyValues(*k[2:4]), h)
+            for k, h in zip(known, heads)
+        ]
+
+
+def _readable(mask: Tensor, size: int) -> Tensor:
+    """(B, 1 or H, 1 or T, S) bool of a mask of two to four dimensions."""
+    if mask.shape[-1] != size or mask.ndim not in (2, 3, 4):
+        raise ConfigError(
+            "attention_mask",
+            tuple(mask.shape),
+            f"must end in all {size} tokens, the past's included",
+        )
+    if (
+        mask.ndim == 4 and mask.dtype != torch.bool
+    ):  # transformers 5 adds such a mask, where 0 is to read
+        raise ConfigError(
+            "attention_mask",
+            mask.dtype,
+            "of four dimensions must be bool",
+            "give mask == 0 instead",
+        )
+    return (
+        mask.bool()
+        if mask.ndim == 4
+        else mask.bool()[:, None]
+        if mask.ndim == 3
+        else mask.bool()[:, None, None]
+    )
+
+
+def _past(contexts: list[Context]) -> Past:
+    """(keys, values) of each block, and (keys, values) of its context behind them."""
+    kept = [(c.past, c.past_states) if c.states is not None else (c.past,) for c in contexts]
+    return tuple(
+        tuple(t for part in parts if part for t in (part.keys, part.values) if t is not None)
+        for parts in kept
+    )

@@ -1,1 +1,0 @@
-"""Reading and writing the reference's configurations, parameter names and files."""

@@ -1,0 +1,1 @@
+"""Weights from files: our bundles, fairseq and BEiT, their parameter names beside ours."""

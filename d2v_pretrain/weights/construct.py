@@ -1,0 +1,29 @@
+"""A tree of ``_target_`` and arguments, as a run's configuration holds one -> the module, without
+Hydra."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+
+def construct(node: Any, find: Callable[[str], Callable[..., Any]]) -> Any:
+    """Build what a node describes.
+
+    Args:
+        node: a mapping with ``_target_`` and its arguments (``_partial_``: some of them), a list,
+            or a plain value.
+        find: the class that a ``_target_`` names.
+    """
+    if isinstance(node, list):
+        return [construct(item, find) for item in node]
+    if not isinstance(node, dict):
+        return node
+    arguments = {
+        key: construct(value, find)
+        for key, value in node.items()
+        if key not in ("_target_", "_partial_")
+    }
+    made = partial(find(node["_target_"]), **arguments)
+    return made if node.get("_partial_") else made()

@@ -1,0 +1,193 @@
+"""Checkpoint files of fairseq and BEiT (data2vec 1 and 2, pretrained and fine-tuned, old layouts)
+-> our encoder's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.weights import keymap, pickles
+from d2v_pretrain.weights.foreign import ForeignWeights
+from d2v_pretrain.weights.keymap import Names
+
+State = Mapping[str, Tensor]
+
+# A fine-tuned model keeps the pretrained one below one of these; what lies beside it are its heads.
+_PREFIXES = ("w2v_encoder.w2v_model.", "encoder.w2v_model.", "w2v_model.", "model.", "module.")
+# Old or renamed keys -> the usual ones, in this order.
+_RENAMED = (
+    (r"^decoder\.sentence_encoder\.", "encoder.sentence_encoder."),
+    (r"^(encoder\.sentence_encoder\.)emb_layer_norm\.", r"\1layernorm_embedding."),
+)
+# fairseq's fb_convert_beit_cp.py, for files with ``patch_embed.conv``.
+_RENAMED_BEIT = (
+    (r"^encoder\.", ""),
+    (r"^cls_emb$", "cls_token"),
+    (r"^mask_emb$", "mask_token"),
+    (r"^patch_embed\.conv\.", "patch_embed.proj."),
+    (r"\.mlp\.0\.", ".mlp.fc1."),
+    (r"\.mlp\.2\.", ".mlp.fc2."),
+    (r"^final_proj\.", "lm_head."),
+)
+# What is no part of an encoder: heads, decoders, the teacher, fixed tables, counters.
+_HEADS = re.compile(
+    r"(.*\.)?_ema(\..*)?$|(.*\.)?version$|final_proj\.|(encoder\.)?(regression_head|lm_head)\.|classification_heads\."
+    r"|fc_norm\.|head\.|proj\.|modality_encoders\.\w+\.decoder\.|.*relative_position_index$"
+    r"|modality_encoders\.\w+\.(fixed_)?positional_encoder\."
+)
+_HEAD_COUNTS = ("encoder_attention_heads", "num_heads", "attention_heads")
+
+
+def read(path: Path) -> ForeignWeights:
+    """Read a checkpoint of the published code without that code.
+
+    The weights are the student's (``model``), as in the published fine-tuning; the teacher inside
+    is left out.
+
+    Raises:
+        ConfigError: the file is damaged, dangerous, or of no model known here.
+    """
+    content = pickles.read(path)
+    model = _model(content, path)
+    below = next(
+        (prefix for prefix in _PREFIXES if any(name.startswith(prefix) for name in model)), ""
+    )
+    state = {
+        name.removeprefix(below): value for name, value in model.items() if name.startswith(below)
+    }
+    beside = {name.rpartition(".")[0] or name for name in model if not name.startswith(below)}
+    state = _usual(state)
+    what, names = _recognise(state, path)
+    tensors = {
+        name: value
+        for name, value in state.items()
+        if isinstance(value, Tensor) and not _HEADS.match(name)
+    }
+    left_out = sorted(
+        beside | {match[0].rstrip(".") for name in state if (match := _HEADS.match(name))}
+    )
+    ours = {
+        name.removeprefix("student."): v for name, v in names.items() if name.startswith("student.")
+    }
+    return ForeignWeights(what, tensors, ours, left_out, _heads(content))
+
+
+def _model(content: Any, path: Path) -> dict[str, Any]:
+    """The state dict of a file: under ``model`` (fairseq, BEiT), ``module`` (DeepSpeed), or the
+    file itself."""
+    nested = [
+        content[key]
+        for key in ("model", "module", "state_dict")
+        if isinstance(content, dict) and key in content
+    ]
+    for candidate in (*nested, content):
+        if isinstance(candidate, dict) and any(
+            isinstance(value, Tensor) for value in candidate.values()
+        ):
+            return {str(name): value for name, value in candidate.items()}
+    raise ConfigError(
+        "file", path, "holds no model: no dictionary of tensors", "give a checkpoint of data2vec"
+    )
+
+
+def _usual(state: Mapping[str, Any]) -> dict[str, Any]:
+    renames = _RENAMED + (
+        _RENAMED_BEIT if any("patch_embed.conv." in name for name in state) else ()
+    )
+    return {_renamed(name, renames): value for name, value in state.items()}
+
+
+def _renamed(name: str, renames: Iterable[tuple[str, str]]) -> str:
+    for pattern, replacement in renames:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def _recognise(state: State, path: Path) -> tuple[str, Names]:
+    """What model it is, by a key that only it has, and its table of names."""
+    tables: dict[str, tuple[str, Callable[[State], Names]]] = {
+        "modality_encoders.AUDIO.project_features.2.weight": ("fairseq data2vec 2 audio", _audio2),
+        "modality_encoders.IMAGE.local_encoder.proj.weight": ("fairseq data2vec 2 image", _image2),
+        "modality_encoders.TEXT.local_encoder.embed_tokens.weight": (
+            "fairseq data2vec 2 text",
+            _text2,
+        ),
+        "post_extract_proj.weight": ("fairseq data2vec 1 audio", _audio1),
+        "encoder.sentence_encoder.embed_tokens.weight": ("fairseq data2vec 1 text", _text1),
+        "patch_embed.proj.weight": ("BEiT data2vec 1 vision", _vision1),
+    }
+    for key, (what, table) in tables.items():
+        if key in state:
+            return what, table(state)
+    known = "data2vec 1 or 2 of fairseq, data2vec 1 of BEiT"
+    some = ", ".join(list(state)[:3])
+    raise ConfigError(
+        "file", path, f"is no model known here (its tensors: {some}, …)", f"give one of {known}"
+    )
+
+
+def _count(state: State, prefix: str) -> int:
+    """How many modules are numbered from 0 on below ``prefix``."""
+    found = re.compile(re.escape(prefix) + r"(\d+)\.")
+    return 1 + max((int(match[1]) for name in state if (match := found.match(name))), default=-1)
+
+
+def _audio1(state: State) -> Names:
+    layers, positions = (
+        _count(state, "feature_extractor.conv_layers."),
+        _count(state, "encoder.pos_conv."),
+    )
+    return keymap.audio1(_count(state, "encoder.layers."), layers, positions)
+
+
+def _text1(state: State) -> Names:
+    return keymap.text1(_count(state, "encoder.sentence_encoder.layers."))
+
+
+def _vision1(state: State) -> Names:
+    return keymap.vision1(_count(state, "blocks."))
+
+
+def _audio2(state: State) -> Names:
+    prefix = "modality_encoders.AUDIO."
+    layers = _count(state, f"{prefix}local_encoder.conv_layers.")
+    positions = (
+        _count(state, f"{prefix}relative_positional_encoder.") - 1
+    )  # index 0 has no parameters
+    return keymap.audio2_stem(layers, positions) | _blocks2(state, "AUDIO")
+
+
+def _image2(state: State) -> Names:
+    return keymap.image2_stem() | _blocks2(state, "IMAGE")
+
+
+def _text2(state: State) -> Names:
+    return keymap.text2_stem() | _blocks2(state, "TEXT")
+
+
+def _blocks2(state: State, modality: str) -> Names:
+    prenet = _count(state, f"modality_encoders.{modality}.context_encoder.blocks.")
+    return keymap.data2vec2(modality, prenet + _count(state, "blocks."), prenet, 0, ())
+
+
+def _heads(content: Any) -> int | None:
+    """The number of attention heads that the file's configuration tells; shapes do not."""
+    parts = [
+        content[key] for key in ("cfg", "args") if isinstance(content, dict) and key in content
+    ]
+    return next((heads for part in parts for heads in _numbers(part)), None)
+
+
+def _numbers(node: Any) -> Iterator[int]:
+    """Values of ``_HEAD_COUNTS`` anywhere below, the nearest to the top first."""
+    node = node.state if isinstance(node, pickles.Record) else node
+    if not isinstance(node, dict):
+        return
+    yield from (node[key] for key in _HEAD_COUNTS if isinstance(node.get(key), int))
+    for value in node.values():
+        yield from _numbers(value)

@@ -1,0 +1,83 @@
+"""TextFolder: one or many UTF-8 text files; every line that is not empty is a piece of text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+
+from datamodules.datasets.labels import Table, labelled
+from datamodules.datasets.probe_tasks import Labelled
+from datamodules.datasets.scan import Skipped, Unusable, scan
+
+ENDINGS = (".txt",)
+
+
+class TextFolder:
+    """The lines of text files in the order of their names.
+
+    Args:
+        root: folder, searched to any depth, or one file.
+        max_bad_share: see ``datamodules.datasets.scan.scan``.
+        skipped_path: where skipped files are listed, or None.
+        labels: table of labelled texts for the probe, or None; it is not pretrained on.
+        text_column, label_column, split_column, test_values: see
+            ``datamodules.datasets.labels.Table``; only with ``labels``.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        max_bad_share: float,
+        skipped_path: str | None,
+        labels: str | None,
+        text_column: str,
+        label_column: str | None,
+        split_column: str | None,
+        test_values: Sequence[str | int],
+    ) -> None:
+        self.root, self.max_bad_share = root, max_bad_share
+        self.labels = (
+            Table(labels, text_column, label_column, split_column, test_values) if labels else None
+        )
+        self.skipped = Skipped(skipped_path)
+
+    @cached_property
+    def files(self) -> list[str]:
+        """The usable files."""
+        ignore = [self.labels.path] if self.labels else []
+        return list(scan(self.root, ENDINGS, check, self.skipped, self.max_bad_share, ignore))
+
+    def texts(self) -> Iterator[str]:
+        """The lines that are not empty, stripped."""
+        for file in self.files:
+            with open(file, encoding="utf-8-sig") as lines:
+                yield from filter(None, map(str.strip, lines))
+
+    def describe(self) -> str:
+        """One line for the log."""
+        return f"{self.root}: {len(self.files):,} text files"
+
+    def labelled(self) -> list[Labelled[str]]:
+        """The column of classes; [] without a table."""
+        if self.labels is None:
+            return []
+        return [labelled(str(self.labels.label), self.labels.items(), str, self.labels.note())]
+
+
+def check(file: str) -> None:
+    """Read a text file once: one that is not UTF-8 in the middle would stop the run later.
+
+    Raises:
+        Unusable: if it is not UTF-8, binary or empty.
+    """
+    blank = True
+    try:
+        with open(file, encoding="utf-8-sig") as lines:
+            for line in lines:
+                blank = blank and not line.strip()
+                if "\0" in line:
+                    raise Unusable("binary, not text")
+    except UnicodeDecodeError as error:
+        raise Unusable(f"not UTF-8 ({error.reason} at byte {error.start})") from None
+    if blank:
+        raise Unusable("empty")

@@ -1,0 +1,108 @@
+"""HubTexts: a data set of Hugging Face `datasets`, by name or from a folder (optional package)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from d2v_pretrain.errors import ConfigError
+from datamodules.datasets.labels import Item, labelled
+from datamodules.datasets.probe_tasks import Labelled
+
+
+class HubTexts:
+    """Every line of a text column that is not empty.
+
+    Args:
+        root: name on the hub ("wikitext"), a folder that ``save_to_disk`` wrote, or one that
+            ``load_dataset`` can read.
+        config: of the data set ("wikitext-103-raw-v1"), or None.
+        split: to pretrain on.
+        text_column: with the text.
+        label_column: with the class, for a probe; or None.
+        test_split: what the probe tests; not read without ``label_column``.
+        download: whether the hub may be asked; what was downloaded before is found without.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        config: str | None,
+        split: str,
+        text_column: str,
+        label_column: str | None,
+        test_split: str,
+        download: bool,
+    ) -> None:
+        self.root, self.config, self.split = root, config, split
+        self.text, self.label, self.test_split, self.download = (
+            text_column,
+            label_column,
+            test_split,
+            download,
+        )
+
+    def _load(self, split: str) -> Any:
+        """One split, memory-mapped."""
+        try:
+            import datasets
+        except ImportError:
+            rule = "needs the package datasets"
+            raise ConfigError(
+                "data", "hf", rule, "type pip install 'd2v-pretrain[datasets]'"
+            ) from None
+        try:
+            if (Path(self.root) / "dataset_dict.json").is_file():
+                return datasets.load_from_disk(self.root)[split]
+            asked = datasets.DownloadConfig(local_files_only=not self.download)
+            return datasets.load_dataset(self.root, self.config, split=split, download_config=asked)
+        except (
+            OSError,
+            ValueError,
+            KeyError,
+        ) as error:  # what the library raises for names, columns and no network
+            remedy = "check data.root, data.config and data.split; a name on the hub needs data.download=true once"
+            rule = f"cannot be loaded ({error})".replace("\n", " ")
+            raise ConfigError("data.root", self.root, rule, remedy) from None
+
+    def _column(self, rows: Any, key: str, column: str) -> Any:
+        if column not in rows.column_names:
+            raise ConfigError(
+                key,
+                column,
+                f"is no column of {self.root}",
+                f"it has {', '.join(rows.column_names)}",
+            )
+        return rows[column]
+
+    @cached_property
+    def rows(self) -> Any:
+        """The split to pretrain on."""
+        return self._load(self.split)
+
+    def texts(self) -> Iterator[str]:
+        """The lines that are not empty, stripped."""
+        for text in self._column(self.rows, "data.text_column", self.text):
+            yield from filter(None, map(str.strip, text.splitlines()))
+
+    def describe(self) -> str:
+        """One line for the log."""
+        return f"{self.root}, {self.split}: {len(self.rows):,} texts"
+
+    def labelled(self) -> list[Labelled[str]]:
+        """The column of classes, trained on one split and tested on the other; [] without a
+        column."""
+        if self.label is None:
+            return []
+        items = [
+            Item(text, str(label), rows is not self.rows)
+            for rows in (self.rows, self._load(self.test_split))
+            for text, label in zip(
+                self._column(rows, "data.text_column", self.text),
+                self._column(rows, "data.label_column", self.label),
+                strict=True,
+            )
+        ]
+        return [labelled(self.label, items, str, f"tested on the split {self.test_split}")]

@@ -1,0 +1,147 @@
+"""Standard sets of texts: their files, the texts to pretrain on, and the classes of the others."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+
+from d2v_pretrain.errors import ConfigError
+from datamodules.datasets.labels import Item, hashed, labelled
+from datamodules.datasets.probe_tasks import Labelled
+from datamodules.public.fetch import demand
+
+TOPICS = {"1": "world", "2": "sports", "3": "business", "4": "science"}
+
+
+class TextSet:
+    """Labelled texts; what the probe tests is left out of pretraining.
+
+    Args:
+        root: folder of the set; its files may lie deeper.
+        rows: reads them (``ag_news``, ``sst2``, ``trec`` or ``subjectivity`` of this module, by its
+            dotted name).
+        task: what the label is.
+        get: what to put where, for the error if nothing is there.
+    """
+
+    def __init__(self, root: str, rows: str, task: str, get: str) -> None:
+        self.root, self.task, self.get, self.rows = root, task, get, _READERS[rows]
+
+    @cached_property
+    def items(self) -> list[Item]:
+        """All texts, with their classes."""
+        return list(self.rows(self.root, self.get))
+
+    def texts(self) -> Iterator[str]:
+        """The texts to pretrain on."""
+        return (item.key for item in self.items if not item.test)
+
+    def describe(self) -> str:
+        """One line for the log."""
+        seen = sum(not item.test for item in self.items)
+        return f"{self.root}: {seen:,} texts to pretrain on, {len(self.items) - seen:,} to test"
+
+    def labelled(self) -> list[Labelled[str]]:
+        """The class."""
+        return [labelled(self.task, self.items, str, "tested on the set's test texts")]
+
+
+class Wikitext:
+    """The training lines of WikiText-2 or -103, words and ``<unk>`` as they are published; no
+    labels.
+
+    Args:
+        root: folder of the set; its file may lie deeper.
+        get: what to put where, for the error if it is not there.
+    """
+
+    def __init__(self, root: str, get: str) -> None:
+        self.root, self.get = root, get
+
+    @cached_property
+    def file(self) -> Path:
+        """The training file."""
+        return _find(self.root, ("wiki.train.tokens", "wiki.train.raw", "train.txt"), self.get)
+
+    def texts(self) -> Iterator[str]:
+        """The lines that are not empty, stripped."""
+        return filter(None, map(str.strip, _lines(self.file)))
+
+    def describe(self) -> str:
+        """One line for the log."""
+        return str(self.file)
+
+    def labelled(self) -> list[Labelled[str]]:
+        """None."""
+        return []
+
+
+def ag_news(root: str, get: str) -> Iterator[Item]:
+    """``train.csv`` and ``test.csv`` with class, title, text; if only the test file is there, one
+    in five is tested."""
+    test = _find(root, ("test.csv",), get)
+    train = next(iter(sorted(Path(root).rglob("train.csv"))), None)
+    for file in filter(None, (train, test)):
+        for topic, title, body in csv.reader(_lines(file)):
+            if topic in TOPICS:  # not the line of column names
+                text = f"{title} {body}"
+                yield Item(text, TOPICS[topic], hashed(text) if train is None else file == test)
+
+
+def sst2(root: str, get: str) -> Iterator[Item]:
+    """``train.tsv`` and ``dev.tsv``, columns ``sentence`` (or ``content``) and ``label``; GLUE's
+    test has no labels."""
+    for name in ("train.tsv", "dev.tsv"):
+        file = _find(root, (name,), get)
+        rows = csv.DictReader(_lines(file), delimiter="\t", quoting=csv.QUOTE_NONE)
+        columns = set(rows.fieldnames or ())
+        demand(
+            "label" in columns and columns & {"sentence", "content"},
+            str(file),
+            "columns sentence and label",
+            get,
+        )
+        text = "sentence" if "sentence" in columns else "content"
+        yield from (Item(row[text].strip(), row["label"], name == "dev.tsv") for row in rows)
+
+
+def trec(root: str, get: str) -> Iterator[Item]:
+    """Lines "COARSE:fine question", Latin-1; the coarse one of six classes."""
+    for names in (("train.txt", "train_5500.label"), ("test.txt", "TREC_10.label")):
+        for line in _lines(_find(root, names, get), "latin-1"):
+            kind, _, question = line.strip().partition(" ")
+            yield Item(question, kind.partition(":")[0], names[0] == "test.txt")
+
+
+def subjectivity(root: str, get: str) -> Iterator[Item]:
+    """One sentence a line, Latin-1, a file for each class; every tenth line is tested."""
+    for label, name in (("objective", "plot.tok.gt9.5000"), ("subjective", "quote.tok.gt9.5000")):
+        for number, line in enumerate(_lines(_find(root, (name,), get), "latin-1")):
+            yield Item(line.strip(), label, number % 10 == 0)
+
+
+_READERS: dict[str, Callable[[str, str], Iterator[Item]]] = {
+    "ag_news": ag_news,
+    "sst2": sst2,
+    "trec": trec,
+    "subjectivity": subjectivity,
+}
+
+
+def _find(root: str, names: tuple[str, ...], get: str) -> Path:
+    """The first file of one of these names in a folder or below it."""
+    found = [path for name in names for path in sorted(Path(root).rglob(name))]
+    demand(found, root, f"{' or '.join(names)} in it or below", get)
+    return found[0]
+
+
+def _lines(file: Path, encoding: str = "utf-8-sig") -> Iterator[str]:
+    try:
+        with file.open(encoding=encoding, newline="") as lines:
+            yield from lines
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            "data.root", file, f"cannot be read ({error})", "get the file again"
+        ) from None

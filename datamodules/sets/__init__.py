@@ -1,1 +1,0 @@
-"""Standard data sets by name: how their files lie, what is pretrained on, and which labels give a probe."""

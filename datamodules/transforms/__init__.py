@@ -1,0 +1,1 @@
+"""From an item of a dataset to what the encoder takes: crops, augmentation, tokens."""
