@@ -111,7 +111,7 @@ def poisoned(cwd: str, argv: list[str], env: dict[str, str]) -> None:
 def test_bad_steps_are_skipped_and_gone_back_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lives, "live", poisoned)
+    monkeypatch.setattr(processes, "live", poisoned)
     for trainer in ("ddp", "fsdp"):
         argv = [*GROUPS, "callbacks.bad_steps.patience=3", "log_every=4", "checkpoint.keep_last=9"]
         processes.finish(tmp_path / trainer, argv, 2, trainer)

@@ -134,7 +134,7 @@ def failing(cwd: str, argv: list[str], env: dict[str, str]) -> None:
 def test_a_failing_rank_leaves_its_last_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lives, "live", failing)
+    monkeypatch.setattr(processes, "live", failing)
     began = time.monotonic()
     assert processes.ends(processes.start(tmp_path, TEXT, world=2)) == [1, 1], said(tmp_path)
     assert time.monotonic() - began < 60

@@ -46,13 +46,13 @@ def start(nodes: str, cwd: Path, argv: list[str]) -> list[subprocess.Popen]:
     processes.texts(cwd)
     argv = [*(a for a in argv if a != "trainer=cpu"), *TRAINER]
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    processes = []
+    started = []
     for node in (1, 2):
         command = [SCRIPT, "run", nodes, str(node), *TORCHRUN, f"--node-rank={node - 1}", *MEET]
         with (cwd / f"node{node}.txt").open("w") as out:
             command += [str(ROOT / "train.py"), *argv]
-            processes.append(subprocess.Popen(command, cwd=cwd, env=env, stdout=out, stderr=out))
-    return processes
+            started.append(subprocess.Popen(command, cwd=cwd, env=env, stdout=out, stderr=out))
+    return started
 
 
 @pytest.mark.slow
@@ -66,16 +66,16 @@ def test_two_nodes_train_what_two_ranks_train(nodes: str, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 def test_a_cut_link_ends_both_sides_with_a_cause(nodes: str, tmp_path: Path) -> None:
-    processes = start(nodes, tmp_path, [*ARGV, "steps=100000"])
+    started = start(nodes, tmp_path, [*ARGV, "steps=100000"])
     try:
         metrics, until = tmp_path / "runs/run/metrics.jsonl", time.monotonic() + 240
         while not metrics.exists() or metrics.read_text().count("\n") < 5:
-            assert time.monotonic() < until and None in [p.poll() for p in processes]
+            assert time.monotonic() < until and None in [p.poll() for p in started]
             time.sleep(0.2)
         subprocess.run([SCRIPT, "cut", nodes], check=True)
-        codes = [process.wait(TIMEOUT + 60) for process in processes]
+        codes = [process.wait(TIMEOUT + 60) for process in started]
     finally:
-        for process in processes:
+        for process in started:
             process.kill()
     assert all(codes)
     texts = [(tmp_path / f"node{node}.txt").read_text() for node in (1, 2)]

@@ -29,11 +29,11 @@ def test_signals_save_once_and_leave_with_85(tmp_path: Path) -> None:
     cwd = tmp_path / "stopped"
     for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
         before = last_step(cwd)
-        processes = processes.start(cwd, [*ARGV, "workers=1"])
+        started = processes.start(cwd, [*ARGV, "workers=1"])
         goal = processes.trained(cwd) + 5
-        assert processes.waits(lambda goal=goal: processes.trained(cwd) >= goal, processes)
-        os.killpg(processes[0].pid, number)  # type: ignore[arg-type]  # as Slurm does: workers are signalled too
-        assert processes.ends(processes) == [EXIT_REQUEUE], (cwd / "out.txt").read_text()[-3000:]
+        assert processes.waits(lambda goal=goal: processes.trained(cwd) >= goal, started)
+        os.killpg(started[0].pid, number)  # type: ignore[arg-type]  # as Slurm does: workers are signalled too
+        assert processes.ends(started) == [EXIT_REQUEUE], (cwd / "out.txt").read_text()[-3000:]
         assert before < last_step(cwd) < STEPS
         assert f"step={last_step(cwd)}.ckpt" in {
             p.name for p in (cwd / "runs/run/checkpoints").iterdir()
@@ -49,10 +49,10 @@ def test_signals_save_once_and_leave_with_85(tmp_path: Path) -> None:
 
 
 def test_a_signal_while_starting_is_heard(tmp_path: Path) -> None:
-    processes = processes.start(tmp_path, ARGV)
-    assert processes.waits(lambda: "run in" in said(tmp_path), processes)
-    os.kill(processes[0].pid, signal.SIGTERM)  # type: ignore[arg-type]
-    assert processes.ends(processes) == [EXIT_REQUEUE], said(tmp_path)
+    started = processes.start(tmp_path, ARGV)
+    assert processes.waits(lambda: "run in" in said(tmp_path), started)
+    os.kill(started[0].pid, signal.SIGTERM)  # type: ignore[arg-type]
+    assert processes.ends(started) == [EXIT_REQUEUE], said(tmp_path)
     assert processes.trained(tmp_path) <= 2
 
 
