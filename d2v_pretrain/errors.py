@@ -1,4 +1,9 @@
-"""One ConfigError: key, value, rule, remedy."""
+"""One ConfigError: key, value, rule, remedy; nearest(): what a misspelt name was meant to be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
 
 
 class ConfigError(ValueError):
@@ -15,3 +20,20 @@ class ConfigError(ValueError):
     def __init__(self, key: str, value: object, rule: str, remedy: str = "") -> None:
         self.key, self.value, self.rule, self.remedy = key, value, rule, remedy
         super().__init__(f"{key}={value!s} {rule}" + (f"; {remedy}" if remedy else "") + ".")
+
+
+def nearest(name: str, known: Iterable[str], most: int = 2) -> str:
+    """What was probably meant, as `` (did you mean a or b?)``; empty if nothing is alike.
+
+    Args:
+        name: as it was typed.
+        known: the right names. A dotted one (``masking.prob``) is also found by its last part.
+        most: how many to suggest.
+    """
+    known = list(known)
+    near = get_close_matches(name, known, most, 0.7)
+    if not near:
+        last = {key: key.rpartition(".")[2] for key in known}
+        alike = get_close_matches(name.rpartition(".")[2], last.values(), most, 0.75)
+        near = [key for key in known if last[key] in alike][: most + 1]
+    return f" (did you mean {' or '.join(near)}?)" if near else ""

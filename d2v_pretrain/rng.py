@@ -3,8 +3,26 @@ clones, n)."""
 
 from __future__ import annotations
 
+from enum import IntEnum
+
 import torch
 from torch import Tensor
+
+
+class Use(IntEnum):
+    """What randomness is for, in ``fold_in(seed, Use.CROP, epoch, id)``: draws for two uses differ.
+
+    The numbers are part of every run: changing one changes the order or the crops of all of them.
+    ``SHARDS`` shares its number with ``AUGMENT``, whose keys have one part more.
+    """
+
+    ORDER = 1
+    CROP = 2
+    AUGMENT = 3
+    SHARDS = 3
+    JOIN = 4
+    PREPARE = 7
+
 
 _MASK64 = (1 << 64) - 1
 _GOLDEN = 0x9E3779B97F4A7C15
