@@ -9,12 +9,15 @@ import sys
 from pathlib import Path
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
-from d2v_pretrain.config.compose import config_folder, register_resolvers, spelled_for_hydra
+from d2v_pretrain.config import show
+from d2v_pretrain.config.compose import config_folder, register_resolvers
 from d2v_pretrain.config.explain import in_words
+from d2v_pretrain.config.recipes import for_hydra, settle
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.training.signals import EXIT_REQUEUE, STOP
 
@@ -30,24 +33,31 @@ _UNWRITABLE = {
 
 
 def main() -> None:
-    """``python train.py …`` and ``d2v-pretrain …``: compose, run; the user's mistakes in one line
-    and exit code 2."""
-    # Hydra prints its errors and exits, with a trace for those that are not its own; asked for full
-    # errors, it raises.
+    """``python train.py …``: compose and run; a mistake of the user's is one line and exit code 2."""
+    # Hydra prints its errors and exits; asked for full errors, it raises them.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     register_resolvers()
-    if {"-h", "--help"} & set(sys.argv[1:]) and not any(
-        a.startswith(("modality=", "experiment=")) for a in sys.argv
-    ):
-        sys.argv.append("modality=audio")  # something must be composed to be shown
-    # argparse takes no more overrides after an option in their midst.
-    sys.argv[1:] = sorted(
-        spelled_for_hydra(sys.argv[1:]), key=lambda a: a not in ("-m", "--multirun")
-    )
+    words = sys.argv[1:]
     try:
+        if is_cfg_job(words):
+            print(
+                show.job(
+                    [word for word in words if word not in ("--cfg", "-c", "job", "--cfg=job")]
+                ),
+                end="",
+            )
+            return
+        # argparse takes no more overrides after an option in their midst.
+        words = for_hydra(words, config_folder())
+        sys.argv[1:] = sorted(words, key=lambda a: a not in ("-m", "--multirun"))
         hydra.main(str(config_folder()), "pretrain", version_base="1.3")(_task)()
-    except (HydraException, OmegaConfBaseException) as error:
+    except (ConfigError, HydraException, OmegaConfBaseException) as error:
         _stop(error)
+
+
+def is_cfg_job(words: list[str]) -> bool:
+    """Whether the resolved configuration is asked for, and no run."""
+    return "--cfg=job" in words or any(w in ("--cfg", "-c") and "job" in words for w in words)
 
 
 def _task(cfg: DictConfig) -> None:
@@ -58,6 +68,7 @@ def _task(cfg: DictConfig) -> None:
     )
 
     try:
+        settle(cfg, HydraConfig.get().overrides.task, config_folder())
         trainer = pretrain(cfg)
         if trainer is not None and stopped(trainer) is not None:
             _go_again(trainer.is_global_zero)

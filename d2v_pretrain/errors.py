@@ -30,7 +30,7 @@ def nearest(name: str, known: Iterable[str], most: int = 2) -> str:
         known: the right names. A dotted one (``masking.prob``) is also found by its last part.
         most: how many to suggest.
     """
-    known = list(known)
+    known = list(dict.fromkeys(known))
     near = get_close_matches(name, known, most, 0.7)
     if not near:
         last = {key: key.rpartition(".")[2] for key in known}

@@ -10,6 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from d2v_pretrain.config.recipes import Folders, changed_choices, folders_of, for_hydra, settle
 from d2v_pretrain.config.rules import METHOD_RULES, RULES, check_numbers
 from d2v_pretrain.errors import ConfigError
 
@@ -37,7 +38,7 @@ def config_folder() -> Path:
 
 def choices(group: str) -> list[str]:
     """The names that may follow ``group=``, e.g. of ``masking`` or ``hydra/launcher``."""
-    return sorted(path.stem for path in (config_folder() / group).glob("*.yaml"))
+    return Folders((config_folder(),)).choices(group)
 
 
 def _share(x: float, least: int = 0, *, _root_: DictConfig) -> int:
@@ -48,25 +49,30 @@ def register_resolvers() -> None:
     """Make our ``${...:}`` functions known to OmegaConf; may be called again."""
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
     OmegaConf.register_new_resolver("share", _share, replace=True)
+    OmegaConf.register_new_resolver("replaces_masked", replaces_masked, replace=True)
     OmegaConf.register_new_resolver("ratio", lambda a, b: a // b, replace=True)
     OmegaConf.register_new_resolver("precision_here", precision_here, replace=True)
     OmegaConf.register_new_resolver("devices_here", devices_here, replace=True)
 
 
 def run_name(chosen: Mapping[str, str | None]) -> str:
-    """A run's name if none is typed: the experiment's, else modality, objective, encoder, data and
-    unusual choices.
+    """A run's name if none is typed: the recipe's, and the choices that are not the recipe's.
 
     Args:
-        chosen: choice by group.
+        chosen: choice by group, as Hydra has them.
     """
-    if chosen["experiment"] is not None:
-        return str(chosen["experiment"])
-    name = "_".join(str(chosen[group]) for group in ("modality", "objective", "encoder", "data"))
-    usual = f"{chosen['modality']}_{chosen['objective']}"
-    groups = {"architecture": f"small_{usual}", "masking": usual}
-    changed = [str(chosen[group]) for group, choice in groups.items() if chosen[group] != choice]
-    return "_".join([name, *changed])
+    from hydra.core.hydra_config import HydraConfig
+
+    folders = folders_of(HydraConfig.get().overrides.task, config_folder())
+    row = folders.recipe(str(chosen["recipe"]))
+    return "_".join([row.name, *changed_choices(dict(chosen), row)])
+
+
+def replaces_masked(_root_: DictConfig) -> bool:
+    """Whether the objective replaces masked tokens by a learned vector, which the stem holds."""
+    from hydra.utils import get_class
+
+    return bool(get_class(_root_.objective.view._target_).replaces)  # type: ignore[attr-defined]
 
 
 def precision_here() -> str:
@@ -85,27 +91,29 @@ def devices_here() -> int:
     return max(1, torch.cuda.device_count())
 
 
-def load(overrides: Sequence[str], root: str = "pretrain") -> DictConfig:
-    """Compose a configuration outside of the command line, for tests and notebooks:
-    ``load(["modality=audio"])``."""
+def load(typed: Sequence[str]) -> DictConfig:
+    """Compose a configuration: ``load(["modality=audio", "steps=10"])``.
+
+    Args:
+        typed: words as on the command line of ``train.py``.
+
+    Raises:
+        ConfigError, or one of Hydra's, which ``config.explain.in_words`` puts into a sentence.
+    """
     from hydra import compose, initialize_config_dir
     from hydra.core.hydra_config import HydraConfig
 
     register_resolvers()
-    with initialize_config_dir(str(config_folder()), version_base="1.3"):
-        cfg = compose(root, spelled_for_hydra(overrides), return_hydra_config=True)
+    home = config_folder()
+    words = for_hydra(typed, home)
+    with initialize_config_dir(str(home), version_base="1.3"):
+        cfg = compose("pretrain", words, return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
-    return OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-
-
-def spelled_for_hydra(arguments: Sequence[str]) -> list[str]:
-    """``probe=null`` and the like as Hydra spells "no choice of this group": ``~probe``."""
-    groups = {path.name for path in config_folder().iterdir() if path.is_dir()}
-    return [
-        f"~{key}" if value == "null" and key in groups else a
-        for a in arguments
-        for key, _, value in [a.partition("=")]
-    ]
+    cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    settle(cfg, words, home)
+    for key in ("recipe", "name"):  # they read Hydra's global state, which the next call replaces
+        cfg[key] = cfg[key]
+    return cfg
 
 
 def check(cfg: DictConfig) -> None:
@@ -117,7 +125,6 @@ def check(cfg: DictConfig) -> None:
     """
     method = METHOD_RULES if cfg.task == "pretrain" else ()
     for rule in (
-        _check_experiment,
         _check_missing,
         check_numbers,
         _check_constructors,
@@ -141,23 +148,6 @@ def _missing(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{key}"
         elif isinstance(cfg[key], DictConfig):
             yield from _missing(cfg[key], f"{prefix}{key}.")
-
-
-def _check_experiment(cfg: DictConfig) -> None:
-    """A published row fits the modality and objective in its name only."""
-    from hydra.core.hydra_config import HydraConfig
-
-    chosen = HydraConfig.get().runtime.choices if HydraConfig.initialized() else {}
-    words = set(str(chosen["experiment"]).split("_")) if chosen else set()
-    for group in ("modality", "objective"):
-        meant = words & set(choices(group))
-        if meant and chosen[group] not in meant:
-            raise ConfigError(
-                "experiment",
-                chosen["experiment"],
-                f"is not for {group}={chosen[group]}",
-                f"leave out {group}=",
-            )
 
 
 def _check_constructors(cfg: DictConfig) -> None:

@@ -3,7 +3,6 @@ ones, the file."""
 
 from __future__ import annotations
 
-import difflib
 import re
 import sys
 from collections.abc import Iterator
@@ -14,7 +13,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from d2v_pretrain.config.compose import choices, config_folder, load
-from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.config.recipes import folders_of
+from d2v_pretrain.errors import ConfigError, nearest
 
 
 def in_words(error: Exception) -> ConfigError:
@@ -57,58 +57,29 @@ def in_words(error: Exception) -> ConfigError:
 def _no_such_choice(error: MissingConfigException) -> ConfigError:
     missing, options = error.missing_cfg_file or "", list(error.options or [])
     group, _, choice = missing.rpartition("/")
-    if group == "dataset":  # data=… of another modality
-        modality, _, data = choice.partition("_")
-        typed = dict(argument.split("=", 1) for argument in sys.argv[1:] if "=" in argument)
-        if "experiment" in typed and "data" not in typed:
-            rule = f"is not for modality={modality}"
-            return ConfigError("experiment", typed["experiment"], rule, "leave out modality=")
-        usable = ", ".join(
-            name.removeprefix(f"{modality}_") for name in options if name.startswith(f"{modality}_")
-        )
-        return ConfigError(
-            "data", data, f"is nothing for modality={modality}", f"choose one of {usable}"
-        )
-    if group in ("architecture", "recipe"):
-        group = "objective"
-    return ConfigError(
-        group,
-        choice,
-        f"is not there{_nearest(choice, options)}",
-        f"choose one of {', '.join(options)}",
-    )
+    rule = f"is not there{nearest(choice, options)}"
+    return ConfigError(group, choice, rule, f"choose one of {', '.join(options)}")
 
 
 def _no_such_key(key: str) -> ConfigError:
-    """A misspelt key, with what was probably meant among all the keys and groups that this command
-    line has."""
-    typed = [
-        argument for argument in sys.argv[1:] if "=" in argument and not argument.startswith("-")
-    ]
-    kept = [argument for argument in typed if argument.partition("=")[0].lstrip("+~") != key]
-    value = next(
-        (argument.partition("=")[2] for argument in typed if argument.startswith(f"{key}=")), ""
-    )
+    """A misspelt key, with what was probably meant among the keys and groups of this run."""
+    typed = [word for word in sys.argv[1:] if "=" in word and not word.startswith("-")]
+    given = dict(word.lstrip("+~").split("=", 1) for word in typed)
+    value = given.get(key, "")
+    kept = [word for word in typed if word.partition("=")[0].lstrip("+~") != key]
     try:
-        keys = sorted(_keys(load(kept)))
-    except (
-        Exception
-    ):  # another key is wrong too: the nearest ones are then taken from a run without any
-        keys = sorted(_keys(load(["modality=audio"])))
-    groups = sorted(
-        p.relative_to(config_folder()).parent.as_posix() for p in config_folder().glob("*/*.yaml")
-    )
-    near = _nearest(key, keys + list(dict.fromkeys(groups)))
-    if (
-        key.startswith("data.")
-        and not near
-        and not any(word.startswith(("data=", "experiment=")) for word in typed)
-    ):
+        keys = set(_keys(load(kept)))
+    except Exception:  # another key is wrong too: then look among those of a run without any
+        keys = set(_keys(load(["modality=audio"])))
+    home = config_folder()
+    near = nearest(key, sorted(keys | folders_of(typed, home).groups()))
+    if key.startswith("data.") and not near and str(given.get("data", "sample")) == "sample":
         rule = "is not a setting of the embedded data"
-        return ConfigError(
-            key, value, rule, "type data=folder too, or data=shards, or a set by name"
-        )
-    return ConfigError(key, value, f"is not a setting{near}", f"the settings are in {_file(key)}")
+        remedy = "type data=folder too, or data=shards, or a set by name"
+        return ConfigError(key, value, rule, remedy)
+    first = key.partition(".")[0]
+    place = f"conf/{first}/" if (home / first).is_dir() else "conf/pretrain.yaml"
+    return ConfigError(key, value, f"is not a setting{near}", f"the settings are in {place}")
 
 
 def _keys(cfg: DictConfig) -> Iterator[str]:
@@ -121,23 +92,3 @@ def _keys(cfg: DictConfig) -> Iterator[str]:
                 yield from walk(value, f"{prefix}{key}.")
 
     yield from walk(OmegaConf.to_container(cfg, resolve=False), "")
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    """`` (did you mean a or b?)``: by the whole name, else by its last part."""
-    last = {key: key.rpartition(".")[2] for key in known}
-    alike = difflib.get_close_matches(name.rpartition(".")[2], last.values(), 2, 0.75)
-    near = (
-        difflib.get_close_matches(name, known, 2, 0.8)
-        or [key for key in known if last[key] in alike][:3]
-    )
-    return f" (did you mean {' or '.join(near)}?)" if near else ""
-
-
-def _file(key: str) -> str:
-    """The file or folder of ``conf/`` that a key's first part belongs to."""
-    first = key.partition(".")[0]
-    folder = config_folder()
-    return (
-        f"{folder.name}/{first}/" if (folder / first).is_dir() else f"{folder.name}/pretrain.yaml"
-    )

@@ -137,10 +137,10 @@ def check_view(cfg: Any) -> None:
     stem_has_vector = at(cfg, "architecture.stem.masked")
     if not drops and stem_has_vector is False:
         raise ConfigError(
-            "mask_vector",
+            "architecture.stem.masked",
             False,
             "must be true where masked tokens are replaced",
-            "leave it to objective=",
+            "leave it to the recipe",
         )
 
 

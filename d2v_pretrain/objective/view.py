@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 
@@ -12,7 +12,13 @@ from d2v_pretrain.types import Batch, Mask, Tokens
 
 
 class View(Protocol):
-    """Runs the student on the masked input."""
+    """Runs the student on the masked input.
+
+    Attributes:
+        replaces: whether a learned vector of the stem stands where tokens are masked.
+    """
+
+    replaces: ClassVar[bool]
 
     def __call__(self, student: Encoder, batch: Batch, local: Tokens, mask: Mask) -> Encoded:
         """Encode ``local`` (B * clones rows, before masking) as the student may see it."""
@@ -24,6 +30,8 @@ class Replace:
     """Masked tokens become a learned vector (for text: the ``<mask>`` id); the student encodes all
     T positions."""
 
+    replaces: ClassVar[bool] = True
+
     def __call__(self, student: Encoder, batch: Batch, local: Tokens, mask: Mask) -> Encoded:
         """See ``View``."""
         return student(student.stem.replaced(batch, local, mask))
@@ -32,6 +40,8 @@ class Replace:
 @dataclass(frozen=True)
 class Drop:
     """Masked tokens are left out; the student encodes the K visible positions."""
+
+    replaces: ClassVar[bool] = False
 
     def __call__(self, student: Encoder, batch: Batch, local: Tokens, mask: Mask) -> Encoded:
         """See ``View``."""

@@ -1,0 +1,244 @@
+"""From what is typed to what Hydra takes: which recipe the words mean, and that a typed group wins.
+
+A recipe is one file ``conf/recipe/<modality>_<objective>_<encoder>.yaml``. It chooses a file of
+several groups and sets values on top of them. Hydra would merge those values into a group that is
+typed as well; here the typed group replaces them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from d2v_pretrain.errors import ConfigError, nearest
+
+NAMING = ("modality", "objective", "encoder")  # the words that name a recipe together
+_USUAL = {"objective": "data2vec2", "encoder": "tiny"}
+
+
+@dataclass(frozen=True)
+class Folders:
+    """Where configurations are looked for: ``conf/``, then the folders typed as ``conf=DIR``."""
+
+    paths: tuple[Path, ...]
+
+    def find(self, group: str, choice: str) -> Path | None:
+        """The file behind ``group=choice``, None if there is none."""
+        files = (folder / group / f"{choice}.yaml" for folder in self.paths)
+        return next((file for file in files if file.is_file()), None)
+
+    def choices(self, group: str) -> list[str]:
+        """The names that may follow ``group=``, e.g. of ``masking`` or ``hydra/launcher``."""
+        return sorted({p.stem for folder in self.paths for p in (folder / group).glob("*.yaml")})
+
+    def groups(self) -> set[str]:
+        """The groups that have a folder directly below."""
+        return {p.name for folder in self.paths for p in folder.iterdir() if p.is_dir()}
+
+    def recipe(self, name: str) -> Recipe:
+        """Read a recipe.
+
+        Raises:
+            ConfigError: there is none of that name.
+        """
+        file = self.find("recipe", name)
+        if file is None:
+            known = self.choices("recipe")
+            rule = f"is not there{nearest(name, known)}"
+            raise ConfigError("recipe", name, rule, f"choose one of {', '.join(known)}")
+        content = OmegaConf.load(file)
+        assert isinstance(content, DictConfig)
+        lines = OmegaConf.to_container(content.pop("defaults", OmegaConf.create([])))
+        pairs = [next(iter(line.items())) for line in lines if isinstance(line, dict)]  # type: ignore[union-attr]
+        return Recipe(name, file, {str(k).strip("/"): str(v) for k, v in pairs}, content)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe's file: the choice of each group, and the values that it sets on top of them."""
+
+    name: str
+    file: Path
+    groups: dict[str, str]
+    values: DictConfig
+
+    def check_fits(self, typed: dict[str, str]) -> None:
+        """Refuse ``modality=``, ``objective=`` or ``encoder=`` beside a recipe of another one."""
+        for key, value in typed.items():
+            if value != self.groups[key]:
+                rule = f"is not for {key}={value}: it is for {key}={self.groups[key]}"
+                raise ConfigError("recipe", self.name, rule, f"leave out {key}=, or recipe=")
+
+
+def for_hydra(typed: Sequence[str], home: Path) -> list[str]:
+    """The words of a command line as Hydra takes them.
+
+    ``modality=``, ``objective=`` and ``encoder=`` become the recipe of that name, ``experiment=``
+    is another word for ``recipe=``, ``data=folder`` becomes ``data=audio_folder``, ``probe=null``
+    becomes ``~probe``, and ``conf=DIR`` goes into Hydra's search path. In a sweep (``-m``) each of
+    them may be a list with commas.
+
+    Args:
+        typed: the words. home: the folder ``conf/``.
+
+    Raises:
+        ConfigError: there is no such recipe or data, no modality, or a folder that is not there.
+    """
+    typed = [f"recipe={w[11:]}" if w.startswith("experiment=") else w for w in typed]
+    folders = folders_of(typed, home)
+    given = dict(word.split("=", 1) for word in typed if "=" in word and word[0] not in "-+~")
+    naming = {key: given[key] for key in NAMING if key in given}
+    if "recipe" in given:
+        rows = [folders.recipe(name) for name in given["recipe"].split(",")]
+        for row in rows:
+            row.check_fits(naming)
+    else:
+        rows = [folders.recipe(name) for name in _names(naming, folders)]
+    words = [f"recipe={','.join(row.name for row in rows)}", *_search_path(folders)]
+    for word in typed:
+        key, equals, value = word.partition("=")
+        if key in (*NAMING, "recipe", "conf") and equals:
+            continue
+        if key == "data" and equals:
+            word = f"data={','.join(_data(one, rows, folders) for one in value.split(','))}"
+        elif value == "null" and key in folders.groups():
+            word = f"~{key}"
+        words.append(word)
+    return words
+
+
+def folders_of(words: Iterable[str], home: Path) -> Folders:
+    """``conf/`` and the folders typed as ``conf=DIR`` (several with commas)."""
+    typed = [word[5:].strip("[]") for word in words if word.startswith("conf=")]
+    added = [Path(part).expanduser() for value in typed for part in value.split(",") if part]
+    for folder in added:
+        if not folder.is_dir():
+            raise ConfigError("conf", folder, "is not a folder", "give one with groups as in conf/")
+    return Folders((home, *(folder.absolute() for folder in added)))
+
+
+def _search_path(folders: Folders) -> list[str]:
+    added = [path.as_posix() for path in folders.paths[1:]]
+    if not added:
+        return []
+    urls = ",".join(f"'file://{path}'" for path in added)
+    return [f"hydra.searchpath=[{urls}]", f"conf=[{','.join(map(repr, added))}]"]
+
+
+def _names(naming: dict[str, str], folders: Folders) -> list[str]:
+    """The recipes that modality, objective and encoder name, all combinations of a sweep."""
+    if "modality" not in naming:
+        known = ", ".join(folders.choices("modality"))
+        raise ConfigError("modality", "???", "has no value", f"choose one of {known}")
+    named = list(product(*((naming.get(key) or _USUAL[key]).split(",") for key in NAMING)))
+    names, rows = ["_".join(part) for part in named], folders.choices("recipe")
+    for name, part in zip(names, named, strict=True):
+        if name in rows:
+            continue
+        for key, value in zip(NAMING, part, strict=True):
+            if value not in (known := folders.choices(key)):
+                rule = f"is not there{nearest(value, known)}"
+                raise ConfigError(key, value, rule, f"choose one of {', '.join(known)}")
+        alike = [row for row in rows if row.startswith(f"{part[0]}_")]
+        rule = f"has no recipe for modality={part[0]} objective={part[1]}"
+        raise ConfigError("encoder", part[2], rule, f"recipes of {part[0]}: {', '.join(alike)}")
+    return names
+
+
+def _data(value: str, rows: Sequence[Recipe], folders: Folders) -> str:
+    """``folder`` -> ``audio_folder``: data that each modality has are files of their own."""
+    modalities = {row.groups["modality"] for row in rows}
+    if folders.find("data", value) is not None:
+        return value
+    for modality in modalities:
+        if folders.find("data", f"{modality}_{value}") is None:
+            known = [n.removeprefix(f"{modality}_") for n in folders.choices("data")]
+            rule = f"is nothing for modality={modality}{nearest(value, known)}"
+            usable = ", ".join(usable_data(modality, folders))
+            raise ConfigError("data", value, rule, f"choose one of {usable}")
+    return f"{modalities.pop()}_{value}" if len(modalities) == 1 else f"${{modality}}_{value}"
+
+
+def usable_data(modality: str, folders: Folders) -> list[str]:
+    """What may follow ``data=`` for a modality, as it is typed."""
+    others = tuple(f"{name}_" for name in folders.choices("modality") if name != modality)
+    names = [name for name in folders.choices("data") if not name.startswith(others)]
+    return sorted(name.removeprefix(f"{modality}_") for name in names)
+
+
+def settle(cfg: DictConfig, words: Sequence[str], home: Path) -> None:
+    """Let each group that is typed replace what the recipe says of it, as a whole.
+
+    A value that the group's file leaves open (``???``) is still the recipe's.
+
+    Args:
+        cfg: composed by Hydra; changed in place.
+        words: as Hydra was given them. home: the folder ``conf/``.
+
+    Raises:
+        ConfigError: a value is typed that the typed group does not have.
+    """
+    folders = Folders((home, *map(Path, cfg.conf)))
+    row = folders.recipe(cfg.recipe)
+    typed = OverridesParser.create().parse_overrides(list(words))
+    for group, choice in _typed_groups(typed, row):
+        file = folders.find(group, choice)
+        assert file is not None, "Hydra has found it before"
+        node, pinned = OmegaConf.load(file), row.values[group]
+        assert isinstance(node, DictConfig)
+        for key in [k for k in map(str, node) if OmegaConf.is_missing(node, k) and k in pinned]:
+            node[key] = pinned._get_node(key)
+        with open_dict(cfg):
+            cfg[group] = node
+            for word in typed:
+                if word.key_or_group.startswith(f"{group}."):
+                    _apply(cfg, word, f"{group}={choice}")
+
+
+def _typed_groups(typed: Sequence[Override], row: Recipe) -> Iterator[tuple[str, str]]:
+    for word in typed:
+        group = word.key_or_group
+        if group in row.groups and group in row.values and word.type == OverrideType.CHANGE:
+            yield group, str(word.value())
+
+
+def _apply(cfg: DictConfig, word: Override, owner: str) -> None:
+    """Set one typed value again, in a node that has just been replaced."""
+    key, exists = (
+        word.key_or_group,
+        OmegaConf.select(cfg, word.key_or_group, default=word) is not word,
+    )
+    parent, _, last = key.rpartition(".")
+    if word.type == OverrideType.DEL:
+        OmegaConf.select(cfg, parent).pop(last, None)
+    elif exists or word.type in (OverrideType.ADD, OverrideType.FORCE_ADD):
+        OmegaConf.update(cfg, key, word.value())
+    else:
+        node: Any = OmegaConf.select(cfg, parent)
+        known = ", ".join(str(k) for k in node if k != "_target_") if node is not None else ""
+        rule = f"is not a setting of {owner}{nearest(last, map(str, node or ()))}"
+        raise ConfigError(key, word.value(), rule, f"it has {known}" if known else "")
+
+
+def changed_choices(chosen: dict[str, Any], row: Recipe) -> list[str]:
+    """The choices that differ from the recipe's own, for the name of a run."""
+    prefix = f"{row.groups['modality']}_"
+    return [
+        str(chosen[group]).removeprefix(prefix)
+        for group, usual in row.groups.items()
+        if chosen.get(group) is not None and chosen[group] != usual
+    ]
+
+
+def relative(path: Path, home: Path) -> str:
+    """A configuration file as a reader names it: ``conf/masking/block.yaml``."""
+    inside = path.is_relative_to(home)
+    return (Path("conf") / path.relative_to(home)).as_posix() if inside else os.path.relpath(path)

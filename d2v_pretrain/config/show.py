@@ -1,0 +1,63 @@
+"""``--cfg job``: the whole run as it would be stored, and where the typed values stand in conf/."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from d2v_pretrain.config.compose import config_folder, load
+from d2v_pretrain.config.recipes import NAMING, Folders, folders_of, relative
+
+
+def job(typed: Sequence[str]) -> str:
+    """The resolved configuration as YAML, below comments on what was typed.
+
+    Args:
+        typed: words as on the command line, without ``--cfg job``.
+
+    Raises:
+        ConfigError, or one of Hydra's: the words do not make a run.
+    """
+    cfg = load(typed)
+    notes = "".join(f"# {line}\n" for line in _origins(cfg, typed))
+    return notes + OmegaConf.to_yaml(cfg, resolve=True)
+
+
+def _origins(cfg: DictConfig, typed: Sequence[str]) -> Iterator[str]:
+    """One line for each typed word: what it chose or set, and what stood there before."""
+    home = config_folder()
+    folders = folders_of(typed, home)
+    row = folders.recipe(cfg.recipe)
+    file, plain = relative(row.file, home), load([f"recipe={row.name}", *_search(typed)])
+    naming = [w for w in typed if w.split("=")[0] in (*NAMING, "recipe", "experiment")]
+    yield f"{' '.join(naming)}: {file}"
+    for word in typed:
+        key, _, value = word.lstrip("+~").partition("=")
+        if word in naming or key == "conf":
+            continue
+        if key in folders.groups():
+            yield f"{word}: {_choice(key, value, cfg, row.groups.get(key), folders)}"
+            continue
+        before = _value(plain, key)
+        yield f"{word}: typed" + (f"; it was {before}" if before is not None else "")
+
+
+def _choice(key: str, value: str, cfg: DictConfig, usual: str | None, folders: Folders) -> str:
+    found = folders.find(key, value) or folders.find(key, f"{cfg['modality']}_{value}")
+    what = relative(found, folders.paths[0]) if found else "none"
+    return f"{what}, in place of {key}={usual} of the recipe" if usual else what
+
+
+def _search(typed: Sequence[str]) -> list[str]:
+    return [word for word in typed if word.startswith("conf=")]
+
+
+def _value(cfg: DictConfig, key: str) -> Any:
+    """The value of a run without the word, None if it has none or it cannot be resolved."""
+    try:
+        return OmegaConf.select(cfg, key)
+    except OmegaConfBaseException:
+        return None
