@@ -45,10 +45,16 @@ def _share(x: float, least: int = 0, *, _root_: DictConfig) -> int:
     return max(least, int(x * _root_.steps))
 
 
+def _patches(x: float, *, _root_: DictConfig) -> int:
+    """A share of the patches of an image."""
+    return max(1, int(x * (_root_.transform.size // _root_.architecture.stem.patch) ** 2))
+
+
 def register_resolvers() -> None:
     """Make our ``${...:}`` functions known to OmegaConf; may be called again."""
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
     OmegaConf.register_new_resolver("share", _share, replace=True)
+    OmegaConf.register_new_resolver("patches", _patches, replace=True)
     OmegaConf.register_new_resolver("replaces_masked", replaces_masked, replace=True)
     OmegaConf.register_new_resolver("ratio", lambda a, b: a // b, replace=True)
     OmegaConf.register_new_resolver("precision_here", precision_here, replace=True)

@@ -144,9 +144,9 @@ def _names(naming: dict[str, str], folders: Folders) -> list[str]:
         if name in rows:
             continue
         for key, value in zip(NAMING, part, strict=True):
-            if value not in (known := folders.choices(key)):
-                rule = f"is not there{nearest(value, known)}"
-                raise ConfigError(key, value, rule, f"choose one of {', '.join(known)}")
+            if value not in (there := folders.choices(key)):
+                rule = f"is not there{nearest(value, there)}"
+                raise ConfigError(key, value, rule, f"choose one of {', '.join(there)}")
         alike = [row for row in rows if row.startswith(f"{part[0]}_")]
         rule = f"has no recipe for modality={part[0]} objective={part[1]}"
         raise ConfigError("encoder", part[2], rule, f"recipes of {part[0]}: {', '.join(alike)}")
