@@ -8,7 +8,8 @@ typed as well; here the typed group replaces them.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import ConfigAttributeError, OmegaConfBaseException
 
 from d2v_pretrain.errors import ConfigError, nearest
 
@@ -118,7 +120,8 @@ def for_hydra(typed: Sequence[str], home: Path) -> list[str]:
 def folders_of(words: Iterable[str], home: Path) -> Folders:
     """``conf/`` and the folders typed as ``conf=DIR`` (several with commas)."""
     typed = [word[5:].strip("[]") for word in words if word.startswith("conf=")]
-    added = [Path(part).expanduser() for value in typed for part in value.split(",") if part]
+    parts = [part.strip("'") for value in typed for part in value.split(",")]
+    added = [Path(part).expanduser() for part in parts if part]
     for folder in added:
         if not folder.is_dir():
             raise ConfigError("conf", folder, "is not a folder", "give one with groups as in conf/")
@@ -189,25 +192,56 @@ def settle(cfg: DictConfig, words: Sequence[str], home: Path) -> None:
     folders = Folders((home, *map(Path, cfg.conf)))
     row = folders.recipe(cfg.recipe)
     typed = OverridesParser.create().parse_overrides(list(words))
-    for group, choice in _typed_groups(typed, row):
-        file = folders.find(group, choice)
-        assert file is not None, "Hydra has found it before"
-        node, pinned = OmegaConf.load(file), row.values[group]
-        assert isinstance(node, DictConfig)
-        for key in [k for k in map(str, node) if OmegaConf.is_missing(node, k) and k in pinned]:
-            node[key] = pinned._get_node(key)
-        with open_dict(cfg):
-            cfg[group] = node
+    chosen = {w.key_or_group: str(w.value()) for w in typed if w.type == OverrideType.CHANGE}
+    chosen = {group: choice for group, choice in chosen.items() if group in row.groups}
+    for group, choice in chosen.items():
+        if group in row.values:
+            _replace(cfg, group, folders.find(group, choice), row.values[group])
             for word in typed:
                 if word.key_or_group.startswith(f"{group}."):
                     _apply(cfg, word, f"{group}={choice}")
+    for group, choice in chosen.items():
+        _check_resolves(cfg, group, choice)
 
 
-def _typed_groups(typed: Sequence[Override], row: Recipe) -> Iterator[tuple[str, str]]:
-    for word in typed:
-        group = word.key_or_group
-        if group in row.groups and group in row.values and word.type == OverrideType.CHANGE:
-            yield group, str(word.value())
+def _replace(cfg: DictConfig, group: str, file: Path | None, pinned: DictConfig) -> None:
+    """Put the content of a group's file in place of what Hydra has merged."""
+    assert file is not None, "Hydra has found it before"
+    node = OmegaConf.load(file)
+    assert isinstance(node, DictConfig)
+    _fill(node, pinned)
+    with open_dict(cfg):
+        cfg[group] = node
+
+
+def _fill(node: DictConfig, pinned: DictConfig) -> None:
+    """Take what a group's file leaves open (``???``) from the values that a recipe sets."""
+    for key in [key for key in map(str, node) if key in pinned]:
+        value = node._get_node(key)
+        if OmegaConf.is_missing(node, key):
+            node[key] = pinned._get_node(key)
+        elif isinstance(value, DictConfig) and OmegaConf.is_dict(pinned._get_node(key)):
+            _fill(value, pinned[key])
+
+
+def _check_resolves(cfg: DictConfig, group: str, choice: str) -> None:
+    """Refuse a typed group that reads a value which this run does not have."""
+    try:
+        OmegaConf.to_container(cfg[group], resolve=True)
+    except OmegaConfBaseException as error:
+        found = re.search(r"key '([\w.]+)' not found", str(error))
+        what = found[1] if found else _absent_key(error) or str(error).splitlines()[0]
+        rule = f"needs {what}, which modality={cfg['modality']} does not have"
+        raise ConfigError(group, choice, rule, f"leave out {group}=, or choose another") from None
+
+
+def _absent_key(error: BaseException | None) -> str | None:
+    """The key that a resolver of ours looked for in vain."""
+    while error is not None:
+        if isinstance(error, ConfigAttributeError):
+            return str(error.full_key)
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _apply(cfg: DictConfig, word: Override, owner: str) -> None:
@@ -230,12 +264,12 @@ def _apply(cfg: DictConfig, word: Override, owner: str) -> None:
 
 def changed_choices(chosen: dict[str, Any], row: Recipe) -> list[str]:
     """The choices that differ from the recipe's own, for the name of a run."""
-    prefix = f"{row.groups['modality']}_"
-    return [
-        str(chosen[group]).removeprefix(prefix)
-        for group, usual in row.groups.items()
-        if chosen.get(group) is not None and chosen[group] != usual
-    ]
+    changed = {
+        g: str(chosen[g]) for g, usual in row.groups.items() if chosen.get(g, usual) != usual
+    }
+    if "data" in changed:
+        changed["data"] = changed["data"].removeprefix(f"{row.groups['modality']}_")
+    return list(changed.values())
 
 
 def relative(path: Path, home: Path) -> str:

@@ -7,6 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+from hydra.utils import get_object, instantiate
+
 from d2v_pretrain.errors import ConfigError
 
 _WHOLE = ("steps", "global_batch", "micro_batch", "log_every", "checkpoint.keep_last")
@@ -85,13 +88,6 @@ def check_sizes(cfg: Any) -> None:
             cfg.objective.cls_weight,
             "needs an architecture with a CLS token",
         )
-    patch = at(cfg, "architecture.stem.patch")
-    if patch is not None and cfg.transform.size % patch:
-        raise ConfigError(
-            "transform.size",
-            cfg.transform.size,
-            f"must be a multiple of architecture.stem.patch={patch}",
-        )
 
 
 def check_targets(cfg: Any) -> None:
@@ -117,73 +113,29 @@ def check_groups(cfg: Any) -> None:
                 raise ConfigError(f"{node}.groups", groups, f"must divide {node}.{side}={size}")
 
 
-def check_view(cfg: Any) -> None:
-    """Tokens can only be dropped if every row keeps the same number, and a head only reads tokens
-    that are there."""
-    drops = cfg.objective.view._target_.endswith("Drop")
-    unequal = at(cfg, "masking.equal") is False or _class(cfg.masking) == "RectangleMask"
-    if drops and unequal:
-        remedy = "choose masking=block, inverse_block or token, or objective=data2vec1"
-        raise ConfigError(
-            "masking", _class(cfg.masking), "masks a different number of tokens in each row", remedy
-        )
-    if drops and _class(cfg.objective.predictor) == "Head":
-        raise ConfigError(
-            "objective.predictor",
-            "Head",
-            "cannot predict tokens that were dropped",
-            "use ConvDecoder",
-        )
-    stem_has_vector = at(cfg, "architecture.stem.masked")
-    if not drops and stem_has_vector is False:
-        raise ConfigError(
-            "architecture.stem.masked",
-            False,
-            "must be true where masked tokens are replaced",
-            "leave it to the recipe",
-        )
-
-
-def check_mask(cfg: Any) -> None:
-    """Masks fit into the token grid."""
-    mask, grid = cfg.masking, token_grid(cfg)
-    size = grid[0] if len(grid) == 1 else min(grid)
-    if len(grid) != 2 and _class(mask) == "RectangleMask":
-        raise ConfigError("masking", "rectangle", "needs images", "choose span, block or token")
+def check_parts(cfg: Any) -> None:
+    """What stem, transform, mask, view and predictor say of one another, each by its own class."""
+    transform: Any = get_object(cfg.transform._target_)
+    with torch.device("meta"):
+        stem = instantiate(cfg.architecture.stem, _convert_="all")
+    if stem.reads != transform.gives:
+        rule = f"reads {stem.reads}, and transform={transform.__name__} gives {transform.gives}"
+        choices = f"choose one for modality={cfg['modality']}"
+        raise ConfigError("architecture.stem", type(stem).__name__, rule, choices)
+    shape = transform.longest_input(**cfg.transform)
+    stem.check(shape)
+    grid = stem.grid(torch.Size((1, *shape)))
+    mask, view = instantiate(cfg.masking, _convert_="all"), instantiate(cfg.objective.view)
+    mask.check(grid, stem.reads)
+    predictor: Any = get_object(cfg.objective.predictor._target_)
+    view.check(mask, predictor.fills_gaps)
     dims = at(cfg, "objective.predictor.dims")
     if dims not in (None, len(grid)):
-        raise ConfigError(
-            "objective.predictor.dims", dims, f"must be {len(grid)}, as the tokens lie"
-        )
-    if "prob" in mask and not 0 < mask.prob < 1:
-        raise ConfigError("masking.prob", mask.prob, "must lie between 0 and 1")
-    if "length" in mask and not 1 <= mask.length < size:
-        raise ConfigError(
-            "masking.length",
-            mask.length,
-            f"must be less than the {size} tokens along a side of the input",
-        )
-    if "count" in mask and not 1 <= mask.count < grid[0] * grid[-1]:
-        raise ConfigError(
-            "masking.count",
-            mask.count,
-            f"must be less than the {grid[0] * grid[-1]} patches of an image",
-        )
-    if at(cfg, "masking.random_prob") and at(cfg, "architecture.stem.vocabulary") is None:
-        raise ConfigError("masking.random_prob", mask.random_prob, "needs a text stem")
-
-
-def token_grid(cfg: Any) -> tuple[int, ...]:
-    """Tokens of the longest input: (T,), or (rows, columns) for images."""
-    if at(cfg, "architecture.stem.patch") is not None:
-        side = cfg.transform.size // cfg.architecture.stem.patch
-        return (side, side)
-    if at(cfg, "transform.crop_seconds") is None:
-        return (int(cfg.transform.block),)
-    length = round(cfg.transform.crop_seconds * 16_000)
-    for _, kernel, stride in cfg.architecture.stem.layers:
-        length = (length - kernel) // stride + 1
-    return (length,)
+        rule = f"must be {len(grid)}, as the tokens lie"
+        raise ConfigError("objective.predictor.dims", dims, rule)
+    if view.replaces and at(cfg, "architecture.stem.masked") is False:
+        rule = "must be true where masked tokens are replaced"
+        raise ConfigError("architecture.stem.masked", False, rule, "leave it to the recipe")
 
 
 def check_devices(cfg: Any) -> None:
@@ -209,14 +161,10 @@ def check_devices(cfg: Any) -> None:
         )
 
 
-def _class(node: Any) -> str:
-    return node._target_.rpartition(".")[2]
-
-
 RULES: tuple[Callable[[Any], None], ...] = (
     check_going_on,
     check_sizes,
     check_groups,
     check_devices,
 )
-METHOD_RULES = (check_targets, check_view, check_mask)  # of pretraining
+METHOD_RULES = (check_targets, check_parts)  # of pretraining

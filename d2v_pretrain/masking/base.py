@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.types import Mask
 
 
-class MaskPolicy(Protocol):
-    """A distribution over masks, as a pure function of its arguments."""
+class MaskPolicy:
+    """A distribution over masks, as a pure function of its arguments.
+
+    Attributes:
+        equal_rows: whether all rows mask the same number of tokens, so that those may be dropped.
+    """
+
+    equal_rows: ClassVar[bool] = True
 
     def __call__(
         self,
@@ -34,7 +41,33 @@ class MaskPolicy(Protocol):
         Returns:
             Mask of B * M rows; row b*M + m is clone m of sample b.
         """
-        ...
+        raise NotImplementedError
+
+    def check(self, grid: tuple[int, ...], reads: str) -> None:
+        """Refuse settings that do not fit the tokens, before anything is allocated.
+
+        Args:
+            grid: token grid of the longest input.
+            reads: what the stem reads (``Stem.reads``).
+
+        Raises:
+            ConfigError: naming the key below ``masking``.
+        """
+
+
+def check_share(prob: float) -> None:
+    """Refuse a share of masked tokens that is not between 0 and 1."""
+    if not 0 < prob < 1:
+        raise ConfigError("masking.prob", prob, "must lie between 0 and 1")
+
+
+def check_length(length: int, grid: tuple[int, ...]) -> None:
+    """Refuse spans or blocks that are as long as a side of the grid."""
+    if not 1 <= length < min(grid):
+        rule = f"must be less than the {min(grid)} tokens along a side of the input"
+        raise ConfigError(
+            "masking.length", length, rule, f"type masking.length={min(grid) // 4 or 1}"
+        )
 
 
 def row_lengths(ids: Tensor, clones: int, grid: tuple[int, ...], lengths: Tensor | None) -> Tensor:

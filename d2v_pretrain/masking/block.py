@@ -9,13 +9,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from d2v_pretrain.masking.base import equalise, highest, row_lengths, within
+from d2v_pretrain.masking.base import (
+    MaskPolicy,
+    check_length,
+    check_share,
+    equalise,
+    highest,
+    row_lengths,
+    within,
+)
 from d2v_pretrain.rng import fold_in, noise
 from d2v_pretrain.types import Mask
 
 
 @dataclass(frozen=True)
-class BlockMask:
+class BlockMask(MaskPolicy):
     """Blocks around ``int(T (p + adjust) / length^d)`` random centres, then an exact count.
 
     Rows with more than ``int(T p)`` covered tokens lose random single ones, rows with fewer gain
@@ -36,6 +44,11 @@ class BlockMask:
     length: int
     adjust: float = 0.0
     inverse: bool = False
+
+    def check(self, grid: tuple[int, ...], reads: str) -> None:
+        """See ``MaskPolicy``."""
+        check_share(self.prob)
+        check_length(self.length, grid)
 
     def __call__(
         self,

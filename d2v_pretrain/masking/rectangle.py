@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.masking.base import MaskPolicy
 from d2v_pretrain.rng import fold_in, noise
 from d2v_pretrain.types import Mask
 
@@ -15,7 +18,7 @@ _TRIES = 10
 
 
 @dataclass(frozen=True)
-class RectangleMask:
+class RectangleMask(MaskPolicy):
     """Add rectangles until ``count`` patches are masked or ten tries in a row fail; counts differ
     between images.
 
@@ -32,9 +35,22 @@ class RectangleMask:
         min_aspect: smallest ratio of height to width; the largest is its inverse.
     """
 
+    equal_rows: ClassVar[bool] = False
+
     count: int
     min_patches: int = 16
     min_aspect: float = 0.3
+
+    def check(self, grid: tuple[int, ...], reads: str) -> None:
+        """See ``MaskPolicy``."""
+        if len(grid) != 2:
+            rule = f"needs images, and the stem reads {reads}"
+            raise ConfigError("masking", "rectangle", rule, "choose span, block or token")
+        patches = grid[0] * grid[1]
+        if not 1 <= self.count < patches:
+            rule = f"must be less than the {patches} patches of an image"
+            remedy = f"type masking.count={int(0.6 * patches)}"
+            raise ConfigError("masking.count", self.count, rule, remedy)
 
     def __call__(
         self,

@@ -9,13 +9,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from d2v_pretrain.masking.base import highest, row_lengths, within
+from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.masking.base import (
+    MaskPolicy,
+    check_length,
+    check_share,
+    highest,
+    row_lengths,
+    within,
+)
 from d2v_pretrain.rng import fold_in, noise
 from d2v_pretrain.types import Mask
 
 
 @dataclass(frozen=True)
-class SpanMask:
+class SpanMask(MaskPolicy):
     """Mask ``int(prob T / length + u)`` spans, u uniform, with starts drawn without replacement;
     overlaps are allowed.
 
@@ -43,6 +51,19 @@ class SpanMask:
     min_spans: int = 1
     keep_prob: float = 0.0
     random_prob: float = 0.0
+
+    @property
+    def equal_rows(self) -> bool:  # type: ignore[override]
+        """See ``MaskPolicy``."""
+        return self.equal
+
+    def check(self, grid: tuple[int, ...], reads: str) -> None:
+        """See ``MaskPolicy``."""
+        check_share(self.prob)
+        check_length(self.length, grid)
+        if self.random_prob and reads != "tokens":
+            rule = f"needs text, and the stem reads {reads}"
+            raise ConfigError("masking.random_prob", self.random_prob, rule, "set it to 0")
 
     def __call__(
         self,

@@ -7,13 +7,20 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from d2v_pretrain.masking.base import equalise, highest, row_lengths, within
+from d2v_pretrain.masking.base import (
+    MaskPolicy,
+    check_share,
+    equalise,
+    highest,
+    row_lengths,
+    within,
+)
 from d2v_pretrain.rng import fold_in, noise
 from d2v_pretrain.types import Mask
 
 
 @dataclass(frozen=True)
-class TokenMask:
+class TokenMask(MaskPolicy):
     """Keep ``int(T (1 - prob))`` tokens of a row, drawn uniformly without replacement.
 
     Source: fairseq ``modalities/base.py:random_masking``. It masks padding like any token and
@@ -24,6 +31,10 @@ class TokenMask:
     """
 
     prob: float
+
+    def check(self, grid: tuple[int, ...], reads: str) -> None:
+        """See ``MaskPolicy``."""
+        check_share(self.prob)
 
     def __call__(
         self,

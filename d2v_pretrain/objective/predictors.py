@@ -26,6 +26,8 @@ class Head(nn.Module):
         init: ``default``, ``bert`` or ``beit``.
     """
 
+    fills_gaps = False  # it needs the student's output at every token
+
     def __init__(
         self, width: int, layers: int = 1, ratio: float = 2.0, init: str = "default"
     ) -> None:
@@ -65,6 +67,8 @@ class ConvDecoder(nn.Module):
         projection_ratio: hidden width of a two-layer projection over ``dim``.
         init: of the projection, ``default`` or ``bert``.
     """
+
+    fills_gaps = True
 
     def __init__(
         self,

@@ -7,6 +7,8 @@ from typing import ClassVar, Protocol
 
 import torch
 
+from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.masking.base import MaskPolicy
 from d2v_pretrain.models.encoder import Encoded, Encoder
 from d2v_pretrain.types import Batch, Mask, Tokens
 
@@ -24,6 +26,18 @@ class View(Protocol):
         """Encode ``local`` (B * clones rows, before masking) as the student may see it."""
         ...
 
+    def check(self, mask: MaskPolicy, fills_gaps: bool) -> None:
+        """Refuse masks and predictors that this view cannot work with.
+
+        Args:
+            mask: the policy.
+            fills_gaps: whether the predictor can predict tokens that the student has not encoded.
+
+        Raises:
+            ConfigError: naming the key.
+        """
+        ...
+
 
 @dataclass(frozen=True)
 class Replace:
@@ -36,6 +50,9 @@ class Replace:
         """See ``View``."""
         return student(student.stem.replaced(batch, local, mask))
 
+    def check(self, mask: MaskPolicy, fills_gaps: bool) -> None:
+        """See ``View``: nothing is refused."""
+
 
 @dataclass(frozen=True)
 class Drop:
@@ -46,6 +63,16 @@ class Drop:
     def __call__(self, student: Encoder, batch: Batch, local: Tokens, mask: Mask) -> Encoded:
         """See ``View``."""
         return student(local, mask)
+
+    def check(self, mask: MaskPolicy, fills_gaps: bool) -> None:
+        """See ``View``: only as many tokens of each row can be left out."""
+        if not mask.equal_rows:
+            rule = "masks a different number of tokens in each row, which cannot be left out"
+            remedy = "choose masking=block, inverse_block or token, or objective=data2vec1"
+            raise ConfigError("masking", type(mask).__name__, rule, remedy)
+        if not fills_gaps:
+            rule = "cannot predict tokens that were left out"
+            raise ConfigError("objective.predictor", "Head", rule, "use ConvDecoder")
 
 
 @dataclass(frozen=True)

@@ -218,3 +218,7 @@ def text_transform(
     if isinstance(dataset, TextShards) and dataset.in_tokens:
         return TokenBlocks(dataset, block, vocab_size, tokenizer)
     return TextTransform(dataset, block, vocab_size, tokenizer, cache)  # type: ignore[arg-type]
+
+
+text_transform.gives = TextTransform.gives  # type: ignore[attr-defined]
+text_transform.longest_input = TextTransform.longest_input  # type: ignore[attr-defined]

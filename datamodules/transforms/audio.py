@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property, lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -56,6 +56,13 @@ class AudioTransform:
     """
 
     fill = 0.0
+
+    gives = "waveform"
+
+    @classmethod
+    def longest_input(cls, crop_seconds: float, **_: Any) -> tuple[int, ...]:
+        """(S,) of the longest crop."""
+        return (round(crop_seconds * RATE),)
 
     def __init__(
         self,

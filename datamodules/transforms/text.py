@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -50,6 +50,13 @@ class TextTransform:
 
     fill = float(PAD)
     lengths = None
+
+    gives = "tokens"
+
+    @classmethod
+    def longest_input(cls, block: int, **_: Any) -> tuple[int, ...]:
+        """(T,) of a block."""
+        return (int(block),)
 
     def __init__(
         self,

@@ -4,7 +4,7 @@ floor of probes."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -55,6 +55,13 @@ class VisionTransform:
 
     fill = 0.0
     lengths = None
+
+    gives = "image"
+
+    @classmethod
+    def longest_input(cls, size: int, **_: Any) -> tuple[int, ...]:
+        """(3, H, W)."""
+        return 3, size, size
 
     def __init__(
         self,

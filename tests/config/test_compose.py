@@ -3,7 +3,6 @@ one sentence."""
 
 from __future__ import annotations
 
-import itertools
 from pathlib import Path
 
 import pytest
@@ -13,13 +12,14 @@ from omegaconf import OmegaConf
 
 from d2v_pretrain.config import compose as config
 from d2v_pretrain.config import identity as provenance
-from d2v_pretrain.config import rules
 from d2v_pretrain.config.compose import check, choices, config_folder, load
+from d2v_pretrain.config.recipes import Folders, usable_data
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.training.module import Pretrain
+from tests.config.test_recipes import CROSSED
 
-MODALITIES, OBJECTIVES = choices("modality"), choices("objective")
-# Millions of parameters of encoder and predictor (ALGORITHM 0.7), as the experiments build them.
+MODALITIES, OBJECTIVES, RECIPES = choices("modality"), choices("objective"), choices("recipe")
+# Millions of parameters of encoder and predictor (ALGORITHM 0.7), as the recipes build them.
 # Audio v1 counts its head; the reference counts 0.15 M fixed image positions that are no parameters
 # here (0.25 and 0.33 M for huge).
 PUBLISHED = {
@@ -46,14 +46,45 @@ def built(*overrides: str) -> Pretrain:
         return instantiate(cfg.module, _convert_="all")
 
 
-@pytest.mark.parametrize("modality, objective", list(itertools.product(MODALITIES, OBJECTIVES)))
-@pytest.mark.parametrize("encoder", ["tiny", "huge"])
-def test_every_modality_objective_and_size(modality: str, objective: str, encoder: str) -> None:
-    module = built(f"modality={modality}", f"objective={objective}", f"encoder={encoder}")
-    assert (
-        module.objective.student.depth
-        == load([f"modality={modality}", f"encoder={encoder}"]).encoder.depth
-    )
+def rooted(recipe: str) -> list[str]:
+    """``data.root=`` where a recipe reads files."""
+    return [] if recipe.endswith("_tiny") else ["data.root=."]
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_recipes_build(recipe: str) -> None:
+    module = built(f"recipe={recipe}", *rooted(recipe))
+    parts = (module.objective.student, module.objective.predictor)
+    size = sum(p.numel() for part in parts for p in part.parameters())
+    if recipe in PUBLISHED:
+        assert size / 1e6 == pytest.approx(PUBLISHED[recipe], abs=0.1)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_is_its_words_and_says_what_it_is(recipe: str) -> None:
+    """``modality= objective= encoder=`` and ``experiment=`` compose the same run as ``recipe=``."""
+    modality, objective, size, *more = recipe.split("_")
+    whole = load([f"recipe={recipe}"])
+    assert (whole.name, whole["modality"], whole.recipe) == (recipe, modality, recipe)
+    assert load([f"experiment={recipe}"]) == whole
+    if not more:
+        words = [f"modality={modality}", f"objective={objective}", f"encoder={size}"]
+        assert load(words) == whole
+    text = (config_folder() / "recipe" / f"{recipe}.yaml").read_text()
+    if size != "tiny":
+        headings = ("# Source:", "# Hardware:", "# Hours:", "# Expected:", "# Data:")
+        assert all(f"\n{heading} " in text for heading in headings)
+    else:
+        assert "Not published." in " ".join(line.strip("# ") for line in text.splitlines())
+
+
+def test_sizes_without_a_recipe_are_refused_with_those_there_are() -> None:
+    with pytest.raises(ConfigError, match=r"encoder=huge has no recipe .*audio_data2vec2_large"):
+        load(["modality=audio", "encoder=huge"])
+    with pytest.raises(ConfigError, match=r"encoder=bse is not there \(did you mean base\?\)"):
+        load(["modality=audio", "encoder=bse"])
+    with pytest.raises(ConfigError, match=r"modality=\?\?\? has no value; choose one of audio"):
+        load(["steps=3"])
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
@@ -63,62 +94,25 @@ def test_every_modality_objective_and_size(modality: str, objective: str, encode
 def test_either_objective_over_either_encoder(
     modality: str, architecture: str, objective: str
 ) -> None:
-    built(
-        f"modality={modality}", f"objective={objective}", f"architecture={modality}_{architecture}"
-    )
-
-
-@pytest.mark.parametrize("experiment", choices("experiment"))
-def test_experiments(experiment: str) -> None:
-    module = built(f"experiment={experiment}", "data.root=.")
-    size = sum(
-        p.numel()
-        for part in (module.objective.student, module.objective.predictor)
-        for p in part.parameters()
-    )
-    if experiment in PUBLISHED:
-        assert size / 1e6 == pytest.approx(PUBLISHED[experiment], abs=0.1)
-    assert load([f"experiment={experiment}"]).name == experiment
-
-
-@pytest.mark.parametrize("experiment", choices("experiment"))
-def test_experiments_leave_nothing_to_the_small_recipe(experiment: str) -> None:
-    """The small recipe is switched off, and the architecture is the published one."""
-    published = (config_folder() / "experiment" / f"{experiment}.yaml").read_text()
-    modality, objective = experiment.split("_")[:2]
-    assert "- override /recipe: null\n" in published
-    assert f"- override /architecture: {modality}_{objective}\n" in published
-
-
-@pytest.mark.parametrize("experiment", choices("experiment"))
-def test_experiments_say_what_they_are(experiment: str) -> None:
-    text = (config_folder() / "experiment" / f"{experiment}.yaml").read_text()
-    assert all(word in text for word in ("Source:", "Hardware:", "Expected:", "Data:"))
+    words = (f"modality={modality}", f"objective={objective}")
+    built(*words, f"architecture={modality}_{architecture}")
 
 
 MASKINGS = {  # which masks which run can use
     "modality=audio": {"block", "inverse_block", "span", "token"},
     "modality=audio objective=data2vec1": {"block", "inverse_block", "span", "token"},
     "modality=vision": {"block", "inverse_block", "span", "token"},
-    "modality=vision objective=data2vec1": {
-        "block",
-        "inverse_block",
-        "span",
-        "token",
-        "rectangle masking.count=38",
-    },
+    "modality=vision objective=data2vec1": {"block", "inverse_block", "span", "token", "rectangle"},
 }
 
 
-@pytest.mark.parametrize(
-    "run, masking", [(run, m) for run, names in MASKINGS.items() for m in sorted(names)]
-)
+@pytest.mark.parametrize("run, masking", [(r, m) for r, names in MASKINGS.items() for m in names])
 def test_maskings(run: str, masking: str) -> None:
     length = ["masking.length=3"] if "block" in masking or masking == "span" else []
-    built(*run.split(), *f"masking={masking}".split(), *length)
+    built(*run.split(), f"masking={masking}", *length)
 
 
-@pytest.mark.parametrize("group", ["schedule", "decay", "optimizer"])
+@pytest.mark.parametrize("group", ["schedule", "ema", "optimizer"])
 def test_schedules_and_optimizers(group: str) -> None:
     for choice in choices(group):
         module = built("modality=audio", f"{group}={choice}")
@@ -136,45 +130,24 @@ def test_the_rest_composes(group: str) -> None:
         check(load(["modality=audio", f"{group}={choice}"]))
 
 
-@pytest.mark.parametrize("dataset", choices("dataset"))
-def test_data(dataset: str) -> None:
-    modality, _, data = dataset.partition("_")
-    root = [] if data == "sample" else ["data.root=."]
-    check(load([f"modality={modality}", f"data={data}", *root]))
+@pytest.mark.parametrize("modality", MODALITIES)
+def test_data(modality: str) -> None:
+    usable = usable_data(modality, Folders((config_folder(),)))
+    assert {"sample", "folder", "shards"} <= set(usable), "what every modality has"
+    for data in usable:
+        root = [] if data == "sample" else ["data.root=."]
+        check(load([f"modality={modality}", f"data={data}", *root]))
 
 
 def test_every_choice_is_covered() -> None:
-    """A group or choice that is added must be added to the tests above, or reach them by itself."""
+    """A group that is added must be added to the tests here, or reach them by itself."""
     groups = {path.name for path in config_folder().iterdir() if path.is_dir()} - {"local"}
-    tested = {
-        "modality",
-        "objective",
-        "architecture",
-        "encoder",
-        "experiment",
-        "masking",
-        "schedule",
-        "decay",
-        "optimizer",
-    }
-    tested |= {"task"}  # tests/training/test_finetune.py
-    assert groups == tested | {
-        "trainer",
-        "logger",
-        "callbacks",
-        "probe",
-        "debug",
-        "hydra",
-        "data",
-        "dataset",
-        "recipe",
-    }
+    crossed = {*CROSSED, "recipe"}
+    elsewhere = {"task", "hydra"}  # tests/training/test_finetune.py, tests/slurm
+    assert groups == crossed | elsewhere
     pairs = {f"{m}_{o}" for m in MODALITIES for o in OBJECTIVES}
-    assert pairs == set(choices("recipe"))
-    assert pairs | {f"small_{pair}" for pair in pairs} == set(choices("architecture"))
-    assert {dataset.partition("_")[2] for dataset in choices("dataset")} == set(choices("data"))
-    general = {f"{m}_{d}" for m in MODALITIES for d in ("sample", "folder", "shards")}
-    assert general <= set(choices("dataset")), "what every modality has"
+    assert {f"{pair}_tiny" for pair in pairs} <= set(RECIPES)
+    assert pairs <= set(choices("architecture"))
 
 
 WRONG = {
@@ -183,7 +156,7 @@ WRONG = {
     "masking.length=1000": "masking.length=1000 must be less than the 73 tokens",
     "masking.prob=1.5": "between 0 and 1",
     "masking=span masking.equal=false": "different number of tokens in each row",
-    "masking=rectangle objective=data2vec1": "needs images",
+    "masking=rectangle objective=data2vec1": "masking=rectangle needs transform.size",
     "modality=vision masking=rectangle masking.count=38": "different number of tokens in each row",
     "modality=vision objective=data2vec1 masking.count=64": "64 patches",
     "modality=vision transform.size=30": "multiple of architecture.stem.patch=4",
@@ -208,7 +181,7 @@ WRONG = {
     "data=folder": "data.root=??? has no value; type data.root=",
     "experiment=text_data2vec2_base data.root=.": "is not for modality=audio",
     "experiment=audio_data2vec2_base objective=data2vec1 data.root=.": "is not for objective=data2vec1",
-    "mask_vector=false objective=data2vec1": "must be true",
+    "architecture.stem.masked=false objective=data2vec1": "must be true",
 }
 
 
@@ -237,26 +210,11 @@ def test_defaults_follow_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_names_of_runs() -> None:
-    assert load(["modality=audio"]).folder == "runs/audio_data2vec2_tiny_sample"
+    assert load(["modality=audio"]).folder == "runs/audio_data2vec2_tiny"
     assert load(
         ["modality=audio", "objective=data2vec2", "architecture=audio_data2vec1"]
     ).name.endswith("_audio_data2vec1")
     assert load(["modality=audio", "name=mine"]).folder == "runs/mine"
-
-
-@pytest.mark.parametrize("modality", MODALITIES)
-def test_token_grid_is_the_stem_s(modality: str) -> None:
-    """The host arithmetic of the rules against the stem itself."""
-    cfg = load([f"modality={modality}"])
-    sides = {
-        "audio": lambda: (1, round(cfg.transform.crop_seconds * 16_000)),
-        "text": lambda: (1, cfg.transform.block),
-    }
-    shape = (
-        sides[modality]() if modality in sides else (1, 3, cfg.transform.size, cfg.transform.size)
-    )
-    stem = built(f"modality={modality}").objective.student.stem
-    assert rules.token_grid(cfg) == stem.grid(torch.Size(shape))
 
 
 def test_a_shorter_run_keeps_its_proportions() -> None:
@@ -289,7 +247,7 @@ def test_conf_is_found_in_a_clone_and_in_a_wheel(
 ) -> None:
     assert (config_folder() / "pretrain.yaml").is_file()
     package = tmp_path / "d2v_pretrain"
-    monkeypatch.setattr(config, "__file__", str(package / "config.py"))
+    monkeypatch.setattr(config, "__file__", str(package / "config" / "compose.py"))
     with pytest.raises(ConfigError, match="install d2v_pretrain again"):
         config_folder()
     (package / "conf").mkdir(parents=True)

@@ -36,6 +36,8 @@ class AudioStem(Stem):
         activation: after each layer.
     """
 
+    reads = "waveform"
+
     def __init__(
         self,
         width: int,

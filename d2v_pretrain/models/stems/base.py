@@ -13,10 +13,13 @@ class Stem(nn.Module):
     """Turns the inputs of a ``Batch`` into ``Tokens``; the only place that knows the modality.
 
     Attributes:
+        reads: what the inputs are, in a word: ``waveform``, ``image``, ``tokens``, or the word of a
+            modality of your own. The transform gives the same (``Transform.gives``).
         mask_vector: (D,) learned stand-in for a masked token, or None where tokens are only ever
             dropped.
     """
 
+    reads: str
     mask_vector: nn.Parameter | None
 
     def __init__(self) -> None:
@@ -30,6 +33,13 @@ class Stem(nn.Module):
     def grid(self, shape: torch.Size) -> tuple[int, ...]:
         """Token grid for inputs of ``shape``, without computing anything."""
         raise NotImplementedError
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Refuse settings that do not fit inputs of at most this shape, without the batch axis.
+
+        Raises:
+            ConfigError: naming the key.
+        """
 
     def token_lengths(self, lengths: Tensor | None) -> Tensor | None:
         """(B,) tokens for (B,) input lengths; host arithmetic."""

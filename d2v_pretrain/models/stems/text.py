@@ -31,6 +31,8 @@ class TextStem(Stem):
         types: rows of a table of token types (segments), which is added too; 0 for none.
     """
 
+    reads = "tokens"
+
     def __init__(
         self,
         width: int,

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.models.stems.base import Stem
 from d2v_pretrain.types import Batch, Tokens
 
@@ -23,6 +24,8 @@ class VisionStem(Stem):
         masked: learn a mask vector (data2vec 1).
         init: ``xavier`` or ``trunc``.
     """
+
+    reads = "image"
 
     def __init__(
         self,
@@ -55,6 +58,10 @@ class VisionStem(Stem):
         """(H/p, W/p) for (B, C, H, W)."""
         return _patches(shape, *self.patch)
 
+    def check(self, shape: tuple[int, ...]) -> None:
+        """See ``Stem``."""
+        _check_side(shape, self.patch[0])
+
 
 class EdgeStem(Stem):
     """Patches from overlapping filters, GELU and an average: edges and textures, whatever the sign
@@ -73,6 +80,8 @@ class EdgeStem(Stem):
         channels: colour channels.
         masked: learn a mask vector (data2vec 1).
     """
+
+    reads = "image"
 
     def __init__(
         self,
@@ -105,6 +114,10 @@ class EdgeStem(Stem):
         """(H/p, W/p) for (B, C, H, W)."""
         return _patches(shape, self.patch, self.patch)
 
+    def check(self, shape: tuple[int, ...]) -> None:
+        """See ``Stem``."""
+        _check_side(shape, self.patch)
+
 
 @torch.no_grad()
 def _start_as_edges(conv: nn.Conv2d) -> None:
@@ -123,3 +136,11 @@ def _patches(shape: torch.Size, height: int, width: int) -> tuple[int, int]:
         f"image {tuple(shape[2:])} / patch {height, width}"
     )
     return (shape[2] // height, shape[3] // width)
+
+
+def _check_side(shape: tuple[int, ...], patch: int) -> None:
+    if shape[-1] % patch:
+        rule = f"must be a multiple of architecture.stem.patch={patch}"
+        raise ConfigError(
+            "transform.size", shape[-1], rule, f"type transform.size={shape[-1] // patch * patch}"
+        )
