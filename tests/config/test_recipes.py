@@ -20,10 +20,8 @@ from d2v_pretrain.config.explain import in_words
 from d2v_pretrain.config.recipes import for_hydra
 from d2v_pretrain.errors import ConfigError
 
-CROSSED = """
-modality objective encoder architecture data masking schedule ema optimizer
-trainer logger callbacks probe debug
-""".split()
+CROSSED = ["modality", "objective", "encoder", "architecture", "data", "masking", "schedule"]
+CROSSED += ["ema", "optimizer", "trainer", "logger", "callbacks", "probe", "debug"]
 PAIRS = [(r, g, c) for r in choices("recipe") for g in CROSSED for c in choices(g)]
 SAMPLE = set(random.Random(0).sample(PAIRS, 110))
 
