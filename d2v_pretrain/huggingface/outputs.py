@@ -3,14 +3,30 @@ there."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from torch import Tensor
 
 Tensors = tuple[Tensor, ...]
 Past = tuple[Tensors, ...]
+
+
+def _name_of_the_cache() -> str:
+    try:
+        found = re.match(r"(\d+)\.(\d+)", version("transformers"))
+    except PackageNotFoundError:
+        return "past_key_values"
+    renamed = found is not None and tuple(map(int, found.groups())) >= (5, 24)
+    return "cache" if renamed else "past_key_values"
+
+
+# transformers 5.24 renamed the output field `past_key_values` to `cache`. Our outputs list it under
+# the name of the installed version (the older name without transformers); both names can be read.
+CACHE = _name_of_the_cache()
 
 
 @dataclass(eq=False)
@@ -22,12 +38,18 @@ class ModelOutput(Mapping):
     Face."""
 
     def __getitem__(self, key: str | int | slice) -> Any:
-        """A field by name, or of the fields that are there by place."""
+        """A field by its name, or by its place among the fields that are not None."""
         if not isinstance(key, str):
             return self.to_tuple()[key]
-        if key not in list(self):
+        if (CACHE if key in ("cache", "past_key_values") else key) not in list(self):
             raise KeyError(key)
         return getattr(self, key)
+
+    def __getattr__(self, name: str) -> Any:
+        """The cache by the name that the installed transformers does not use for it."""
+        if name in ("cache", "past_key_values") and CACHE in self.__dataclass_fields__:
+            return getattr(self, CACHE)
+        raise AttributeError(f"{type(self).__name__} has no field {name!r}")
 
     def __iter__(self) -> Iterator[str]:
         return iter([f.name for f in fields(self) if getattr(self, f.name) is not None])
@@ -63,13 +85,19 @@ class BaseModelOutputWithPooling(ModelOutput):
 
 @dataclass(eq=False)
 class BaseModelOutputWithPoolingAndCrossAttentions(ModelOutput):
-    """Of the text encoder or decoder; ``past_key_values`` holds (keys, values) of every block, (B,
-    H, T, d) each, and (keys, values) of its context behind them."""
+    """Output of the text encoder or decoder.
+
+    ``past_key_values``, also called ``cache``, holds (keys, values) of every block, each
+    (B, H, T, d). With cross attention, keys and values of the context follow them.
+    """
 
     last_hidden_state: Tensor | None = None
     pooler_output: Tensor | None = None
     hidden_states: Tensors | None = None
-    past_key_values: Past | None = None
+    if CACHE == "cache":
+        cache: Past | None = None
+    else:
+        past_key_values: Past | None = None
     attentions: Tensors | None = None
     cross_attentions: Tensors | None = None
 
@@ -114,12 +142,14 @@ class SemanticSegmenterOutput(_Head):
 
 @dataclass(eq=False)
 class CausalLMOutputWithCrossAttentions(ModelOutput):
-    """Logits (B, T, V); ``past_key_values`` as in
-    ``BaseModelOutputWithPoolingAndCrossAttentions``."""
+    """Logits (B, T, V); the cache is the one of ``BaseModelOutputWithPoolingAndCrossAttentions``."""
 
     loss: Tensor | None = None
     logits: Tensor | None = None
-    past_key_values: Past | None = None
+    if CACHE == "cache":
+        cache: Past | None = None
+    else:
+        past_key_values: Past | None = None
     hidden_states: Tensors | None = None
     attentions: Tensors | None = None
     cross_attentions: Tensors | None = None

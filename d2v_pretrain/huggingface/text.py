@@ -11,7 +11,11 @@ from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.huggingface import names_text as hf
 from d2v_pretrain.huggingface.config_base import ACTIVATIONS
 from d2v_pretrain.huggingface.config_text import Data2VecTextConfig
-from d2v_pretrain.huggingface.outputs import BaseModelOutputWithPoolingAndCrossAttentions, Past
+from d2v_pretrain.huggingface.outputs import (
+    CACHE,
+    BaseModelOutputWithPoolingAndCrossAttentions,
+    Past,
+)
 from d2v_pretrain.huggingface.pretrained import PreTrained
 from d2v_pretrain.models.attention import KeyValues
 from d2v_pretrain.models.block import Block, Context
@@ -97,6 +101,7 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         head_mask: Tensor | None = None,
+        cache: Past | None = None,
     ) -> BaseModelOutputWithPoolingAndCrossAttentions:
         """Encode token ids, or vectors in their place.
 
@@ -117,12 +122,17 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
             output_attentions: see ``Config``.
             output_hidden_states: see ``Config``.
             head_mask: (H,) or (depth, H), 0 for attention heads to silence.
+            cache: the name of ``past_key_values`` since transformers 5.24.
 
         Raises:
-            ConfigError: not exactly one of ids and vectors; a context without cross attention; too
-                many tokens.
+            ConfigError: not exactly one of ids and vectors; both names of the past; a context
+                without cross attention; too many tokens.
         """
         self._check(input_ids, inputs_embeds, encoder_hidden_states)
+        if past_key_values is not None and cache is not None:
+            rule = "are two names of one argument"
+            raise ConfigError("past_key_values, cache", "both", rule, "give one of them")
+        past_key_values = past_key_values if cache is None else cache
         trace, states = self.trace(output_hidden_states, output_attentions)
         past = 0 if past_key_values is None else past_key_values[0][0].shape[2]
         x = self._embed(input_ids, token_type_ids, position_ids, inputs_embeds, past)
@@ -138,9 +148,9 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
             last_hidden_state=encoded.x,
             pooler_output=None if self.pooler is None else self.pooler(encoded.x[:, 0]).tanh(),
             hidden_states=tuple(trace.hidden) if states else None,
-            past_key_values=_past(contexts) if cached else None,
             attentions=tuple(trace.attentions) if trace.attentions else None,
             cross_attentions=tuple(trace.cross_attentions) if trace.cross_attentions else None,
+            **{CACHE: _past(contexts) if cached else None},
         )
 
     def _check(self, ids: Tensor | None, vectors: Tensor | None, states: Tensor | None) -> None:

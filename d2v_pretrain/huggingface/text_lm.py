@@ -130,6 +130,7 @@ class Data2VecTextForCausalLM(_LanguageModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         head_mask: Tensor | None = None,
+        cache: Past | None = None,
     ) -> CausalLMOutputWithCrossAttentions:
         """See ``Data2VecTextModel.forward``; ``labels`` (B, T) are the input's own ids, -100 to
         leave out."""
@@ -146,6 +147,7 @@ class Data2VecTextForCausalLM(_LanguageModel):
             output_attentions,
             output_hidden_states,
             head_mask,
+            cache,
             return_dict=True,
         )
         logits = self._logits(out.last_hidden_state)
