@@ -26,8 +26,8 @@ from torch import Tensor
 from d2v_pretrain.checkpoint.run import PARTS, Run, find
 from d2v_pretrain.config import options as commands
 from d2v_pretrain.errors import ConfigError
-from d2v_pretrain.huggingface import card, exchange, remote_code
-from d2v_pretrain.huggingface.inputs import INPUTS, Inputs
+from d2v_pretrain.huggingface import convert, model_card, remote_code
+from d2v_pretrain.huggingface.export_inputs import INPUTS, Inputs
 from d2v_pretrain.models.encoder import Encoder
 from d2v_pretrain.types import Batch
 from d2v_pretrain.weights import bundle
@@ -90,8 +90,8 @@ def export(run: Run, which: str, layout: str, output: str | None = None) -> Path
         run.report(f"probe_{which}_{run.step}.json") or run.report("probe.json"),
     )
     rows = made(run, encoder, probe["data"] if probe else _last(run.cfg.data._target_))
-    facts = card.Facts(name, which, use, rows, written.library, run.step, probe)
-    (folder / "README.md").write_text(card.text(facts), encoding="utf-8")
+    facts = model_card.Facts(name, which, use, rows, written.library, run.step, probe)
+    (folder / "README.md").write_text(model_card.text(facts), encoding="utf-8")
     for file in folder.glob("*.safetensors"):
         shutil.copymode(
             folder / "README.md", file
@@ -110,20 +110,20 @@ def _hf(run: Run, encoder: Encoder, folder: Path) -> Written:
     """As a class of transformers, or with code of its own where it has none."""
     try:
         if _standardised(run):
-            raise exchange.NoClass(
+            raise convert.NoClass(
                 "each image is standardised by itself, which no processor of transformers does"
             )
-        model = exchange.model(encoder)
-    except exchange.NoClass as why:
+        model = convert.model(encoder)
+    except convert.NoClass as why:
         return _remote(run, encoder, folder, str(why))
     model.save_pretrained(folder)
     name = type(model).__name__
-    use = card.USE_CLASS.replace("{name}", name)
+    use = model_card.USE_CLASS.replace("{name}", name)
     return Written(
         f"as {name}",
         "transformers",
         use,
-        _called(exchange.load(folder)[0], INPUTS[type(encoder.stem)]),
+        _called(convert.load(folder)[0], INPUTS[type(encoder.stem)]),
     )
 
 
@@ -146,7 +146,7 @@ def _remote(run: Run, encoder: Encoder, folder: Path, why: str) -> Written:
     what += (
         "(…, trust_remote_code=True). Without foreign code: format=bundle, for d2v_pretrain.load"
     )
-    use = card.USE_REMOTE.replace("{why}", why)
+    use = model_card.USE_REMOTE.replace("{why}", why)
     return Written(what, "transformers", use, lambda batch: bundle.load(folder).encode(batch).x)
 
 
@@ -154,7 +154,10 @@ def _bundle(run: Run, encoder: Encoder, folder: Path) -> Written:
     _save(run, encoder, folder, {})
     what = "as a bundle for d2v_pretrain.load"
     return Written(
-        what, "d2v_pretrain", card.USE_BUNDLE, lambda batch: bundle.load(folder).encode(batch).x
+        what,
+        "d2v_pretrain",
+        model_card.USE_BUNDLE,
+        lambda batch: bundle.load(folder).encode(batch).x,
     )
 
 

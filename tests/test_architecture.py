@@ -42,7 +42,7 @@ doctor prepare
 DATA_TAKES = {"errors", "files", "rng", "types", "masking"}
 COMPOSES = ("__main__",)  # commands of datamodules: they compose a configuration
 LIGHTNING = ("training", "checkpoint/lightning", "datamodules/module")
-OMEGACONF = ("config", "cli", "training", "checkpoint/run", "huggingface/inputs")
+OMEGACONF = ("config", "cli", "training", "checkpoint/run", "huggingface/export_inputs")
 OMEGACONF += ("doctor/__main__",)
 
 

@@ -7,9 +7,12 @@ from importlib import import_module
 from typing import Any
 
 _MODULES = {
-    "config": ("Data2VecAudioConfig", "Data2VecTextConfig", "Data2VecVisionConfig"),
-    "audio": ("Data2VecAudioPreTrainedModel", "Data2VecAudioModel", "Data2VecAudioForCTC"),
+    "config_audio": ("Data2VecAudioConfig",),
+    "config_text": ("Data2VecTextConfig",),
+    "config_vision": ("Data2VecVisionConfig",),
+    "audio": ("Data2VecAudioPreTrainedModel", "Data2VecAudioModel"),
     "audio_heads": (
+        "Data2VecAudioForCTC",
         "Data2VecAudioForSequenceClassification",
         "Data2VecAudioForAudioFrameClassification",
         "Data2VecAudioForXVector",
@@ -22,11 +25,8 @@ _MODULES = {
         "Data2VecTextForTokenClassification",
         "Data2VecTextForQuestionAnswering",
     ),
-    "vision": (
-        "Data2VecVisionPreTrainedModel",
-        "Data2VecVisionModel",
-        "Data2VecVisionForImageClassification",
-    ),
+    "vision": ("Data2VecVisionPreTrainedModel", "Data2VecVisionModel"),
+    "vision_heads": ("Data2VecVisionForImageClassification",),
     "vision_segmentation": ("Data2VecVisionForSemanticSegmentation",),
     "preprocess_audio": ("Data2VecAudioFeatureExtractor",),
     "preprocess_vision": ("Data2VecVisionImageProcessor",),

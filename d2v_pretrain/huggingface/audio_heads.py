@@ -1,6 +1,8 @@
-"""Heads that classify audio: of a whole clip, of each frame, and by speaker (x-vectors)."""
+"""Heads of the audio models: speech recognition, classes of clips and of frames, speakers."""
 
 from __future__ import annotations
+
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -8,11 +10,12 @@ from torch import Tensor, nn
 
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.huggingface.audio import Data2VecAudioModel, Data2VecAudioPreTrainedModel
-from d2v_pretrain.huggingface.config import Data2VecAudioConfig
+from d2v_pretrain.huggingface.config_audio import Data2VecAudioConfig
 from d2v_pretrain.huggingface.outputs import (
+    CausalLMOutput,
+    ModelOutput,
     SequenceClassifierOutput,
     TokenClassifierOutput,
-    Wav2Vec2BaseModelOutput,
     XVectorOutput,
 )
 from d2v_pretrain.masking.base import within
@@ -20,65 +23,140 @@ from d2v_pretrain.masking.base import within
 SCALE, MARGIN = 30.0, 0.4  # of the additive-margin softmax
 
 
-class _Classifier(Data2VecAudioPreTrainedModel):
-    """A head that reads the last state, or with ``use_weighted_layer_sum`` a learned average of all
-    states."""
+class AudioHead(Data2VecAudioPreTrainedModel):
+    """A base model and a head, which gives logits and loss.
 
-    def __init__(self, config: Data2VecAudioConfig, adapter: bool = False) -> None:
+    Classifiers read the last hidden state, or a learned average of all of them if
+    ``config.use_weighted_layer_sum``.
+    """
+
+    output: ClassVar[type]  # a ModelOutput
+    takes_adapter: ClassVar[bool] = False
+    averages_states: ClassVar[bool] = True
+
+    def __init__(self, config: Data2VecAudioConfig) -> None:
         super().__init__(config)
-        if config.add_adapter and not adapter:
-            raise ConfigError(
-                "add_adapter",
-                True,
-                f"does not go with {type(self).__name__}",
-                "set add_adapter=False",
-            )
+        if config.add_adapter and not self.takes_adapter:
+            rule = f"does not go with {type(self).__name__}"
+            raise ConfigError("add_adapter", True, rule, "set add_adapter=False")
         self.data2vec_audio = Data2VecAudioModel(config)
         states = config.num_hidden_layers + 1
         self.register_parameter("layer_weights", None)
-        if config.use_weighted_layer_sum:
+        if config.use_weighted_layer_sum and self.averages_states:
             self.layer_weights = nn.Parameter(torch.full((states,), 1 / states))
 
     def freeze_base_model(self) -> None:
-        """Train the head alone."""
+        """Train only the head."""
         self.data2vec_audio.requires_grad_(False)
 
-    def _encode(
+    def forward(
         self,
         input_values: Tensor,
-        attention_mask: Tensor | None,
-        attentions: bool | None,
-        states: bool | None,
-    ) -> tuple[Tensor, Tensor | None, Wav2Vec2BaseModelOutput]:
-        """(B, T, D) that the head reads, its real frames (B,) or None if all are, and what the base
-        model returned, its states only if they were asked for."""
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> ModelOutput:
+        """Run the base model and the head.
+
+        Args:
+            input_values: (B, S); this and the others as in ``Data2VecAudioModel.forward``.
+            attention_mask: (B, S).
+            labels: see the class; without them there is no loss.
+            output_attentions: return the attention probabilities.
+            output_hidden_states: return the hidden states.
+
+        Returns:
+            ``loss`` () and ``logits``, see the class; ``hidden_states`` and ``attentions`` if they
+            were asked for.
+        """
         base, weights = self.data2vec_audio, self.layer_weights
-        kept = states if weights is None else True
-        outputs = base(
+        states = self.returns_states(output_hidden_states)
+        out = base(
             input_values,
             attention_mask,
-            output_attentions=attentions,
-            output_hidden_states=kept,
+            output_attentions=output_attentions,
+            output_hidden_states=states or weights is not None,
             return_dict=True,
         )
-        adapted = weights is None
-        lengths = (
-            None if attention_mask is None else base.frames(input_values, attention_mask, adapted)
-        )
-        if weights is None:
-            return outputs.last_hidden_state, lengths, outputs
-        x = (torch.stack(outputs.hidden_states, 1) * weights.softmax(-1).view(-1, 1, 1)).sum(1)
-        if not (self.config.output_hidden_states if states is None else states):
-            outputs.hidden_states = None
-        return x, lengths, outputs
+        x, lengths = out.last_hidden_state, None
+        if weights is not None:
+            x = (torch.stack(out.hidden_states, 1) * weights.softmax(-1).view(-1, 1, 1)).sum(1)
+        if attention_mask is not None:
+            lengths = base.frames(input_values, attention_mask, adapted=weights is None)
+        read = self.read(x, lengths, labels)
+        return self.output(*read, out.hidden_states if states else None, out.attentions)
+
+    def read(self, x: Tensor, lengths: Tensor | None, labels: Tensor | None) -> tuple[Any, ...]:
+        """The first fields of ``output``: the loss, or None without labels, and the logits.
+
+        Args:
+            x: (B, T, D) hidden states.
+            lengths: (B,) real frames of each row; None if all are real.
+            labels: see the class.
+        """
+        raise NotImplementedError
 
 
-class Data2VecAudioForSequenceClassification(_Classifier):
-    """A class for the whole clip: linear, mean over its real frames, linear.
+class Data2VecAudioForCTC(AudioHead):
+    """Speech recognition by connectionist temporal classification: a linear layer over frames.
 
-    Args:
-        config: ``num_labels`` classes (1: regression), ``classifier_proj_size``.
+    ``config.vocab_size`` is the number of characters, the blank (``pad_token_id``) included.
+    ``labels`` (B, U) int64 are characters; negative ones and the blank are padding. ``loss`` is
+    float32, reduced by ``config.ctc_loss_reduction``; ``logits`` are (B, T, vocab_size).
     """
+
+    output = CausalLMOutput
+    takes_adapter = True
+    averages_states = False
+
+    def __init__(self, config: Data2VecAudioConfig) -> None:
+        super().__init__(config)
+        width = (config.add_adapter and config.output_hidden_size) or config.hidden_size
+        self.lm_head = nn.Linear(width, config.vocab_size)
+        self.init_weights()
+
+    def read(self, x: Tensor, lengths: Tensor | None, labels: Tensor | None) -> tuple[Any, ...]:
+        """Logits of characters and the CTC loss.
+
+        Raises:
+            ConfigError: a label is not in the vocabulary, or there is no blank.
+        """
+        c = self.config
+        logits = self.lm_head(F.dropout(x, c.final_dropout, self.training))
+        if labels is None:
+            return None, logits
+        if c.pad_token_id is None:
+            rule = "must be the id of the CTC blank"
+            raise ConfigError("pad_token_id", None, rule, "set pad_token_id=0")
+        if labels.max() >= c.vocab_size:
+            rule = f"must be below vocab_size, {c.vocab_size}"
+            raise ConfigError("labels", int(labels.max()), rule)
+        if lengths is None:
+            lengths = torch.full((len(x),), x.shape[1], device=x.device)
+        real = (labels >= 0) & (labels != c.pad_token_id)
+        # Not by cuDNN, as in transformers: it has other limits and gives other numbers.
+        with torch.backends.cudnn.flags(enabled=False):
+            loss = F.ctc_loss(
+                logits.log_softmax(-1, dtype=torch.float32).transpose(0, 1),
+                labels[real],
+                lengths,
+                real.sum(-1),
+                c.pad_token_id,
+                c.ctc_loss_reduction,
+                zero_infinity=c.ctc_zero_infinity,
+            )
+        return loss, logits
+
+
+class Data2VecAudioForSequenceClassification(AudioHead):
+    """Classes of whole clips: a linear layer, the mean over real frames, a linear layer.
+
+    ``labels`` (B,) are int64 classes (cross entropy), or numbers if ``config.num_labels`` is 1
+    (mean squared error). ``logits`` are (B, num_labels).
+    """
+
+    output = SequenceClassifierOutput
 
     def __init__(self, config: Data2VecAudioConfig) -> None:
         super().__init__(config)
@@ -86,95 +164,48 @@ class Data2VecAudioForSequenceClassification(_Classifier):
         self.classifier = nn.Linear(config.classifier_proj_size, config.num_labels)
         self.init_weights()
 
-    def forward(
-        self,
-        input_values: Tensor,
-        attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-    ) -> SequenceClassifierOutput:
-        """Logits of classes, and the loss of ``labels``.
-
-        Args:
-            input_values: see ``Data2VecAudioModel``; so are the other arguments.
-            attention_mask: see there.
-            labels: (B,) int64 classes (cross entropy), or float values if ``num_labels`` is 1 (mean
-                squared error).
-            output_attentions: see there.
-            output_hidden_states: see there.
-
-        Returns:
-            ``loss`` (); ``logits`` (B, num_labels).
-        """
-        x, lengths, outputs = self._encode(
-            input_values, attention_mask, output_attentions, output_hidden_states
-        )
+    def read(self, x: Tensor, lengths: Tensor | None, labels: Tensor | None) -> tuple[Any, ...]:
+        """Logits of classes, and the loss."""
         x = self.projector(x)
         if lengths is None:
             pooled = x.mean(1)
         else:
-            pooled = (
-                x.masked_fill(~within(lengths, x.shape[1])[..., None], 0.0).sum(1)
-                / lengths[:, None]
-            )
+            padding = ~within(lengths, x.shape[1])[..., None]
+            pooled = x.masked_fill(padding, 0.0).sum(1) / lengths[:, None]
         logits = self.classifier(pooled)
-        loss = None if labels is None else self._loss(logits, labels.flatten())
-        return SequenceClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
-
-    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        if labels is None:
+            return None, logits
         if self.config.num_labels == 1:
-            return F.mse_loss(logits.flatten(), labels.to(logits.dtype))
-        return F.cross_entropy(logits, labels)
+            return F.mse_loss(logits.flatten(), labels.flatten().to(logits.dtype)), logits
+        return F.cross_entropy(logits, labels.flatten()), logits
 
 
-class Data2VecAudioForAudioFrameClassification(_Classifier):
-    """A class for each frame, as in telling speakers apart over time: one linear layer.
+class Data2VecAudioForAudioFrameClassification(AudioHead):
+    """Classes of frames, as in telling who speaks when: a linear layer.
 
-    Args:
-        config: ``num_labels`` classes.
+    ``labels`` (B, T, num_labels) are 1 at the class of each frame and 0 elsewhere. The loss is the
+    cross entropy; padding counts, as in transformers. ``logits`` are (B, T, num_labels).
     """
+
+    output = TokenClassifierOutput
 
     def __init__(self, config: Data2VecAudioConfig) -> None:
         super().__init__(config)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.init_weights()
 
-    def forward(
-        self,
-        input_values: Tensor,
-        attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-    ) -> TokenClassifierOutput:
-        """Logits of classes, and the cross entropy of ``labels``, padding included (as in
-        transformers).
-
-        Args:
-            input_values: see ``Data2VecAudioModel``; so are the other arguments.
-            attention_mask: see there.
-            labels: (B, T, num_labels), 1 at the class of each frame and 0 elsewhere.
-            output_attentions: see there.
-            output_hidden_states: see there.
-
-        Returns:
-            ``loss`` (); ``logits`` (B, T, num_labels).
-        """
-        x, _, outputs = self._encode(
-            input_values, attention_mask, output_attentions, output_hidden_states
-        )
+    def read(self, x: Tensor, lengths: Tensor | None, labels: Tensor | None) -> tuple[Any, ...]:
+        """Logits of classes, and the loss."""
         logits = self.classifier(x)
-        loss = None
-        if labels is not None:
-            classes = labels.reshape(-1, self.config.num_labels).argmax(1)
-            loss = F.cross_entropy(logits.flatten(0, 1), classes)
-        return TokenClassifierOutput(loss, logits, outputs.hidden_states, outputs.attentions)
+        if labels is None:
+            return None, logits
+        classes = labels.reshape(-1, self.config.num_labels).argmax(1)
+        return F.cross_entropy(logits.flatten(0, 1), classes), logits
 
 
 class _TDNN(nn.Module):
-    """A dilated convolution over time, kept as a linear layer over (kernel * channels), and
-    ReLU."""
+    """A dilated convolution over time, then ReLU. Its weights are those of a linear layer over
+    (kernel * channels), as in transformers."""
 
     def __init__(self, before: int, after: int, size: int, dilation: int) -> None:
         super().__init__()
@@ -183,16 +214,13 @@ class _TDNN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         weight = self.kernel.weight.unflatten(1, (self.size, -1)).transpose(1, 2)
-        return (
-            F.conv1d(x.transpose(1, 2), weight, self.kernel.bias, dilation=self.dilation)
-            .transpose(1, 2)
-            .relu()
-        )
+        x = F.conv1d(x.transpose(1, 2), weight, self.kernel.bias, dilation=self.dilation)
+        return x.transpose(1, 2).relu()
 
 
 class _Margin(nn.Module):
-    """Cross entropy of ``30 (cos - .4 [own class])``: additive-margin softmax (Wang et al.,
-    2018)."""
+    """Additive-margin softmax (Wang et al., 2018): the cross entropy of ``30 (cos - .4)`` for the
+    right class and ``30 cos`` for the others."""
 
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
@@ -204,84 +232,62 @@ class _Margin(nn.Module):
         return F.cross_entropy(SCALE * torch.where(own, cosine - MARGIN, cosine), labels)
 
 
-class Data2VecAudioForXVector(_Classifier):
-    """A vector for the clip's speaker: dilated convolutions over time, mean and deviation over
-    frames, two linear layers.
+class Data2VecAudioForXVector(AudioHead):
+    """Vectors of speakers: dilated convolutions over time, mean and standard deviation over frames,
+    two linear layers.
 
-    Args:
-        config: ``tdnn_*``, ``xvector_output_dim``; ``num_labels`` speakers to train with.
+    ``labels`` (B,) are int64 speakers out of ``config.num_labels``; the loss is the additive-margin
+    softmax. ``logits`` and ``embeddings`` are (B, xvector_output_dim); compare embeddings.
     """
 
+    output = XVectorOutput
+    takes_adapter = True
+
     def __init__(self, config: Data2VecAudioConfig) -> None:
-        super().__init__(config, adapter=True)
+        super().__init__(config)
         if config.add_adapter and config.output_hidden_size != config.hidden_size:
             rule = f"must be hidden_size, {config.hidden_size}, which the head is made for"
             raise ConfigError("output_hidden_size", config.output_hidden_size, rule)
         sizes, output = config.tdnn_dim, config.xvector_output_dim
         self.projector = nn.Linear(config.hidden_size, sizes[0])
-        layers = zip(
-            (sizes[0], *sizes), sizes, config.tdnn_kernel, config.tdnn_dilation, strict=False
-        )
+        inputs = (sizes[0], *sizes[:-1])
+        layers = zip(inputs, sizes, config.tdnn_kernel, config.tdnn_dilation, strict=True)
         self.tdnn = nn.ModuleList(_TDNN(*layer) for layer in layers)
         self.feature_extractor = nn.Linear(2 * sizes[-1], output)
         self.classifier = nn.Linear(output, output)
         self.objective = _Margin(output, config.num_labels)
         self.init_weights()
 
-    def forward(
-        self,
-        input_values: Tensor,
-        attention_mask: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-    ) -> XVectorOutput:
-        """Embeddings, logits, and the additive-margin loss of ``labels``.
-
-        Args:
-            input_values: see ``Data2VecAudioModel``; so are the other arguments.
-            attention_mask: see there.
-            labels: (B,) int64 speakers.
-            output_attentions: see there.
-            output_hidden_states: see there.
-
-        Returns:
-            ``loss`` (); ``logits`` and ``embeddings`` (B, xvector_output_dim), the vectors to
-            compare.
+    def read(self, x: Tensor, lengths: Tensor | None, labels: Tensor | None) -> tuple[Any, ...]:
+        """The loss, logits and embeddings.
 
         Raises:
-            ConfigError: clips with fewer frames than the convolutions see.
+            ConfigError: clips have fewer frames than the convolutions need.
         """
-        x, lengths, outputs = self._encode(
-            input_values, attention_mask, output_attentions, output_hidden_states
-        )
         x = self.projector(x)
-        seen = 1 + self._cut(dilated=True)
-        if x.shape[1] < seen:
-            raise ConfigError(
-                "input_values",
-                f"{x.shape[1]} frames",
-                f"must have at least {seen}",
-                "pad the batch",
-            )
+        needed = 1 + self._cut(dilated=True)
+        if x.shape[1] < needed:
+            frames, rule = f"{x.shape[1]} frames", f"must have at least {needed}"
+            raise ConfigError("input_values", frames, rule, "pad the batch")
         for layer in self.tdnn:
             x = layer(x)
         embeddings = self.feature_extractor(self._pooled(x, lengths))
         logits = self.classifier(embeddings)
         loss = None if labels is None else self.objective(logits, labels.flatten())
-        return XVectorOutput(loss, logits, embeddings, outputs.hidden_states, outputs.attentions)
+        return loss, logits, embeddings
 
     def _cut(self, dilated: bool) -> int:
-        """Frames that the convolutions take away, or would if nothing were dilated."""
+        """By how many frames the convolutions shorten a clip, with or without dilation."""
         sizes = zip(self.config.tdnn_kernel, self.config.tdnn_dilation, strict=True)
         return sum((kernel - 1) * (dilation if dilated else 1) for kernel, dilation in sizes)
 
     def _pooled(self, x: Tensor, lengths: Tensor | None) -> Tensor:
-        """(B, T, C) -> (B, 2 C), mean and unbiased deviation over real frames.
+        """Mean and unbiased standard deviation over real frames: (B, T, C) -> (B, 2 C).
 
-        transformers counts real frames as if nothing were dilated, so that a shorter row's last
-        frames read padding; ``padding_invariant`` counts them right. At least one frame counts; the
-        deviation of one frame is 0 (theirs: an empty or wrapped slice, NaN)."""
+        transformers counts the real frames as if nothing were dilated, so that the last frames of a
+        shorter row read padding. ``config.padding_invariant`` counts them right. At least one frame
+        counts, and the deviation of one frame is 0; transformers gives NaN for such rows.
+        """
         if lengths is None:
             counts = [x.shape[1]] * len(x)
         else:

@@ -6,51 +6,54 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+from d2v_pretrain.huggingface.activations import Activation
 from d2v_pretrain.huggingface.config_base import Config
 
 
 @dataclass(kw_only=True)
 class Data2VecAudioConfig(Config):
-    """Configuration of the audio models; the defaults are data2vec-audio-base's shape.
+    """Configuration of the audio models. The defaults have the sizes of data2vec-audio-base.
 
     Args:
-        vocab_size: rows of the CTC head; nothing else.
+        vocab_size: characters of the CTC head, the blank included.
         hidden_dropout: after the input norm, after attention and after the feed-forward part.
         activation_dropout: inside the feed-forward part.
         attention_dropout: on attention probabilities.
         feat_proj_dropout: after the projection of the convolutional features.
         final_dropout: before the CTC head only.
         layerdrop: probability of skipping a block in training.
-        layer_norm_eps: of the norms of projection, encoder and blocks; convolutions and positions
-            always have 1e-5.
-        feat_extract_activation: of the convolutional stem and of the position convolutions.
-        conv_dim, conv_stride, conv_kernel: of the stem's convolutions; equally long.
-        conv_bias: they have biases.
+        layer_norm_eps: of the norms of projection, encoder and blocks. Those of the convolutions
+            in stem and positions always have 1e-5.
+        feat_extract_activation: of the convolutions in stem and positions; see ``hidden_act``.
+        conv_dim, conv_stride, conv_kernel: of each convolution of the stem; tuples of one length.
+        conv_bias: the stem's convolutions have biases.
         num_conv_pos_embedding_groups: groups of the position convolutions.
         conv_pos_kernel_size: their kernel, in frames.
         num_conv_pos_embeddings: the *number* of position convolutions (Hugging Face documents it as
             a kernel size).
-        mask_time_prob: SpecAugment in training: fraction of frames in masked spans. Both
-            probabilities 0 removes the parameter ``masked_spec_embed``.
-        mask_time_length, mask_time_min_masks: frames of a span; fewest spans.
-        mask_feature_prob, mask_feature_length, mask_feature_min_masks: the same over channels,
-            which become 0.
-        apply_spec_augment: False switches off all masking, also an explicit ``mask_time_indices``.
+        mask_time_prob: SpecAugment in training: fraction of frames in masked spans. If this and
+            ``mask_feature_prob`` are 0, the models have no parameter ``masked_spec_embed``.
+        mask_time_length, mask_time_min_masks: frames of a span; fewest spans in a clip.
+        mask_feature_prob, mask_feature_length, mask_feature_min_masks: the same for channels, which
+            are set to 0.
+        apply_spec_augment: False turns off all masking, also that by ``mask_time_indices``.
         ctc_loss_reduction: ``sum`` over the batch, or ``mean``.
         ctc_zero_infinity: infinite CTC losses (clips too short for their labels) count as 0.
         use_weighted_layer_sum: classification heads read a learned average of all hidden states.
         classifier_proj_size: width before pooling in sequence classification.
-        tdnn_dim, tdnn_kernel, tdnn_dilation: of the x-vector head's layers; equally long.
+        tdnn_dim, tdnn_kernel, tdnn_dilation: of each layer of the x-vector head; tuples of one
+            length.
         xvector_output_dim: width of x-vectors.
         pad_token_id: the CTC blank.
-        bos_token_id, eos_token_id: dead; the models do not read them.
-        add_adapter: a strided convolutional stack stands after the encoder.
-        adapter_kernel_size, adapter_stride, num_adapter_layers: of it.
-        output_hidden_size: its width; ``hidden_size`` if None, taken once, at construction.
-        padding_invariant: ours. False is faithful: the position convolutions read across the end of
-            a clip into its padding, so that the last ``(num_conv_pos_embeddings - 1) *
-            (conv_pos_kernel_size // 2)`` depend on the batch that the clip is in, as in the
-            checkpoints' own training. True masks before every convolution.
+        bos_token_id, eos_token_id: without effect in the models.
+        add_adapter: strided convolutions follow the encoder and shorten its output.
+        adapter_kernel_size, adapter_stride, num_adapter_layers: of these convolutions.
+        output_hidden_size: width of the adapter's output. None stands for ``hidden_size`` at
+            construction.
+        padding_invariant: of our own. False computes what the checkpoints were trained with: the
+            position convolutions read beyond the end of a clip into its padding, so that its last
+            ``(num_conv_pos_embeddings - 1) * (conv_pos_kernel_size // 2)`` frames depend on the
+            length of the batch. True sets the padding to 0 before every convolution.
     """
 
     model_type: ClassVar[str] = "data2vec-audio"
@@ -65,7 +68,7 @@ class Data2VecAudioConfig(Config):
     final_dropout: float = 0.1
     layerdrop: float = 0.1
     layer_norm_eps: float = 1e-5
-    feat_extract_activation: str = "gelu"
+    feat_extract_activation: str | Activation = "gelu"
     conv_dim: tuple[int, ...] = (512, 512, 512, 512, 512, 512, 512)
     conv_stride: tuple[int, ...] = (5, 2, 2, 2, 2, 2, 2)
     conv_kernel: tuple[int, ...] = (10, 3, 3, 3, 3, 2, 2)
@@ -118,26 +121,23 @@ class Data2VecAudioConfig(Config):
             "hidden_dropout", "activation_dropout", "attention_dropout", "feat_proj_dropout"
         )
         self._probability("final_dropout", "layerdrop", "mask_time_prob", "mask_feature_prob")
-        self._positive(
-            "conv_dim", "conv_stride", "conv_kernel", "tdnn_dim", "tdnn_kernel", "tdnn_dilation"
-        )
+        self._positive("conv_dim", "conv_stride", "conv_kernel")
+        self._positive("tdnn_dim", "tdnn_kernel", "tdnn_dilation")
         self._positive("num_conv_pos_embeddings", "num_conv_pos_embedding_groups")
-        self._positive(
-            "mask_time_length", "mask_feature_length", "adapter_stride", "adapter_kernel_size"
-        )
-        for first, *others in (
-            ("conv_dim", "conv_stride", "conv_kernel"),
-            ("tdnn_dim", "tdnn_kernel", "tdnn_dilation"),
+        self._positive("mask_time_length", "mask_feature_length")
+        self._positive("adapter_stride", "adapter_kernel_size")
+        for first, second in (
+            ("conv_dim", "conv_stride"),
+            ("conv_dim", "conv_kernel"),
+            ("tdnn_dim", "tdnn_kernel"),
+            ("tdnn_dim", "tdnn_dilation"),
         ):
-            for other in others:
-                if len(getattr(self, other)) != len(getattr(self, first)):
-                    self._refuse(
-                        other, f"must have as many entries as {first}, {len(getattr(self, first))}"
-                    )
+            count = len(getattr(self, first))
+            if len(getattr(self, second)) != count:
+                self._refuse(second, f"must have as many entries as {first}, {count}")
         if self.hidden_size % self.num_conv_pos_embedding_groups:
-            self._refuse(
-                "num_conv_pos_embedding_groups", f"must divide hidden_size, {self.hidden_size}"
-            )
+            rule = f"must divide hidden_size, {self.hidden_size}"
+            self._refuse("num_conv_pos_embedding_groups", rule)
         if self.conv_pos_kernel_size < 3:
             self._refuse("conv_pos_kernel_size", "must be at least 3")
         if self.ctc_loss_reduction not in ("sum", "mean"):

@@ -12,33 +12,33 @@ from d2v_pretrain.huggingface.config_base import Config
 class Data2VecTextConfig(Config):
     """Configuration of the text models.
 
-    The defaults are Hugging Face's; data2vec-text-base itself has ``vocab_size=50265,
-    max_position_embeddings=514,
-    type_vocab_size=1, layer_norm_eps=1e-5``.
+    The defaults are Hugging Face's. data2vec-text-base itself has ``vocab_size=50265``,
+    ``max_position_embeddings=514``, ``type_vocab_size=1`` and ``layer_norm_eps=1e-5``.
+    ``hidden_act`` is the activation of the blocks; the head of language models always has ``gelu``,
+    pooler and classifier always ``tanh``.
 
     Args:
-        vocab_size: token ids.
-        hidden_act: its activation only; the language-model head has ``gelu``, pooler and classifier
-            ``tanh``.
+        vocab_size: number of token ids.
         hidden_dropout_prob: of the embeddings, after attention and after the feed-forward part.
         attention_probs_dropout_prob: on attention probabilities.
-        max_position_embeddings: rows of the position table; usable length is ``pad_token_id + 1``
-            less (510).
+        max_position_embeddings: rows of the position table. The longest text has
+            ``pad_token_id + 1`` tokens less.
         type_vocab_size: rows of the segment table.
-        layer_norm_eps: of every norm.
-        pad_token_id: positions are counted from the one after it; its rows in both tables are zero
-            at the start.
-        bos_token_id, eos_token_id: dead; they serve generation.
-        position_embedding_type: ``absolute``. ``relative_key`` and ``relative_key_query`` of
-            transformers 4, which no published model has and transformers 5 removed, are refused.
+        layer_norm_eps: of every LayerNorm.
+        pad_token_id: the first token has position ``pad_token_id + 1``. The rows of this id in the
+            tables of tokens and positions start at zero.
+        bos_token_id, eos_token_id: without effect here; generation uses them.
+        position_embedding_type: must be ``absolute``. transformers 4 also has ``relative_key`` and
+            ``relative_key_query``, which no published model uses and transformers 5 removed.
         use_cache: a decoder returns its keys and values unless told otherwise.
-        is_decoder: attention looks back only.
+        is_decoder: a token attends only to itself and the tokens before it.
         add_cross_attention: a decoder's blocks also attend to ``encoder_hidden_states``.
         classifier_dropout: of the classification heads; ``hidden_dropout_prob`` if None.
-        tie_word_embeddings: the language-model head decodes with the token table. False gives it an
-            own matrix and bias, and leaves ``lm_head.bias`` dead, as transformers 5 does.
-        chunk_size_feed_forward: dead here; in Hugging Face it trades time for memory and changes no
-            result.
+        tie_word_embeddings: the language-model head decodes with the token table. False gives it
+            a matrix and a bias of its own, and ``lm_head.bias`` is then without effect, as in
+            transformers 5.
+        chunk_size_feed_forward: without effect here. In Hugging Face it trades time for memory and
+            changes no result.
     """
 
     model_type: ClassVar[str] = "data2vec-text"
@@ -63,28 +63,21 @@ class Data2VecTextConfig(Config):
     @property
     def head_dropout(self) -> float:
         """Dropout of the classification heads."""
-        return (
-            self.hidden_dropout_prob if self.classifier_dropout is None else self.classifier_dropout
-        )
+        own = self.classifier_dropout
+        return self.hidden_dropout_prob if own is None else own
 
     def _check(self) -> None:
         self._common("hidden_act")
         self._probability("hidden_dropout_prob", "attention_probs_dropout_prob", "head_dropout")
         self._positive("vocab_size", "type_vocab_size")
         if not 0 <= self.pad_token_id < self.vocab_size:
-            self._refuse(
-                "pad_token_id", f"must be an id of the vocabulary, 0 to {self.vocab_size - 1}"
-            )
+            last = self.vocab_size - 1
+            self._refuse("pad_token_id", f"must be an id of the vocabulary, 0 to {last}")
         if self.max_position_embeddings <= self.pad_token_id + 1:
-            self._refuse(
-                "max_position_embeddings",
-                f"leaves no position after those up to pad_token_id, {self.pad_token_id}",
-            )
+            rule = f"leaves no position after those up to pad_token_id, {self.pad_token_id}"
+            self._refuse("max_position_embeddings", rule)
         if self.position_embedding_type != "absolute":
-            self._refuse(
-                "position_embedding_type",
-                "must be absolute",
-                "relative positions left transformers in 5.0",
-            )
+            remedy = "relative positions left transformers in 5.0"
+            self._refuse("position_embedding_type", "must be absolute", remedy)
         if self.add_cross_attention and not self.is_decoder:
             self._refuse("add_cross_attention", "needs a decoder", "set is_decoder=True")

@@ -12,31 +12,34 @@ from d2v_pretrain.huggingface.config_base import Config
 class Data2VecVisionConfig(Config):
     """Configuration of the vision models.
 
-    The defaults are Hugging Face's; pretrained data2vec-vision checkpoints have
-    ``use_shared_relative_position_bias`` and no mean pooling, fine-tuned ones
+    The defaults are Hugging Face's. Pretrained data2vec-vision checkpoints have
+    ``use_shared_relative_position_bias`` and no mean pooling; fine-tuned ones have
     ``use_relative_position_bias`` and mean pooling.
 
     Args:
         hidden_dropout_prob: of the embeddings, after attention and after the feed-forward part.
         attention_probs_dropout_prob: on attention probabilities.
-        layer_norm_eps: of every norm. The original code trained with 1e-6; Hugging Face's files say
+        layer_norm_eps: of every LayerNorm. The original code trained with 1e-6; Hugging Face's files say
             1e-12.
         image_size: sides in pixels, (height, width) or one number for both.
-        patch_size: likewise.
-        num_channels: colours.
+        patch_size: sides of a patch in pixels, likewise.
+        num_channels: colour channels.
         use_mask_token: a learned vector for masked patches; ``bool_masked_pos`` needs it.
         use_absolute_position_embeddings: a table of positions, resized for other image sizes.
         use_relative_position_bias: a table of attention biases in every block.
-        use_shared_relative_position_bias: one for all blocks; both may be on and are added.
-        layer_scale_init_value: start of the factors of both branches; 0 or less for none.
-        drop_path_rate: of the last block; linear from 0 in the first.
-        use_mean_pooling: pool over patches, norm after pooling; False: the CLS token, norm before.
-        out_indices: what segmentation reads: index i is the *input* of block i, the first being
-            block 1.
+        use_shared_relative_position_bias: one such table for all blocks. Both may be on: the biases
+            are added.
+        layer_scale_init_value: start of the factors of both branches of a block; no factors if it
+            is 0 or less.
+        drop_path_rate: of the last block; it grows linearly from 0 in the first.
+        use_mean_pooling: True takes the mean over patches and normalises it; False takes the CLS
+            token, which is normalised with all others.
+        out_indices: the hidden states that segmentation reads: i is the *input* of block i, counted
+            from 1.
         pool_scales: of the segmentation head's pyramid.
         use_auxiliary_head, auxiliary_loss_weight, auxiliary_channels, auxiliary_num_convs,
-            auxiliary_concat_input: of segmentation's second head.
-        semantic_loss_ignore_index: label that segmentation's loss leaves out.
+            auxiliary_concat_input: of the second head of segmentation.
+        semantic_loss_ignore_index: the label of pixels that are left out of segmentation's loss.
     """
 
     model_type: ClassVar[str] = "data2vec-vision"
@@ -82,9 +85,8 @@ class Data2VecVisionConfig(Config):
     def _check(self) -> None:
         self._common("hidden_act")
         self._probability("hidden_dropout_prob", "attention_probs_dropout_prob", "drop_path_rate")
-        self._positive(
-            "image_size", "patch_size", "num_channels", "pool_scales", "auxiliary_channels"
-        )
+        self._positive("image_size", "patch_size", "num_channels")
+        self._positive("pool_scales", "auxiliary_channels")
         for key in ("image_size", "patch_size"):
             value = getattr(self, key)
             if isinstance(value, tuple) and len(value) != 2:

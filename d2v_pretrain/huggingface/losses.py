@@ -6,32 +6,36 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """The cross entropy of (B, T, C) logits, averaged over all labels (B, T) that are not -100."""
+def token_loss(logits: Tensor, labels: Tensor | None) -> Tensor | None:
+    """Cross entropy of logits (B, T, C), averaged over the labels (B, T) that are not -100; None
+    without labels."""
+    if labels is None:
+        return None
     return F.cross_entropy(logits.flatten(0, -2), labels.to(logits.device).flatten())
 
 
-def classification_loss(logits: Tensor, labels: Tensor, problem: str | None) -> Tensor:
-    """The mean squared error, cross entropy or binary cross entropy of a classifier.
+def classification_loss(
+    logits: Tensor, labels: Tensor | None, problem: str | None
+) -> Tensor | None:
+    """The loss of a classifier: mean squared error, cross entropy or binary cross entropy.
 
-    Source: transformers ``ForSequenceClassificationLoss``, which writes what it found in the labels
-    of the first call into the configuration, and stays with it; here each call looks for itself.
+    Source: transformers' ``ForSequenceClassificationLoss``. That writes what it finds in the labels
+    of the first call into the configuration and stays with it; here each call decides for itself.
 
     Args:
         logits: (B, C).
-        labels: (B,) class ids for cross entropy, -100 to leave out; for the others numbers in the
-            shape of ``logits``, where axes of length one do not matter.
-        problem: ``config.problem_type``; None for the first if there is one label, else the second
-            for whole-numbered labels and the last for others.
+        labels: for cross entropy (B,) class ids, -100 to leave out. For the others numbers in the
+            shape of ``logits``, which may have more or fewer axes of length one. None: no loss.
+        problem: ``config.problem_type``. None chooses mean squared error if C is 1, else cross
+            entropy for whole-numbered labels and binary cross entropy for others.
     """
-    if problem is None:
-        found = (
-            "multi_label_classification"
-            if labels.is_floating_point()
-            else "single_label_classification"
-        )
-        problem = "regression" if logits.shape[-1] == 1 else found
+    if labels is None:
+        return None
     labels = labels.to(logits.device)
+    if problem is None:
+        several = labels.is_floating_point()
+        found = "multi_label_classification" if several else "single_label_classification"
+        problem = "regression" if logits.shape[-1] == 1 else found
     if problem == "single_label_classification":
         return token_loss(logits, labels)
     loss = F.mse_loss if problem == "regression" else F.binary_cross_entropy_with_logits

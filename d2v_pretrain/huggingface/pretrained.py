@@ -1,11 +1,9 @@
-"""PreTrained: what every model of the family can do: load, save, start, checkpoint activations,
-count."""
+"""PreTrained: what all documented models have in common. How weights start, how they are saved and
+loaded, and what callers may ask of every model."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -14,44 +12,29 @@ from torch import Tensor, nn
 
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.huggingface.config_base import Config
-from d2v_pretrain.huggingface.files import read_weights, write_weights
+from d2v_pretrain.huggingface.hub_cache import model_folder
+from d2v_pretrain.huggingface.loading import Loading
+from d2v_pretrain.huggingface.weight_files import read_weights, write_weights
 from d2v_pretrain.models.block import Trace
 from d2v_pretrain.models.encoder import Encoder
 from d2v_pretrain.weights.keymap import Names
 
-logger = logging.getLogger(__name__)
-
-
-@dataclass
-class Loading:
-    """What did not fit when weights were read; keys as in the file, with the model's prefix.
-
-    Args:
-        missing: keys of the model that the file lacks; they keep their random start.
-        unexpected: keys of the file that the model lacks.
-        misshapen: key, shape in the file, shape in the model.
-    """
-
-    missing: list[str]
-    unexpected: list[str]
-    misshapen: list[tuple[str, torch.Size, torch.Size]]
-
 
 class PreTrained(nn.Module):
-    """Base of all models. A *base model* holds ``encoder``; a *head* holds a base model under
-    ``base_model_prefix``.
+    """Base of all models.
 
-    Parameters have our names inside and Hugging Face's in files; ``names`` translates. A base
-    model's directory loads into a head and the other way round.
+    A *base model* holds an encoder under ``encoder``. A *head* holds a base model under
+    ``base_model_prefix``. In memory parameters have our names, in files those of Hugging Face;
+    ``names`` translates. The directory of a base model loads into a head, and the reverse.
 
     Args:
-        config: checked here once more.
+        config: it is checked again here, because it may have changed since it was made.
     """
 
     config_class: ClassVar[type[Config]]
     base_model_prefix: ClassVar[str]
-    # Beginnings of keys that a file may lack, relative to the base model: they start at random, and
-    # this is said.
+    # Keys of the base model that a file may lack begin with one of these. Such parameters start at
+    # random, with a warning.
     optional: ClassVar[tuple[str, ...]] = ()
     config: Any
 
@@ -63,26 +46,32 @@ class PreTrained(nn.Module):
         config.validate()
         self.config = config
 
-    # What a base model or head may say for itself.
+    # What a base model or head may override.
 
     def names(self) -> Names:
-        """Our parameter and buffer names -> the file's; a head's own modules are called the same in
-        both."""
-        own = {
-            key: key
-            for key in self.state_dict()
-            if not key.startswith(f"{self.base_model_prefix}.")
-        }
-        return {**self._prefixed(self.base_model.names()), **own}
+        """Our parameter and buffer names -> the names in files.
+
+        A base model must override this. A head's own modules have the same names in both.
+        """
+        prefix = f"{self.base_model_prefix}."
+        names: Names = {}
+        for ours, theirs in self.base_model.names().items():
+            parts = [theirs] if isinstance(theirs, str) else theirs
+            prefixed = [prefix + part for part in parts]
+            names[prefix + ours] = prefixed[0] if isinstance(theirs, str) else tuple(prefixed)  # type: ignore[assignment]
+        return names | {key: key for key in self.state_dict() if not key.startswith(prefix)}
 
     def adapt(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Change what was read (file's names, prefix already fitted) into what ``names`` expects:
-        other dialects."""
+        """Translate other dialects of a file: change what was read into what ``names`` expects.
+
+        Args:
+            state: tensors under the file's names, with the prefix that this model expects.
+        """
         return state
 
     def init_module(self, module: nn.Module) -> None:
-        """Start one module: linear layers and tables N(0, initializer_range), biases and padding
-        rows 0, norms 1, 0."""
+        """Start one module: weights of linear layers and embeddings N(0, initializer_range), their
+        biases and padding rows 0; LayerNorms 1 and 0."""
         if isinstance(module, (nn.Linear, nn.Embedding)):
             nn.init.normal_(module.weight, std=self.config.initializer_range)
         if isinstance(module, nn.Embedding) and module.padding_idx is not None:
@@ -97,21 +86,33 @@ class PreTrained(nn.Module):
 
     @property
     def base_model(self) -> PreTrained:
-        """The model that holds the encoder: itself, or a head's."""
+        """The model that holds the encoder: the head's base model, or the base model itself."""
         return getattr(self, self.base_model_prefix, self)
 
+    @property
+    def encoder_module(self) -> Encoder:
+        """The encoder, of the class that is pretrained."""
+        encoder = self.base_model.encoder
+        assert isinstance(encoder, Encoder)
+        return encoder
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
     def __call__(self, *args: Any, return_dict: bool | None = None, **kwargs: Any) -> Any:
-        """Run ``forward``; a tuple instead of its ``ModelOutput`` if ``return_dict`` (or the
-        configuration) says so."""
+        """Run ``forward``. ``return_dict=False``, here or in the configuration, turns its
+        ``ModelOutput`` into a tuple."""
         output = super().__call__(*args, **kwargs)
-        return (
-            output
-            if (self.config.return_dict if return_dict is None else return_dict)
-            else output.to_tuple()
-        )
+        named = self.config.return_dict if return_dict is None else return_dict
+        return output if named else output.to_tuple()
 
     def init_weights(self) -> None:
-        """Start all modules anew, except a base model inside a head, which has started itself."""
+        """Start all modules, except the base model inside a head, which has started already."""
         for name, child in self.named_children():
             if name != self.base_model_prefix:
                 child.apply(self.init_module)
@@ -119,72 +120,61 @@ class PreTrained(nn.Module):
     def gradient_checkpointing_enable(
         self, gradient_checkpointing_kwargs: Mapping[str, Any] | None = None
     ) -> None:
-        """Forget activations inside blocks and compute them again in the backward; results are the
-        same.
+        """Recompute the activations of blocks in the backward pass: less memory, equal results.
 
         Args:
-            gradient_checkpointing_kwargs: accepted and not needed; ours is always the exact,
-                non-reentrant kind.
+            gradient_checkpointing_kwargs: accepted because Hugging Face's Trainer passes it, and
+                ignored: the non-reentrant kind is always used.
         """
         self.encoder_module.checkpointing = True
 
     def gradient_checkpointing_disable(self) -> None:
-        """Keep all activations again."""
+        """Keep all activations for the backward pass."""
         self.encoder_module.checkpointing = False
 
     @property
     def is_gradient_checkpointing(self) -> bool:
-        """Whether activations inside blocks are forgotten."""
+        """Whether activations of blocks are recomputed in the backward pass."""
         return self.encoder_module.checkpointing
 
-    @property
-    def encoder_module(self) -> Encoder:
-        """The encoder, of the same class that is pretrained."""
-        encoder = self.base_model.encoder
-        assert isinstance(encoder, Encoder)
-        return encoder
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the weights."""
-        return next(self.parameters()).dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Of the weights."""
-        return next(self.parameters()).device
-
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        """How many numbers are learned, with or without frozen ones and tables."""
-        tables = (
-            {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)}
-            if exclude_embeddings
-            else set()
-        )
+        """The number of scalars in all parameters.
+
+        Args:
+            only_trainable: leave out frozen parameters.
+            exclude_embeddings: leave out embedding tables.
+        """
+        tables = {id(m.weight) for m in self.modules() if isinstance(m, nn.Embedding)}
         return sum(
-            p.numel()
-            for p in self.parameters()
-            if id(p) not in tables and (p.requires_grad or not only_trainable)
+            parameter.numel()
+            for parameter in self.parameters()
+            if not (exclude_embeddings and id(parameter) in tables)
+            and (parameter.requires_grad or not only_trainable)
         )
 
     def trace(
         self, output_hidden_states: bool | None, output_attentions: bool | None
     ) -> tuple[Trace, bool]:
-        """Where the encoder leaves what the caller or the configuration asks for, and whether to
-        return the states."""
-        attentions = (
-            self.config.output_attentions if output_attentions is None else output_attentions
-        )
-        states = (
-            self.config.output_hidden_states
-            if output_hidden_states is None
-            else output_hidden_states
-        )
-        return Trace(attentions), states
+        """The ``Trace`` to give to the encoder, and whether to return the hidden states; None
+        stands for what the configuration says."""
+        asked = output_attentions
+        attentions = self.config.output_attentions if asked is None else asked
+        return Trace(attentions), self.returns_states(output_hidden_states)
+
+    def returns_states(self, output_hidden_states: bool | None) -> bool:
+        """Whether to return the hidden states; None stands for what the configuration says."""
+        asked = output_hidden_states
+        return self.config.output_hidden_states if asked is None else asked
 
     def heads(self, head_mask: Tensor | None) -> list[Tensor | None]:
-        """Each block's factors of its attention heads, (H,): 1 keeps one, 0 silences it. Given (H,)
-        or (depth, H)."""
+        """The factors (H,) of each block's attention heads: 1 keeps a head, 0 silences it.
+
+        Args:
+            head_mask: (H,) or (depth, H).
+
+        Raises:
+            ConfigError: another shape.
+        """
         depth, heads = self.config.num_hidden_layers, self.config.num_attention_heads
         if head_mask is None:
             return [None] * depth
@@ -194,12 +184,12 @@ class PreTrained(nn.Module):
         return list(head_mask.to(self.dtype).expand(depth, heads))
 
     def save_pretrained(self, directory: str | Path, max_shard_size: int | str = "5GB") -> None:
-        """Write ``config.json`` and ``model.safetensors`` as transformers does, readable by its
-        versions 4 and 5.
+        """Write ``config.json`` and ``model.safetensors``, which transformers 4 and 5 read.
 
         Args:
-            directory: made if it is not there; weights in it are replaced.
-            max_shard_size: bytes or ``"5GB"``; more goes into several files with an index.
+            directory: made if it does not exist; weights in it are replaced.
+            max_shard_size: in bytes, or like ``"5GB"``. Larger models are written as several files
+                with an index.
         """
         self.config.architectures = (type(self).__name__,)
         self.config.dtype = str(self.dtype).removeprefix("torch.")
@@ -207,12 +197,12 @@ class PreTrained(nn.Module):
         write_weights(directory, self.to_file(), max_shard_size)
 
     def to_file(self) -> dict[str, Tensor]:
-        """All tensors under the file's names."""
+        """All tensors under the names that they have in files."""
         state = self.state_dict()
         tensors: dict[str, Tensor] = {}
         for ours, theirs in self.names().items():
             if isinstance(theirs, str):
-                tensors[theirs] = state[ours]  # perhaps a single number, which cannot be cut
+                tensors[theirs] = state[ours]
             else:
                 tensors |= dict(zip(theirs, state[ours].chunk(3), strict=True))
         return tensors
@@ -227,28 +217,26 @@ class PreTrained(nn.Module):
         ignore_mismatched_sizes: bool = False,
         **config_overrides: Any,
     ) -> Any:
-        """Read a directory in Hugging Face's layout; the model comes in eval mode.
+        """Read a model that was saved in Hugging Face's layout. It is returned in eval mode.
 
         Args:
-            directory: with ``config.json`` and weights; see ``files.LAYOUTS``.
-            config: instead of the directory's.
-            dtype: of the weights; ``"auto"`` for the file's; None for torch's default.
-            output_loading_info: return also a dict of ``missing_keys``, ``unexpected_keys``,
+            directory: holds ``config.json`` and weights, see ``weight_files.LAYOUTS``; or the name
+                of a model in the local hub cache, like ``facebook/data2vec-text-base``.
+            config: used instead of the one in the directory.
+            dtype: of the weights; ``"auto"`` for the file's, None for torch's default.
+            output_loading_info: also return a dict with ``missing_keys``, ``unexpected_keys`` and
                 ``mismatched_keys``.
-            ignore_mismatched_sizes: tensors of another shape are left at their random start.
+            ignore_mismatched_sizes: tensors of another shape are not read and start at random.
             config_overrides: fields of the configuration to replace.
 
         Raises:
-            ConfigError: the file lacks encoder weights, or shapes differ.
+            ConfigError: the file lacks weights of the encoder, or shapes differ.
         """
         dtype = config_overrides.pop("torch_dtype", dtype)  # its name before transformers 5
+        directory = model_folder(directory)
         if config is not None and config_overrides:
-            raise ConfigError(
-                "config",
-                ", ".join(config_overrides),
-                "is given with it",
-                "change the configuration instead",
-            )
+            given, rule = ", ".join(config_overrides), "is given beside a configuration"
+            raise ConfigError("config", given, rule, "change the configuration instead")
         if config is None:
             config = cls.config_class.from_pretrained(directory, **config_overrides)
         state = read_weights(directory)
@@ -262,104 +250,39 @@ class PreTrained(nn.Module):
     def load_file(
         self, state: Mapping[str, Tensor], source: str, ignore_mismatched_sizes: bool = False
     ) -> Loading:
-        """Take tensors under the file's names; what does not fit is logged, or refused.
+        """Take the weights in ``state``. What does not fit is logged or refused.
 
         Args:
-            state: of this model, of a head around it, or of the base model inside it.
-            source: named in messages.
+            state: tensors under the file's names: of this model, of a head around it, or of the
+                base model inside it.
+            source: where they come from, for messages.
             ignore_mismatched_sizes: see ``from_pretrained``.
 
         Raises:
-            ConfigError: base weights are missing (other than ``optional`` ones), or shapes differ.
+            ConfigError: weights of the base model are missing that are not ``optional``, or shapes
+                differ.
         """
-        names, like = self.names(), self.to_file()
-        theirs = self.adapt(self._fitted(state))
-        loading = Loading(
-            sorted(like.keys() - theirs.keys()),
-            sorted(theirs.keys() - like.keys()),
-            sorted(
-                (k, t.shape, like[k].shape)
-                for k, t in theirs.items()
-                if k in like and t.shape != like[k].shape
-            ),
-        )
-        self._report(loading, source, ignore_mismatched_sizes)
-        wrong = {key for key, *_ in loading.misshapen}
-        fits = like | {
-            k: t.to(like[k].dtype) for k, t in theirs.items() if k in like and k not in wrong
-        }
-        own = self.state_dict()
-        for name, key in names.items():
-            tensor = fits[key] if isinstance(key, str) else torch.cat([fits[part] for part in key])
-            own[name].copy_(tensor.reshape(own[name].shape))
-        return loading
-
-    def _fitted(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The state with the base model's prefix put on or taken off."""
         prefix = f"{self.base_model_prefix}."
-        inside = any(key.startswith(prefix) for key in state)
+        prefixed = any(key.startswith(prefix) for key in state)
         if self.base_model is self:
-            return (
-                {key.removeprefix(prefix): tensor for key, tensor in state.items()}
-                if inside
-                else dict(state)
-            )
-        if inside:
-            return dict(state)
-        return {prefix + key: tensor for key, tensor in state.items()}
-
-    def _prefixed(self, names: Names) -> Names:
-        prefix = f"{self.base_model_prefix}."
-        return {
-            prefix + ours: prefix + theirs
-            if isinstance(theirs, str)
-            else tuple(prefix + part for part in theirs)  # type: ignore[misc]
-            for ours, theirs in names.items()
-        }
-
-    def _report(self, loading: Loading, source: str, ignore_mismatched_sizes: bool) -> None:
-        kind, prefix = (
-            type(self).__name__,
-            "" if self.base_model is self else f"{self.base_model_prefix}.",
-        )
-        wrong = [
-            f"{key} {tuple(found)} instead of {tuple(needed)}"
-            for key, found, needed in loading.misshapen
-        ]
-        if wrong and not ignore_mismatched_sizes:
-            remedy = "give the settings that the file was made with, or ignore_mismatched_sizes=True for a fresh start"
-            raise ConfigError(source, _listed(wrong), f"does not fit {kind}", remedy)
-        needed = {
-            f"{prefix}{key}"
-            for key in self.base_model.to_file()
-            if not key.startswith(self.optional)
-        }
-        lost = [key for key in loading.missing if key in needed]
-        if lost:
-            raise ConfigError(
-                source,
-                _listed(lost),
-                f"is missing for {kind}",
-                "name the directory of such a model",
-            )
-        if loading.missing:
-            logger.warning(
-                "%s starts with fresh %s: train it. (%s)", kind, _listed(loading.missing), source
-            )
-        if loading.unexpected:
-            logger.warning("%s has no use for %s of %s.", kind, _listed(loading.unexpected), source)
-        if wrong:
-            logger.warning(
-                "%s starts with fresh weights, as shapes differ in %s: %s.",
-                kind,
-                source,
-                _listed(wrong),
-            )
-
-
-def _listed(keys: list[str], most: int = 20) -> str:
-    rest = len(keys) - most
-    return ", ".join(keys[:most]) + (f" and {rest} more" if rest > 0 else "")
+            state = {key.removeprefix(prefix): tensor for key, tensor in state.items()}
+        elif not prefixed:
+            state = {prefix + key: tensor for key, tensor in state.items()}
+        names, like, theirs = self.names(), self.to_file(), self.adapt(dict(state))
+        loading = Loading.compared(theirs, like)
+        own = "" if self.base_model is self else prefix
+        base = self.base_model.to_file()
+        required = {own + key for key in base if not key.startswith(self.optional)}
+        loading.report(type(self).__name__, source, required, ignore_mismatched_sizes)
+        misshapen = {key for key, *_ in loading.misshapen}
+        fitting = {k: t for k, t in theirs.items() if k in like and k not in misshapen}
+        tensors = like | {key: tensor.to(like[key].dtype) for key, tensor in fitting.items()}
+        weights = self.state_dict()
+        for ours, key in names.items():
+            # torch.cat does not take scalars, such as the counters of BatchNorm.
+            tensor = tensors[key] if isinstance(key, str) else torch.cat([tensors[k] for k in key])
+            weights[ours].copy_(tensor.reshape(weights[ours].shape))
+        return loading
 
 
 def _dtype(asked: torch.dtype | str | None, state: Mapping[str, Tensor]) -> torch.dtype:
@@ -369,7 +292,6 @@ def _dtype(asked: torch.dtype | str | None, state: Mapping[str, Tensor]) -> torc
         return next(tensor.dtype for tensor in state.values() if tensor.is_floating_point())
     found = asked if isinstance(asked, torch.dtype) else getattr(torch, asked, None)
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise ConfigError(
-            "dtype", asked, "must be auto or a kind of float", "float32, bfloat16 or float16"
-        )
+        rule, remedy = "must be auto or a floating type", "give float32, bfloat16 or float16"
+        raise ConfigError("dtype", asked, rule, remedy)
     return found

@@ -1,4 +1,5 @@
-"""Data2VecTextModel: the text encoder, or a decoder of the same shape."""
+"""Data2VecTextModel: the encoder of data2vec 1 text with Hugging Face's interface, or a decoder of
+the same shape."""
 
 from __future__ import annotations
 
@@ -8,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from d2v_pretrain.errors import ConfigError
-from d2v_pretrain.huggingface import names_text as hf
-from d2v_pretrain.huggingface.config_base import ACTIVATIONS
+from d2v_pretrain.huggingface import parameter_names
+from d2v_pretrain.huggingface.activations import activation
 from d2v_pretrain.huggingface.config_text import Data2VecTextConfig
 from d2v_pretrain.huggingface.outputs import (
     CACHE,
@@ -34,13 +35,13 @@ class Data2VecTextPreTrainedModel(PreTrained):
     optional = ("pooler.",)
 
     def get_input_embeddings(self) -> nn.Embedding:
-        """The token table (V, D)."""
+        """The table of tokens (V, D)."""
         stem = self.encoder_module.stem
         assert isinstance(stem, TextStem)
         return stem.token
 
     def adapt(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Without the index buffers of old files."""
+        """See ``PreTrained``. Old files also hold buffers of indices, which are not read."""
         buffers = ("embeddings.position_ids", "embeddings.token_type_ids")
         return {key: tensor for key, tensor in state.items() if not key.endswith(buffers)}
 
@@ -49,8 +50,8 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
     """The text encoder of data2vec 1, or a decoder of the same shape (``config.is_decoder``).
 
     Args:
-        config: its settings.
-        add_pooling_layer: with the pooler, ``tanh`` of a linear layer of the first token.
+        config: sizes and rates.
+        add_pooling_layer: add a pooler, ``tanh`` of a linear layer of the first token.
     """
 
     def __init__(self, config: Data2VecTextConfig, add_pooling_layer: bool = True) -> None:
@@ -74,7 +75,7 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
             dropout=dropout,
             attention_dropout=config.attention_probs_dropout_prob,
             norm_eps=eps,
-            activation=ACTIVATIONS[config.hidden_act],
+            activation=activation(config.hidden_act),
             cross=config.add_cross_attention,
         )
         self.encoder = Encoder(stem, block, width, config.num_hidden_layers, input_norm=False)
@@ -82,9 +83,10 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
         self.init_weights()
 
     def names(self) -> Names:
-        """See ``PreTrained``."""
-        return hf.text(
-            self.config.num_hidden_layers, self.config.add_cross_attention, self.pooler is not None
+        """Our parameter names -> transformers'."""
+        c = self.config
+        return parameter_names.text(
+            c.num_hidden_layers, c.add_cross_attention, self.pooler is not None
         )
 
     def forward(
@@ -107,66 +109,59 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
 
         Args:
             input_ids: (B, T).
-            attention_mask: (B, P + T), 0 where nothing may be read, P tokens of the past included;
-                or (B, T, P + T); or bool (B, 1 or H, T, P + T). Without it padding *is* read, as in
-                Hugging Face.
+            attention_mask: 0 at tokens that must not be attended to; (B, P + T) with the P tokens
+                of the past, or (B, T, P + T), or bool (B, 1 or H, T, P + T). Without a mask padding
+                is attended to, as in Hugging Face.
             token_type_ids: (B, T) segments; 0 by default.
-            position_ids: (B, T) rows of the position table; by default real tokens are counted from
-                ``pad_token_id + 1`` on.
+            position_ids: (B, T) rows of the position table. By default tokens other than padding
+                are counted from ``pad_token_id + 1`` on.
             inputs_embeds: (B, T, D) instead of ``input_ids``.
             encoder_hidden_states: (B, S, D) for cross attention.
-            encoder_attention_mask: (B, S) for it.
-            past_key_values: what an earlier call returned; ``input_ids`` are then the new tokens
-                only.
-            use_cache: a decoder returns ``past_key_values``; ``config.use_cache`` by default.
-            output_attentions: see ``Config``.
-            output_hidden_states: see ``Config``.
-            head_mask: (H,) or (depth, H), 0 for attention heads to silence.
+            encoder_attention_mask: (B, S) for cross attention.
+            past_key_values: the cache that an earlier call returned; ``input_ids`` are then the new
+                tokens only.
+            use_cache: a decoder returns its cache; ``config.use_cache`` by default.
+            output_attentions: return attention probabilities; see ``Config`` for the default.
+            output_hidden_states: return the input of the first block and the output of each.
+            head_mask: (H,) or (depth, H), 0 at attention heads to silence.
             cache: the name of ``past_key_values`` since transformers 5.24.
 
         Raises:
             ConfigError: not exactly one of ids and vectors; both names of the past; a context
                 without cross attention; too many tokens.
         """
-        self._check(input_ids, inputs_embeds, encoder_hidden_states)
+        if (input_ids is None) == (inputs_embeds is None):
+            given, remedy = "neither" if input_ids is None else "both", "give one of them"
+            raise ConfigError("input_ids, inputs_embeds", given, "must be exactly one", remedy)
+        if encoder_hidden_states is not None and not self.config.add_cross_attention:
+            shape, rule = (
+                tuple(encoder_hidden_states.shape),
+                "cannot be read without cross attention",
+            )
+            remedy = "set config.add_cross_attention=True"
+            raise ConfigError("encoder_hidden_states", shape, rule, remedy)
         if past_key_values is not None and cache is not None:
             rule = "are two names of one argument"
             raise ConfigError("past_key_values, cache", "both", rule, "give one of them")
-        past_key_values = past_key_values if cache is None else cache
+        known = past_key_values if cache is None else cache
         trace, states = self.trace(output_hidden_states, output_attentions)
-        past = 0 if past_key_values is None else past_key_values[0][0].shape[2]
+        past = 0 if known is None else known[0][0].shape[2]
         x = self._embed(input_ids, token_type_ids, position_ids, inputs_embeds, past)
-        cached = self._cached(use_cache)
+        caching = self._caches(use_cache)
         contexts = self._contexts(
-            encoder_hidden_states, encoder_attention_mask, past_key_values, cached, head_mask
+            encoder_hidden_states, encoder_attention_mask, known, caching, head_mask
         )
         allowed = self._allowed(attention_mask, past, x)
-        encoded = self.encoder(
-            Tokens(x, x.shape[1:2]), trace=trace, allowed=allowed, contexts=contexts
-        )
+        tokens = Tokens(x, x.shape[1:2])
+        x = self.encoder(tokens, trace=trace, allowed=allowed, contexts=contexts).x
         return BaseModelOutputWithPoolingAndCrossAttentions(
-            last_hidden_state=encoded.x,
-            pooler_output=None if self.pooler is None else self.pooler(encoded.x[:, 0]).tanh(),
+            last_hidden_state=x,
+            pooler_output=None if self.pooler is None else self.pooler(x[:, 0]).tanh(),
             hidden_states=tuple(trace.hidden) if states else None,
             attentions=tuple(trace.attentions) if trace.attentions else None,
             cross_attentions=tuple(trace.cross_attentions) if trace.cross_attentions else None,
-            **{CACHE: _past(contexts) if cached else None},
+            **{CACHE: _cache(contexts) if caching else None},
         )
-
-    def _check(self, ids: Tensor | None, vectors: Tensor | None, states: Tensor | None) -> None:
-        if (ids is None) == (vectors is None):
-            given = "neither" if ids is None else "both"
-            raise ConfigError(
-                "input_ids, inputs_embeds", given, "must be exactly one", "give one of them"
-            )
-        if states is not None and not self.config.add_cross_attention:
-            rule = "cannot be read without cross attention"
-            raise ConfigError(
-                "encoder_hidden_states",
-                tuple(states.shape),
-                rule,
-                "set config.add_cross_attention=True",
-            )
 
     def _embed(
         self,
@@ -176,6 +171,7 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
         vectors: Tensor | None,
         past: int,
     ) -> Tensor:
+        """(B, T, D), with positions and segments added; ``past`` tokens come before them."""
         stem = self.encoder.stem
         assert isinstance(stem, TextStem) and stem.position is not None
         if ids is not None:
@@ -186,81 +182,65 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
             real = real if ids is None else (ids != stem.pad).long()
             places = (real.cumsum(1) + past) * real + stem.pad
             usable = stem.position.num_embeddings - stem.pad - 1
-            if (
-                vectors.shape[1] + past > usable
-                and (longest := int(places.max()) - stem.pad) > usable
-            ):
-                raise ConfigError(
-                    "input_ids", f"{longest} tokens", f"must be at most {usable}", "truncate them"
-                )
+            # Padding has no position of its own, so only a long text is looked at on the CPU.
+            if vectors.shape[1] + past > usable:
+                longest = int(places.max()) - stem.pad
+                if longest > usable:
+                    tokens, rule = f"{longest} tokens", f"must be at most {usable}"
+                    raise ConfigError("input_ids", tokens, rule, "truncate them")
         return stem.combine(vectors, places, types)
 
     def _allowed(self, mask: Tensor | None, past: int, x: Tensor) -> Tensor | None:
-        """(B or 1, 1 or H, T, P + T) bool: what may be read."""
+        """What each token may attend to: bool (B or 1, 1 or H, T, P + T), None for everything."""
         size = x.shape[1]
         allowed = None if mask is None else _readable(mask, past + size)
         if not self.config.is_decoder:
             return allowed
-        back = torch.ones(size, past + size, dtype=torch.bool, device=x.device).tril(past)[
-            None, None
-        ]
-        return back if allowed is None else back & allowed
+        back = torch.ones(size, past + size, dtype=torch.bool, device=x.device).tril(past)
+        return back[None, None] if allowed is None else back[None, None] & allowed
 
-    def _cached(self, use_cache: bool | None) -> bool:
-        if self.encoder.checkpointing and self.training:
-            return False  # a block that is computed twice cannot remember
-        return self.config.is_decoder and (
-            self.config.use_cache if use_cache is None else use_cache
-        )
+    def _caches(self, use_cache: bool | None) -> bool:
+        """Whether to return keys and values; not from blocks that are run twice, in a backward
+        pass with checkpointing."""
+        if not self.config.is_decoder or (self.encoder.checkpointing and self.training):
+            return False
+        return self.config.use_cache if use_cache is None else use_cache
 
     def _contexts(
         self,
         states: Tensor | None,
         mask: Tensor | None,
         past: Past | None,
-        cached: bool,
+        caching: bool,
         head_mask: Tensor | None,
     ) -> list[Context]:
-        """What each block reads and, in a decoder, remembers."""
+        """For each block: the other encoder's states, the cache, and the heads to silence."""
         heads = self.heads(head_mask)
         bias = None if mask is None or states is None else _readable(mask, states.shape[1])
-        if past is None and not cached:
+        if past is None and not caching:
             return [Context(states=states, bias=bias, heads=h) for h in heads]
         known = past or [()] * len(heads)
         return [
             Context(KeyValues(*k[:2]), states, bias, KeyValues(*k[2:4]), h)
-            for k, h in zip(known, heads)
+            for k, h in zip(known, heads, strict=True)
         ]
 
 
 def _readable(mask: Tensor, size: int) -> Tensor:
-    """(B, 1 or H, 1 or T, S) bool of a mask of two to four dimensions."""
+    """A mask of two to four axes as bool (B, 1 or H, 1 or T, S)."""
     if mask.shape[-1] != size or mask.ndim not in (2, 3, 4):
-        raise ConfigError(
-            "attention_mask",
-            tuple(mask.shape),
-            f"must end in all {size} tokens, the past's included",
-        )
-    if (
-        mask.ndim == 4 and mask.dtype != torch.bool
-    ):  # transformers 5 adds such a mask, where 0 is to read
-        raise ConfigError(
-            "attention_mask",
-            mask.dtype,
-            "of four dimensions must be bool",
-            "give mask == 0 instead",
-        )
-    return (
-        mask.bool()
-        if mask.ndim == 4
-        else mask.bool()[:, None]
-        if mask.ndim == 3
-        else mask.bool()[:, None, None]
-    )
+        rule = f"must end in all {size} tokens, those of the past included"
+        raise ConfigError("attention_mask", tuple(mask.shape), rule)
+    if mask.ndim == 4 and mask.dtype != torch.bool:
+        # transformers 5 adds such a mask to the scores, so that 0 allows a token there.
+        rule, remedy = "of four dimensions must be bool", "give mask == 0 instead"
+        raise ConfigError("attention_mask", mask.dtype, rule, remedy)
+    shape = {2: (slice(None), None, None), 3: (slice(None), None), 4: ()}[mask.ndim]
+    return mask.bool()[shape]
 
 
-def _past(contexts: list[Context]) -> Past:
-    """(keys, values) of each block, and (keys, values) of its context behind them."""
+def _cache(contexts: list[Context]) -> Past:
+    """(keys, values) of each block, followed by those of its cross attention if it has one."""
     kept = [(c.past, c.past_states) if c.states is not None else (c.past,) for c in contexts]
     return tuple(
         tuple(t for part in parts if part for t in (part.keys, part.values) if t is not None)

@@ -1,6 +1,9 @@
-"""Classifiers over Data2VecTextModel: sequences, choices, tokens, answers."""
+"""Heads of the text models: what all share, and classifiers of texts, choices, tokens, answers."""
 
 from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -9,6 +12,8 @@ from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.huggingface.config_text import Data2VecTextConfig
 from d2v_pretrain.huggingface.losses import classification_loss, token_loss
 from d2v_pretrain.huggingface.outputs import (
+    BaseModelOutputWithPoolingAndCrossAttentions,
+    ModelOutput,
     MultipleChoiceModelOutput,
     QuestionAnsweringModelOutput,
     SequenceClassifierOutput,
@@ -17,8 +22,75 @@ from d2v_pretrain.huggingface.outputs import (
 from d2v_pretrain.huggingface.text import Data2VecTextModel, Data2VecTextPreTrainedModel
 
 
+class TextHead(Data2VecTextPreTrainedModel):
+    """A base model under ``data2vec_text``, and a head that gives logits and loss.
+
+    ``forward`` of the heads differ only in their arguments; all of them call ``run``.
+    """
+
+    output: ClassVar[type]  # a ModelOutput
+    pooled: ClassVar[bool] = False  # the head reads the pooler's output
+
+    def __init__(self, config: Data2VecTextConfig) -> None:
+        super().__init__(config)
+        self.data2vec_text = Data2VecTextModel(config, add_pooling_layer=self.pooled)
+
+    def run(self, labels: Any, *inputs: Tensor | None, **asked: Any) -> ModelOutput:
+        """Run the base model and the head.
+
+        Args:
+            labels: for ``read``.
+            inputs: the arguments of the base model, in its order.
+            asked: further arguments of the base model, by name.
+
+        Returns:
+            What ``read`` gives, and what the base model returned under the fields of ``output``.
+        """
+        out = self.data2vec_text(*inputs, return_dict=True, **asked)
+        names = {field.name for field in fields(self.output)}
+        kept = {name: value for name, value in out.items() if name in names}
+        return self.output(*self.read(out, labels), **kept)
+
+    def read(
+        self, out: BaseModelOutputWithPoolingAndCrossAttentions, labels: Any
+    ) -> tuple[Any, ...]:
+        """The first fields of ``output``: the loss, or None without labels, and the logits.
+
+        Args:
+            out: what the base model returned.
+            labels: what the head is trained for, see the class.
+        """
+        raise NotImplementedError
+
+
+class TextClassifier(TextHead):
+    """A head with one argument ``labels``."""
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        head_mask: Tensor | None = None,
+    ) -> ModelOutput:
+        """Run the base model and the head; arguments as in ``Data2VecTextModel.forward``, labels as
+        the class says."""
+        return self.run(
+            labels,
+            *(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds),
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            head_mask=head_mask,
+        )
+
+
 class ClassificationHead(nn.Module):
-    """``out_proj(dropout(tanh(dense(dropout(first token)))))``."""
+    """``out_proj(dropout(tanh(dense(dropout(x)))))`` of the first token x."""
 
     def __init__(self, config: Data2VecTextConfig) -> None:
         super().__init__()
@@ -31,139 +103,85 @@ class ClassificationHead(nn.Module):
         return self.out_proj(self.dropout(self.dense(self.dropout(x[:, 0])).tanh()))
 
 
-class Data2VecTextForSequenceClassification(Data2VecTextPreTrainedModel):
-    """One class, several, or a number for a whole text."""
+class Data2VecTextForSequenceClassification(TextClassifier):
+    """A class, several classes or a number for a whole text.
+
+    ``logits`` are (B, C); for ``labels`` see ``losses.classification_loss``.
+    """
+
+    output = SequenceClassifierOutput
 
     def __init__(self, config: Data2VecTextConfig) -> None:
         super().__init__(config)
-        self.data2vec_text = Data2VecTextModel(config, add_pooling_layer=False)
         self.classifier = ClassificationHead(config)
         self.init_weights()
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        head_mask: Tensor | None = None,
-    ) -> SequenceClassifierOutput:
-        """See ``Data2VecTextModel.forward`` and, for ``labels``, ``losses.classification_loss``."""
-        out = self.data2vec_text(
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            position_ids,
-            inputs_embeds,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            head_mask=head_mask,
-            return_dict=True,
-        )
+    def read(
+        self, out: BaseModelOutputWithPoolingAndCrossAttentions, labels: Any
+    ) -> tuple[Any, ...]:
         logits = self.classifier(out.last_hidden_state)
-        loss = (
-            None
-            if labels is None
-            else classification_loss(logits, labels, self.config.problem_type)
-        )
-        return SequenceClassifierOutput(loss, logits, out.hidden_states, out.attentions)
+        return classification_loss(logits, labels, self.config.problem_type), logits
 
 
-class Data2VecTextForMultipleChoice(Data2VecTextPreTrainedModel):
-    """The best of several texts, by the pooled output of each."""
+class Data2VecTextForMultipleChoice(TextClassifier):
+    """The best of several texts, by the pooled output of each.
+
+    All inputs have an axis of choices after the batch's: (B, choices, T). ``labels`` (B,) are the
+    right choices; ``logits`` are (B, choices).
+    """
+
+    output = MultipleChoiceModelOutput
+    pooled = True
 
     def __init__(self, config: Data2VecTextConfig) -> None:
         super().__init__(config)
-        self.data2vec_text = Data2VecTextModel(config)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
         self.classifier = nn.Linear(config.hidden_size, 1)
         self.init_weights()
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        head_mask: Tensor | None = None,
-    ) -> MultipleChoiceModelOutput:
-        """See ``Data2VecTextModel.forward``; inputs have a dimension of choices after the batch's,
-        ``labels`` (B,) name the right one."""
-        given = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        first = inputs_embeds if input_ids is None else input_ids
-        out = self.data2vec_text(
-            *(None if t is None else t.flatten(0, 1) for t in given),
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            head_mask=head_mask,
-            return_dict=True,
-        )
-        assert first is not None
-        logits = self.classifier(self.dropout(out.pooler_output)).view(-1, first.shape[1])
-        loss = None if labels is None else F.cross_entropy(logits, labels)
-        return MultipleChoiceModelOutput(loss, logits, out.hidden_states, out.attentions)
+    def run(self, labels: Any, *inputs: Tensor | None, **asked: Any) -> ModelOutput:
+        """See ``TextHead``; every choice is a row for the base model."""
+        choices = next((x.shape[1] for x in inputs if x is not None), 0)
+        rows = [None if x is None else x.flatten(0, 1) for x in inputs]
+        return super().run((labels, choices), *rows, **asked)
+
+    def read(
+        self, out: BaseModelOutputWithPoolingAndCrossAttentions, labels: Any
+    ) -> tuple[Any, ...]:
+        right, choices = labels
+        logits = self.classifier(self.dropout(out.pooler_output)).view(-1, choices)
+        return None if right is None else F.cross_entropy(logits, right), logits
 
 
-class Data2VecTextForTokenClassification(Data2VecTextPreTrainedModel):
-    """A class for every token."""
+class Data2VecTextForTokenClassification(TextClassifier):
+    """A class for every token: ``logits`` (B, T, C), ``labels`` (B, T), -100 to leave one out."""
+
+    output = TokenClassifierOutput
 
     def __init__(self, config: Data2VecTextConfig) -> None:
         super().__init__(config)
-        self.data2vec_text = Data2VecTextModel(config, add_pooling_layer=False)
         self.dropout = nn.Dropout(config.head_dropout)
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
         self.init_weights()
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        inputs_embeds: Tensor | None = None,
-        labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        head_mask: Tensor | None = None,
-    ) -> TokenClassifierOutput:
-        """See ``Data2VecTextModel.forward``; ``labels`` (B, T) are classes, -100 to leave out."""
-        out = self.data2vec_text(
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            position_ids,
-            inputs_embeds,
-            output_attentions=output_attentions,
-            output_hidden_states=output_hidden_states,
-            head_mask=head_mask,
-            return_dict=True,
-        )
+    def read(
+        self, out: BaseModelOutputWithPoolingAndCrossAttentions, labels: Any
+    ) -> tuple[Any, ...]:
         logits = self.classifier(self.dropout(out.last_hidden_state))
-        loss = None if labels is None else token_loss(logits, labels)
-        return TokenClassifierOutput(loss, logits, out.hidden_states, out.attentions)
+        return token_loss(logits, labels), logits
 
 
-class Data2VecTextForQuestionAnswering(Data2VecTextPreTrainedModel):
-    """First and last token of an answer in the text; ``num_labels`` must stay 2."""
+class Data2VecTextForQuestionAnswering(TextHead):
+    """The first and the last token of an answer in a text: ``start_logits`` and ``end_logits``
+    (B, T). ``num_labels`` must be 2."""
+
+    output = QuestionAnsweringModelOutput
 
     def __init__(self, config: Data2VecTextConfig) -> None:
         super().__init__(config)
         if config.num_labels != 2:
-            raise ConfigError(
-                "num_labels",
-                config.num_labels,
-                "must be 2, first and last token",
-                "set num_labels=2",
-            )
-        self.data2vec_text = Data2VecTextModel(config, add_pooling_layer=False)
+            rule = "must be 2, first and last token"
+            raise ConfigError("num_labels", config.num_labels, rule, "set num_labels=2")
         self.qa_outputs = nn.Linear(config.hidden_size, 2)
         self.init_weights()
 
@@ -179,25 +197,30 @@ class Data2VecTextForQuestionAnswering(Data2VecTextPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         head_mask: Tensor | None = None,
-    ) -> QuestionAnsweringModelOutput:
-        """See ``Data2VecTextModel.forward``; positions (B,) beyond the text are left out of the
-        loss."""
-        out = self.data2vec_text(
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            position_ids,
-            inputs_embeds,
+    ) -> ModelOutput:
+        """Run the base model and the head; arguments as in ``Data2VecTextModel.forward``.
+
+        Args:
+            start_positions: (B,) first tokens of the answers; one beyond the text is left out of
+                the loss.
+            end_positions: (B,) last tokens, likewise.
+        """
+        return self.run(
+            (start_positions, end_positions),
+            *(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds),
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             head_mask=head_mask,
-            return_dict=True,
         )
+
+    def read(
+        self, out: BaseModelOutputWithPoolingAndCrossAttentions, labels: Any
+    ) -> tuple[Any, ...]:
         start, end = self.qa_outputs(out.last_hidden_state).unbind(-1)
-        loss = None
-        if start_positions is not None and end_positions is not None:
-            loss = (_position_loss(start, start_positions) + _position_loss(end, end_positions)) / 2
-        return QuestionAnsweringModelOutput(loss, start, end, out.hidden_states, out.attentions)
+        first, last = labels
+        if first is None or last is None:
+            return None, start, end
+        return (_position_loss(start, first) + _position_loss(end, last)) / 2, start, end
 
 
 def _position_loss(logits: Tensor, positions: Tensor) -> Tensor:

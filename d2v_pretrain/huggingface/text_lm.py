@@ -1,8 +1,10 @@
-"""Language models over Data2VecTextModel: of masked tokens, of next tokens."""
+"""Language models: Data2VecTextForMaskedLM for masked tokens, Data2VecTextForCausalLM for the next
+token."""
 
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,17 +12,23 @@ from torch import Tensor, nn
 
 from d2v_pretrain.huggingface.config_text import Data2VecTextConfig
 from d2v_pretrain.huggingface.losses import token_loss
-from d2v_pretrain.huggingface.outputs import CausalLMOutputWithCrossAttentions, MaskedLMOutput, Past
-from d2v_pretrain.huggingface.text import Data2VecTextModel, Data2VecTextPreTrainedModel
+from d2v_pretrain.huggingface.outputs import (
+    BaseModelOutputWithPoolingAndCrossAttentions,
+    CausalLMOutputWithCrossAttentions,
+    MaskedLMOutput,
+    ModelOutput,
+    Past,
+)
+from d2v_pretrain.huggingface.text_heads import TextHead
 
 logger = logging.getLogger(__name__)
 
 
 class LMHead(nn.Module):
-    """``decoder(LayerNorm(gelu(dense(x))))``; the decoder is the token table and ``bias`` unless
-    untied.
+    """Logits over the vocabulary: ``decoder(LayerNorm(gelu(dense(x))))``.
 
-    Untied, it has a matrix and a bias of its own, and ``bias`` is dead, as in transformers 5.
+    The decoder is the token table with ``bias``. With ``config.tie_word_embeddings=False`` it has a
+    matrix and a bias of its own, and ``bias`` is without effect, as in transformers 5.
     """
 
     def __init__(self, config: Data2VecTextConfig) -> None:
@@ -38,36 +46,42 @@ class LMHead(nn.Module):
         return F.linear(x, table, self.bias) if self.decoder is None else self.decoder(x)
 
 
-class _LanguageModel(Data2VecTextPreTrainedModel):
-    """The encoder without pooler, and a head over the vocabulary."""
+class LanguageModel(TextHead):
+    """A base model without pooler, and a head over the vocabulary."""
 
     def __init__(self, config: Data2VecTextConfig) -> None:
         super().__init__(config)
-        self.data2vec_text = Data2VecTextModel(config, add_pooling_layer=False)
         self.lm_head = LMHead(config)
         self.init_weights()
 
     def adapt(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Old files hold the decoder beside the table that it is, and one name or the other of the
-        shared bias."""
-        state, (bias, weight) = (
-            super().adapt(state),
-            ("lm_head.decoder.bias", "lm_head.decoder.weight"),
-        )
+        """See ``PreTrained``. Old files hold a tied decoder although it is the token table, and its
+        bias under one of two names."""
+        state = super().adapt(state)
+        bias, weight = "lm_head.decoder.bias", "lm_head.decoder.weight"
         for name, other in ((bias, "lm_head.bias"), ("lm_head.bias", bias)):
             if name not in state and other in state:
                 state[name] = state[other]
-        tied = self.config.tie_word_embeddings
-        return {
-            key: tensor for key, tensor in state.items() if not (tied and key in (bias, weight))
-        }
+        if self.config.tie_word_embeddings:
+            state = {key: t for key, t in state.items() if key not in (bias, weight)}
+        return state
 
-    def _logits(self, x: Tensor) -> Tensor:
-        return self.lm_head(x, self.get_input_embeddings().weight)
+    def read(
+        self, out: BaseModelOutputWithPoolingAndCrossAttentions, labels: Any
+    ) -> tuple[Any, ...]:
+        """The loss, or None without labels, and the logits (B, T, V)."""
+        logits = self.lm_head(out.last_hidden_state, self.get_input_embeddings().weight)
+        return self.loss(logits, labels), logits
+
+    def loss(self, logits: Tensor, labels: Tensor | None) -> Tensor | None:
+        """The cross entropy of the labels that are not -100."""
+        return token_loss(logits, labels)
 
 
-class Data2VecTextForMaskedLM(_LanguageModel):
-    """Predicts the ids at ``<mask>``."""
+class Data2VecTextForMaskedLM(LanguageModel):
+    """Predicts the tokens at ``<mask>``: ``labels`` (B, T) are their ids, and -100 elsewhere."""
+
+    output = MaskedLMOutput
 
     def forward(
         self,
@@ -82,31 +96,27 @@ class Data2VecTextForMaskedLM(_LanguageModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         head_mask: Tensor | None = None,
-    ) -> MaskedLMOutput:
-        """See ``Data2VecTextModel.forward``; ``labels`` (B, T) are ids, -100 where there is nothing
-        to predict."""
-        out = self.data2vec_text(
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            position_ids,
-            inputs_embeds,
-            encoder_hidden_states,
-            encoder_attention_mask,
+    ) -> ModelOutput:
+        """Run the base model and the head; arguments as in ``Data2VecTextModel.forward``, labels as
+        the class says."""
+        return self.run(
+            labels,
+            *(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds),
+            *(encoder_hidden_states, encoder_attention_mask),
             use_cache=False,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
             head_mask=head_mask,
-            return_dict=True,
         )
-        logits = self._logits(out.last_hidden_state)
-        loss = None if labels is None else token_loss(logits, labels)
-        return MaskedLMOutput(loss, logits, out.hidden_states, out.attentions)
 
 
-class Data2VecTextForCausalLM(_LanguageModel):
-    """Predicts each next id; set ``config.is_decoder=True``, or every token sees the ones after
-    it."""
+class Data2VecTextForCausalLM(LanguageModel):
+    """Predicts the next token: ``labels`` (B, T) are the ids of the input, -100 to leave one out.
+
+    ``config.is_decoder`` should be True. Otherwise every token sees the ones after it.
+    """
+
+    output = CausalLMOutputWithCrossAttentions
 
     def __init__(self, config: Data2VecTextConfig) -> None:
         super().__init__(config)
@@ -131,26 +141,21 @@ class Data2VecTextForCausalLM(_LanguageModel):
         output_hidden_states: bool | None = None,
         head_mask: Tensor | None = None,
         cache: Past | None = None,
-    ) -> CausalLMOutputWithCrossAttentions:
-        """See ``Data2VecTextModel.forward``; ``labels`` (B, T) are the input's own ids, -100 to
-        leave out."""
-        out = self.data2vec_text(
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            position_ids,
-            inputs_embeds,
-            encoder_hidden_states,
-            encoder_attention_mask,
-            past_key_values,
-            use_cache if labels is None else False,
-            output_attentions,
-            output_hidden_states,
-            head_mask,
-            cache,
-            return_dict=True,
+    ) -> ModelOutput:
+        """Run the base model and the head; arguments as in ``Data2VecTextModel.forward``, labels as
+        the class says. With labels no cache is returned."""
+        return self.run(
+            labels,
+            *(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds),
+            *(encoder_hidden_states, encoder_attention_mask),
+            past_key_values=past_key_values,
+            use_cache=use_cache if labels is None else False,
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            head_mask=head_mask,
+            cache=cache,
         )
-        logits = self._logits(out.last_hidden_state)
-        loss = None if labels is None else token_loss(logits[:, :-1], labels[:, 1:])
-        rest = {k: v for k, v in out.items() if k not in ("last_hidden_state", "pooler_output")}
-        return CausalLMOutputWithCrossAttentions(loss, logits, **rest)
+
+    def loss(self, logits: Tensor, labels: Tensor | None) -> Tensor | None:
+        """The cross entropy of each next token."""
+        return None if labels is None else token_loss(logits[:, :-1], labels[:, 1:])

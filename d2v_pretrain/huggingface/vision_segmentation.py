@@ -1,5 +1,5 @@
-"""Data2VecVisionForSemanticSegmentation: a feature pyramid, UPerNet's head and an auxiliary
-head."""
+"""Data2VecVisionForSemanticSegmentation: four feature maps, the head of UPerNet on them, and a
+second head for the loss."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2v_pretrain.errors import ConfigError
-from d2v_pretrain.huggingface import names_vision as hf_vision
-from d2v_pretrain.huggingface.config import Data2VecVisionConfig
-from d2v_pretrain.huggingface.files import read_weights, write_weights
-from d2v_pretrain.huggingface.outputs import SemanticSegmenterOutput
-from d2v_pretrain.huggingface.vision import Data2VecVisionModel, Data2VecVisionPreTrainedModel
+from d2v_pretrain.huggingface.config_vision import Data2VecVisionConfig
+from d2v_pretrain.huggingface.outputs import BaseModelOutputWithPooling, SemanticSegmenterOutput
+from d2v_pretrain.huggingface.parameter_names import NEW_TO_OLD, OLD_TO_NEW, in_dialect
+from d2v_pretrain.huggingface.vision import Data2VecVisionModel
+from d2v_pretrain.huggingface.vision_heads import VisionHead
+from d2v_pretrain.huggingface.weight_files import read_weights, write_weights
 
 
 def conv(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
-    """Convolution that keeps the size, BatchNorm, ReLU."""
+    """A convolution that keeps height and width, BatchNorm and ReLU."""
     layers = {
         "convolution": nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False),
         "normalization": nn.BatchNorm2d(outputs),
@@ -29,13 +30,13 @@ def conv(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
 
 
 def resized(x: Tensor, size: torch.Size) -> Tensor:
-    """(B, C, H, W) bilinear to the last two of ``size``."""
+    """(B, C, H, W) resized bilinearly to the last two numbers of ``size``."""
     return F.interpolate(x, size[-2:], mode="bilinear", align_corners=False)
 
 
 class PyramidPooling(nn.Module):
-    """Averages over ``scale`` x ``scale`` cells, each through a convolution, at the size of the
-    input.
+    """For each scale: averages over scale x scale cells, a convolution of 1 x 1, resized to the
+    size of the input.
 
     Args:
         scales: cells along each side.
@@ -48,20 +49,20 @@ class PyramidPooling(nn.Module):
         self.blocks = nn.ModuleList(nn.ModuleDict({"conv": conv(width, width, 1)}) for _ in scales)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """(B, D, H, W) -> as many as there are scales."""
+        """(B, D, H, W) -> one such map per scale."""
         pooled = [F.adaptive_avg_pool2d(x, scale) for scale in self.scales]
         convs = (block["conv"] for block in self.blocks)  # type: ignore[index]
         return [resized(conv(p), x.shape) for conv, p in zip(convs, pooled, strict=True)]
 
 
 class UPerHead(nn.Module):
-    """UPerNet (Xiao et al., 2018): pyramid pooling on top, a feature pyramid below. From
-    mmsegmentation ``UPerHead``.
+    """The head of UPerNet (Xiao et al., 2018): pyramid pooling of the coarsest feature map, then a
+    feature pyramid down to the finest. Source: mmsegmentation ``UPerHead``.
 
     Args:
-        width: D of the four features and of everything inside.
+        width: D of the four feature maps and of everything inside.
         scales: of the pyramid pooling.
-        labels: C.
+        labels: number of classes C.
     """
 
     def __init__(self, width: int, scales: tuple[int, ...], labels: int) -> None:
@@ -74,7 +75,7 @@ class UPerHead(nn.Module):
         self.classifier = nn.Conv2d(width, labels, 1)
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        """Features (B, D, H_i, W_i), the finest first -> logits (B, C, H_0, W_0)."""
+        """Feature maps (B, D, H_i, W_i), the finest first -> logits (B, C, H_0, W_0)."""
         levels = [lateral(x) for lateral, x in zip(self.lateral_convs, features)]
         top = features[-1]
         levels.append(self.psp_bottleneck(torch.cat([top, *self.psp_modules(top)], 1)))
@@ -86,15 +87,15 @@ class UPerHead(nn.Module):
 
 
 class FCNHead(nn.Module):
-    """Convolutions over the third feature (Long et al., 2015), for a second loss. Source:
+    """Convolutions over the third feature map (Long et al., 2015), for a second loss. Source:
     mmsegmentation ``FCNHead``.
 
     Args:
-        width: D of the feature.
+        width: D of the feature map.
         channels: of the convolutions.
-        convs: their number.
-        concat_input: another one reads the feature beside their output.
-        labels: C.
+        convs: number of convolutions.
+        concat_input: one more convolution reads the feature map and the output of the others.
+        labels: number of classes C.
     """
 
     def __init__(
@@ -108,7 +109,7 @@ class FCNHead(nn.Module):
         self.classifier = nn.Conv2d(channels, labels, 1)
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        """Features as in ``UPerHead`` -> logits (B, C, H_2, W_2)."""
+        """Feature maps as in ``UPerHead`` -> logits (B, C, H_2, W_2)."""
         x = features[2]
         for convolve in self.convs:
             x = convolve(x)
@@ -117,151 +118,110 @@ class FCNHead(nn.Module):
         return self.classifier(x)
 
 
-class Data2VecVisionForSemanticSegmentation(Data2VecVisionPreTrainedModel):
-    """The encoder, four of its hidden states at four resolutions, UPerNet's head and, for the loss,
-    an auxiliary head.
+class Data2VecVisionForSemanticSegmentation(VisionHead):
+    """Classes of pixels: four hidden states as feature maps of four sizes, the head of UPerNet, and
+    an auxiliary head for the loss.
 
-    As published, ``out_indices`` counts from one past the blocks' input: index i is the input of
-    block i, counted from 1, so that (3, 5, 7, 11) reads the outputs of blocks 2, 4, 6 and 10. Index
-    0 reads nothing.
+    As published, ``config.out_indices`` counts hidden states from 1: index i is the input of block
+    i, so that (3, 5, 7, 11) reads the outputs of blocks 2, 4, 6 and 10. Index 0 reads nothing.
 
-    Args:
-        config: sizes, rates and labels.
+    ``labels`` (B, height, width) are class ids; ``semantic_loss_ignore_index`` is left out.
+    ``logits`` are (B, C, 4 rows, 4 columns) for a grid of rows x columns patches.
 
     Raises:
-        ConfigError: not four indices, indices that no block has, sizes of the auxiliary head that
-            do not meet.
+        ConfigError: not four indices, indices of blocks that do not exist, sizes of the auxiliary
+            head that do not fit.
     """
+
+    output = SemanticSegmenterOutput
+    reads_states = True
 
     def __init__(self, config: Data2VecVisionConfig) -> None:
         super().__init__(config)
         _check(config)
         width, labels = config.hidden_size, config.num_labels
         self.data2vec_vision = Data2VecVisionModel(config)
-        self.fpn1 = nn.Sequential(
-            _doubled(width), nn.BatchNorm2d(width), nn.GELU(), _doubled(width)
-        )
+        first, second = _doubled(width), _doubled(width)
+        self.fpn1 = nn.Sequential(first, nn.BatchNorm2d(width), nn.GELU(), second)
         self.fpn2 = nn.Sequential(_doubled(width))
         self.decode_head = UPerHead(width, config.pool_scales, labels)
-        auxiliary = (
-            config.auxiliary_channels,
-            config.auxiliary_num_convs,
-            config.auxiliary_concat_input,
-        )
-        self.auxiliary_head = (
-            FCNHead(width, *auxiliary, labels) if config.use_auxiliary_head else None
-        )
+        self.auxiliary_head: FCNHead | None = None
+        if config.use_auxiliary_head:
+            sizes = config.auxiliary_channels, config.auxiliary_num_convs
+            concat = config.auxiliary_concat_input
+            self.auxiliary_head = FCNHead(width, *sizes, concat, labels)
         self.init_weights()
 
-    def forward(
-        self,
-        pixel_values: Tensor,
-        labels: Tensor | None = None,
-        output_attentions: bool | None = None,
-        output_hidden_states: bool | None = None,
-        interpolate_pos_encoding: bool = False,
-        head_mask: Tensor | None = None,
-    ) -> SemanticSegmenterOutput:
-        """Label pixels.
-
-        Args:
-            pixel_values: see ``Data2VecVisionModel``, as are the other arguments.
-            labels: (B, height, width) class ids; ``semantic_loss_ignore_index`` is left out.
-
-        Returns:
-            ``loss`` if there are labels, ``logits`` (B, C, 4 rows, 4 columns) for a grid of
-            patches, and what was asked for.
+    def read(
+        self, out: BaseModelOutputWithPooling, grid: tuple[int, int], labels: Tensor | None
+    ) -> tuple[Tensor | None, Tensor]:
+        """Logits and the loss.
 
         Raises:
             ConfigError: labels for a single class.
         """
         c = self.config
         if labels is not None and c.num_labels == 1:
-            raise ConfigError(
-                "num_labels", 1, "leaves nothing to learn", "set num_labels=2, background and class"
-            )
-        keep = c.output_hidden_states if output_hidden_states is None else output_hidden_states
-        out = self.data2vec_vision(
-            pixel_values, None, output_attentions, True, head_mask=head_mask, return_dict=True
-        )
-        features = self._features(out.hidden_states, self.data2vec_vision.grid(pixel_values))
-        logits = self.decode_head(features)
-        loss = None if labels is None else self._loss(features, logits, labels)
-        return SemanticSegmenterOutput(
-            loss, logits, out.hidden_states if keep else None, out.attentions
-        )
-
-    def _features(self, states: tuple[Tensor, ...], grid: tuple[int, int]) -> list[Tensor]:
-        """(B, D, rows, columns) at 4, 2, 1 and 1/2 times the grid."""
-        read = [x for place, x in enumerate(states, start=1) if place in self.config.out_indices]
-        images = [x[:, 1:].transpose(1, 2).unflatten(2, grid) for x in read]
+            remedy = "set num_labels=2, background and class"
+            raise ConfigError("num_labels", 1, "leaves nothing to learn", remedy)
+        assert out.hidden_states is not None
+        chosen = [x for i, x in enumerate(out.hidden_states, start=1) if i in c.out_indices]
+        maps = [x[:, 1:].transpose(1, 2).unflatten(2, grid) for x in chosen]
+        # 4, 2, 1 and 1/2 times the grid.
         scales = (self.fpn1, self.fpn2, nn.Identity(), nn.MaxPool2d(2, 2))
-        return [scale(x) for scale, x in zip(scales, images)]
-
-    def _loss(self, features: list[Tensor], logits: Tensor, labels: Tensor) -> Tensor:
-        ignored = self.config.semantic_loss_ignore_index
+        features = [scale(x) for scale, x in zip(scales, maps)]
+        logits = self.decode_head(features)
+        if labels is None:
+            return None, logits
 
         def entropy(x: Tensor) -> Tensor:
+            ignored = c.semantic_loss_ignore_index
             return F.cross_entropy(resized(x, labels.shape), labels, ignore_index=ignored)
 
-        if self.auxiliary_head is None:
-            return entropy(logits)
-        return entropy(logits) + self.config.auxiliary_loss_weight * entropy(
-            self.auxiliary_head(features)
-        )
+        loss = entropy(logits)
+        if self.auxiliary_head is not None:
+            loss = loss + c.auxiliary_loss_weight * entropy(self.auxiliary_head(features))
+        return loss, logits
 
     def adapt(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Read transformers 4's names of the head as well as 5's."""
-        renamed = {
-            hf_vision.head_name(k, hf_vision.OLD_TO_NEW): tensor for k, tensor in state.items()
-        }
-        return super().adapt(renamed)
+        """See ``PreTrained``. Reads the names of the head in transformers 4 as well as 5."""
+        return super().adapt({in_dialect(k, OLD_TO_NEW): t for k, t in state.items()})
 
     def save_pretrained(
         self, directory: str | Path, max_shard_size: int | str = "5GB", dialect: int = 5
     ) -> None:
-        """See ``PreTrained``. transformers 4 and 5 name the layers of the head differently, and
-        neither reads the other's: it warns and leaves the head random.
+        """See ``PreTrained``. transformers 4 and 5 name the layers of the head differently. Neither
+        reads the names of the other: it warns and starts the head at random.
 
         Args:
-            directory: made if it is not there; weights in it are replaced.
-            max_shard_size: more goes into several files.
-            dialect: the version of transformers that shall read the head, 4 or 5. Ours reads both.
+            directory: made if it does not exist; weights in it are replaced.
+            max_shard_size: larger models are written as several files.
+            dialect: 4 or 5, the version of transformers that shall read the head. We read both.
         """
         if dialect not in (4, 5):
             raise ConfigError("dialect", dialect, "must be 4 or 5, a version of transformers")
         super().save_pretrained(directory, max_shard_size)
         if dialect == 4:
-            state = read_weights(directory)
-            old = {
-                hf_vision.head_name(key, hf_vision.NEW_TO_OLD): tensor
-                for key, tensor in state.items()
-            }
-            write_weights(directory, old, max_shard_size)
+            state = {in_dialect(k, NEW_TO_OLD): t for k, t in read_weights(directory).items()}
+            write_weights(directory, state, max_shard_size)
 
 
 def _doubled(width: int) -> nn.ConvTranspose2d:
+    """Doubles height and width."""
     return nn.ConvTranspose2d(width, width, 2, 2)
 
 
 def _check(c: Data2VecVisionConfig) -> None:
     if len(c.out_indices) != 4:
-        raise ConfigError(
-            "out_indices",
-            c.out_indices,
-            "must be four hidden states",
-            "(3, 5, 7, 11) suit 12 blocks",
-        )
-    # transformers runs with three (an index of 0); with fewer it fails in the forward.
-    if len({i for i in c.out_indices if 1 <= i <= c.num_hidden_layers + 1}) < 3 + (
-        0 not in c.out_indices
-    ):
-        rule = f"must be different, and from 1 to num_hidden_layers + 1, {c.num_hidden_layers + 1}"
+        rule, remedy = "must be four hidden states", "(3, 5, 7, 11) suit 12 blocks"
+        raise ConfigError("out_indices", c.out_indices, rule, remedy)
+    # transformers runs with three, if an index is 0; with fewer it fails in the forward.
+    last = c.num_hidden_layers + 1
+    there = {i for i in c.out_indices if 1 <= i <= last}
+    if len(there) < (3 if 0 in c.out_indices else 4):
+        rule = f"must be different, and from 1 to num_hidden_layers + 1, {last}"
         raise ConfigError("out_indices", c.out_indices, rule)
-    if (
-        c.use_auxiliary_head
-        and c.auxiliary_num_convs == 0
-        and c.auxiliary_channels != c.hidden_size
-    ):
+    without_convs = c.use_auxiliary_head and c.auxiliary_num_convs == 0
+    if without_convs and c.auxiliary_channels != c.hidden_size:
         rule = f"must be hidden_size, {c.hidden_size}, when auxiliary_num_convs=0"
         raise ConfigError("auxiliary_channels", c.auxiliary_channels, rule)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from d2v_pretrain.errors import ConfigError
-from d2v_pretrain.huggingface import exchange
+from d2v_pretrain.huggingface import convert
 from d2v_pretrain.weights import bundle, fairseq
 from d2v_pretrain.weights.foreign import ForeignWeights
 
@@ -20,7 +20,7 @@ def read(path: Path) -> ForeignWeights:
     if path.is_file():
         return fairseq.read(path)
     if (path / bundle.CONFIG).is_file():
-        return bundle.read(path) if bundle.is_bundle(path) else exchange.read(path)
+        return bundle.read(path) if bundle.is_bundle(path) else convert.read(path)
     raise ConfigError(
         "init_from",
         path,

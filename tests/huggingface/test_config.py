@@ -194,9 +194,7 @@ def test_overrides_replace_what_the_file_says(tmp_path: Path) -> None:
     kind = type(ours("Text"))
     assert kind.from_pretrained(tmp_path, num_labels=7).num_labels == 7
     assert kind.from_pretrained(tmp_path, hidden_size=36).num_labels == 3
-    with pytest.raises(
-        ConfigError, match=r"hiden_size=36 is no field of Data2VecTextConfig; nearest: hidden_size"
-    ):
+    with pytest.raises(ConfigError, match=r"hiden_size=36 is no field .* mean hidden_size\?\)"):
         kind.from_pretrained(tmp_path, hiden_size=36)
 
 

@@ -57,7 +57,11 @@ def test_base_into_head_and_head_into_base(
         "data2vec_text.pooler.dense.weight",
     ]
     said = [r.getMessage() for r in caplog.records]
-    assert len(said) == 2 and "fresh classifier.dense.bias" in said[0] and "no use for" in said[1]
+    assert (
+        len(said) == 2
+        and "random weights for classifier.dense.bias" in said[0]
+        and "does not use" in said[1]
+    )
 
     head.save_pretrained(tmp_path / "head")
     caplog.clear()

@@ -19,7 +19,7 @@ from d2v_pretrain import export
 from d2v_pretrain.checkpoint import run as trained_module
 from d2v_pretrain.checkpoint.run import PARTS, Run
 from d2v_pretrain.errors import ConfigError
-from d2v_pretrain.huggingface.inputs import INPUTS
+from d2v_pretrain.huggingface.export_inputs import INPUTS
 from d2v_pretrain.models.encoder import Encoder
 from d2v_pretrain.training.init_from import read
 from d2v_pretrain.types import Batch

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from d2v_pretrain import Data2VecTextConfig, Data2VecTextModel
 from d2v_pretrain.errors import ConfigError
-from d2v_pretrain.huggingface.files import read_weights, write_weights
+from d2v_pretrain.huggingface.weight_files import read_weights, write_weights
 
 SIZES = {
     "hidden_size": 16,

@@ -13,15 +13,13 @@ from torch import nn
 
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.huggingface.audio import Data2VecAudioModel
-from d2v_pretrain.huggingface.config import (
-    Data2VecAudioConfig,
-    Data2VecTextConfig,
-    Data2VecVisionConfig,
-)
-from d2v_pretrain.huggingface.files import read_weights
+from d2v_pretrain.huggingface.config_audio import Data2VecAudioConfig
+from d2v_pretrain.huggingface.config_text import Data2VecTextConfig
+from d2v_pretrain.huggingface.config_vision import Data2VecVisionConfig
 from d2v_pretrain.huggingface.pretrained import PreTrained
 from d2v_pretrain.huggingface.text import Data2VecTextModel
 from d2v_pretrain.huggingface.vision import Data2VecVisionModel
+from d2v_pretrain.huggingface.weight_files import read_weights
 from d2v_pretrain.models.block import Block
 from d2v_pretrain.models.encoder import Encoder
 from d2v_pretrain.models.positions import ConvPositions, RelativeBias
