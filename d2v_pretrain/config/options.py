@@ -97,14 +97,11 @@ def run(command: Callable[[list[str]], Any], kind: type) -> None:
     if not typed or {"-h", "--help"} & set(typed):
         print(page(kind))
         return
-    from hydra.errors import HydraException  # half a second that the page need not wait for
-    from omegaconf.errors import OmegaConfBaseException
-
-    from d2v_pretrain.config.explain import in_words
+    from d2v_pretrain.config.explain import MISTAKES, in_words  # Hydra, which the page can do without
 
     try:
         command(typed)
-    except (ConfigError, HydraException, OmegaConfBaseException) as error:
+    except MISTAKES as error:
         print(f"error: {in_words(error)}", file=sys.stderr)
         sys.exit(2)
 
