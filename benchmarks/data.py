@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
 from d2v_pretrain.config.compose import load
-from datamodules.datasets.audio_folder import _resampler
+from datamodules.datasets.audio_folder import resampler
 from datamodules.datasets.probe_tasks import collate
 from datamodules.module import MicroBatches
 from datamodules.order import EpochOrder, MicroBatch
@@ -238,7 +238,7 @@ def stages(modality: str, transform: Any) -> dict[str, float]:
     }
     if isinstance(transform, AudioTransform):  # of sounds at 8 kHz
         halves = [torch.from_numpy(item[::2].copy()) for item in items]
-        steps["resample"] = lambda: [_resampler(8000)(half) for half in halves]
+        steps["resample"] = lambda: [resampler(8000)(half) for half in halves]
     times = {name: 1e6 * min(spent(work) for _ in range(3)) / n for name, work in steps.items()}
     transform.dataset = dataset
     return times

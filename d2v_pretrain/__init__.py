@@ -1,20 +1,37 @@
-"""d2v_pretrain: data2vec 1.0 and 2.0 self-supervised pretraining for speech, images and text."""
+"""d2v_pretrain: data2vec 1.0 and 2.0 self-supervised pretraining for speech, images and text.
+
+``pretrain(modality, data, …)`` trains, ``load(PATH).encoder(inputs)`` gives features, and the
+``Data2Vec…`` classes are the documented models with weights to and from Hugging Face.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from d2v_pretrain.api import Features as Features
+    from d2v_pretrain.api import Pretrained as Pretrained
+    from d2v_pretrain.api import load as load
+    from d2v_pretrain.api import pretrain as pretrain
 
 __version__ = "0.1.0"
+_API = ("Features", "Pretrained", "load", "pretrain")
 
 
 def __getattr__(name: str) -> Any:
-    """``from d2v_pretrain import Data2VecAudioModel, load``, without torch until then."""
-    if name == "load":
-        from d2v_pretrain.weights.bundle import load
+    """Import a public name when it is asked for, because torch takes seconds."""
+    if name in _API:
+        from d2v_pretrain import api
 
-        return load
+        return getattr(api, name)
     if name.startswith("Data2Vec"):
-        from d2v_pretrain import huggingface as family
+        from d2v_pretrain import huggingface
 
-        return getattr(family, name)
+        return getattr(huggingface, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    from d2v_pretrain.huggingface import PLACES
+
+    return sorted({*globals(), *_API, *PLACES})

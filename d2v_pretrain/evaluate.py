@@ -1,73 +1,84 @@
-"""The probe again, of any checkpoint of a run and on other data: behind ``python -m
-d2v_pretrain.evaluate``."""
+"""Probe any checkpoint of a run, on any labelled data: ``python -m d2v_pretrain.evaluate``."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 from rich.console import Console
 
 from d2v_pretrain.checkpoint.file import write_text
-from d2v_pretrain.checkpoint.run import PARTS, find
+from d2v_pretrain.checkpoint.run import find
 from d2v_pretrain.config import options as commands
+from d2v_pretrain.config.options import Words
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.evaluation.probe import probe, table, verdict
 from d2v_pretrain.training.run import build_encoder
 
-USAGE = """Probe a checkpoint of a run: python -m d2v_pretrain.evaluate run=NAME
 
-  run=NAME          the run, or the path of its folder
-  data.root=DIR     other labelled data of its modality; data=… and data.key=… as for training; without, the run's own
-  which=teacher     teacher or student
-  step=N            another checkpoint than the newest
-  layers=N          how many of the last blocks to average; half of them by default
-"""
-OPTIONS = {"run": commands.NEEDED, "which": "teacher", "step": None, "layers": None}
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Probe a checkpoint of a run: few-shot, linear and nearest-neighbour accuracy on frozen
+    features, beside those of a random encoder and of raw features.
+
+    Writes probe_WHICH_STEP.json, of the form of probe.json, into the run's folder.
+
+    Usage: d2v-pretrain evaluate run=NAME [key=value …]
+       or: python -m d2v_pretrain.evaluate run=NAME [key=value …]
+
+    Examples:
+      d2v-pretrain evaluate run=audio_data2vec2_tiny_sample
+      d2v-pretrain evaluate run=my_run step=5000 which=student
+      d2v-pretrain evaluate run=my_run data.root=DIR data.labels=TABLE data.label_column=word
+    """
+
+    run: Annotated[str, "a run's name, or the path of its folder"]
+    data: Annotated[
+        Words,
+        "other labelled data of the run's modality: data=… and data.KEY=… as in training, where "
+        "data.root=DIR alone is a folder of files; by default the run's own data",
+    ] = ()
+    which: Annotated[Literal["teacher", "student"], "whose weights"] = "teacher"
+    step: Annotated[int | None, "of the checkpoint; null takes the newest", 0] = None
+    layers: Annotated[
+        int | None, "average the outputs of this many last blocks; null takes half of them", 1
+    ] = None
 
 
 def main(typed: Sequence[str]) -> Path:
-    """Print the tables and write ``probe_<which>_<step>.json``, of the form of ``probe.json``, into
-    the run's folder.
+    """Print the tables and write the report.
+
+    Returns:
+        The report's file.
 
     Raises:
-        ConfigError: no such run, or data without labels.
+        ConfigError: no such run or checkpoint, or data without labels.
     """
-    data, words = commands.split(typed, "data")
-    chosen = commands.options(words, OPTIONS)
-    which = commands.one_of("which", chosen["which"], list(PARTS))
-    run = find(str(chosen["run"]), commands.whole_number("step", chosen["step"]))
-    transform = run.transform(data, run.folder)
+    options = commands.read(Options, typed)
+    run = find(options.run, options.step)
+    transform = run.transform(options.data, run.folder)
+    data = transform.dataset.describe()
     tasks = transform.probe_tasks()
     if not tasks:
         raise ConfigError(
-            "data",
-            transform.dataset.describe(),
-            "has no labels to probe",
-            "give data.labels=… or other data",
+            "data", data, "has no labels to probe", "give data.labels=… or other data"
         )
-    layers = commands.whole_number("layers", chosen["layers"])
-    encoders = {"random": build_encoder(run.cfg), "pretrained": run.encoder(which)}
-    results = [probe(task, encoders, layers) for task in tasks]
-    console = Console()
-    console.print(
-        f"\nData: {transform.dataset.describe()}\nThe {which} of {run.cfg.name} at step {run.step:,}",
-        highlight=False,
-    )
+    encoders = {"random": build_encoder(run.cfg), "pretrained": run.encoder(options.which)}
+    results = [probe(task, encoders, options.layers) for task in tasks]
+    console = Console(highlight=False)
+    console.print(f"\nData: {data}\nThe {options.which} of {run.cfg.name} at step {run.step:,}")
     for result in results:
-        console.print(table(result), verdict(result), "", highlight=False)
-    report = results[0] | {
-        "others": results[1:],
-        "data": transform.dataset.describe(),
-        "step": run.step,
-        "which": which,
-    }
-    file = run.folder / f"probe_{which}_{run.step}.json"
+        console.print(table(result), verdict(result), "")
+    about = {"data": data, "step": run.step, "which": options.which}
+    file = run.folder / f"probe_{options.which}_{run.step}.json"
+    report = results[0] | {"others": results[1:], **about}
     write_text(json.dumps(report, indent=2) + "\n", file)
-    console.print(f"written to {file}", highlight=False, soft_wrap=True)
+    console.print(f"written to {file}", soft_wrap=True)
     return file
 
 
 if __name__ == "__main__":
-    commands.run(main, USAGE)
+    commands.run(main, Options)

@@ -1,29 +1,20 @@
-"""A run's encoder as a folder for transformers or as a bundle: ``python -m d2v_pretrain.export
-run=NAME``.
-
-run=NAME          the run, finished or going on (its newest whole checkpoint), or the path of its
-folder
-which=teacher     teacher or student
-format=hf         hf: for transformers, as one of its classes or with code of its own; bundle: for
-d2v_pretrain
-step=N            another checkpoint than the newest
-output=DIR        where to; runs/NAME/exports/… by default
-"""
+"""A run's encoder as a folder for transformers, or as a bundle: ``python -m d2v_pretrain.export``."""
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from rich.console import Console
 from torch import Tensor
 
-from d2v_pretrain.checkpoint.run import PARTS, Run, find
+from d2v_pretrain.checkpoint.run import Run, find
 from d2v_pretrain.config import options as commands
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.huggingface import convert, model_card, remote_code
@@ -32,8 +23,41 @@ from d2v_pretrain.models.encoder import Encoder
 from d2v_pretrain.types import Batch
 from d2v_pretrain.weights import bundle
 
-OPTIONS = {"run": commands.NEEDED, "which": "teacher", "format": "hf", "step": None, "output": None}
-_AGREE = 1e-5  # largest difference of activations that counts as rounding, relative to the largest activation
+# The file of an export that says how d2v_pretrain prepares inputs: a ``_target_`` below
+# ``datamodules`` and its arguments without the data. transformers has files of its own for this.
+PREPARATION = "inputs.json"
+# Largest difference of activations that counts as rounding, as a share of the largest activation.
+_ROUNDING = 1e-5
+_STANDARDISED = "each image is standardised by itself, which no processor of transformers does"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Write a run's encoder as a folder for transformers, or as a bundle for d2v_pretrain.load.
+
+    The run may still be going on: its newest whole checkpoint is taken. The folder is read back and
+    its activations are compared with the run's.
+
+    Usage: d2v-pretrain export run=NAME [key=value …]
+       or: python -m d2v_pretrain.export run=NAME [key=value …]
+
+    Examples:
+      d2v-pretrain export run=my_run
+      d2v-pretrain export run=my_run format=bundle output=my_encoder
+      d2v-pretrain export run=runs/my_run which=student step=5000
+    """
+
+    run: Annotated[str, "a run's name, or the path of its folder"]
+    which: Annotated[Literal["teacher", "student"], "whose weights"] = "teacher"
+    format: Annotated[
+        Literal["hf", "bundle"],
+        "hf is for transformers, as one of its classes or with code of its own; bundle is for "
+        "d2v_pretrain",
+    ] = "hf"
+    step: Annotated[int | None, "of the checkpoint; null takes the newest", 0] = None
+    output: Annotated[str | None, "a new or empty folder; null writes below runs/NAME/exports"] = (
+        None
+    )
 
 
 @dataclass(frozen=True)
@@ -44,31 +68,33 @@ class Written:
         what: in a few words.
         library: that loads it.
         use: Markdown on how.
-        again: the encoder read back, (batch) -> activations.
+        read_back: the encoder as the folder has it, (batch) -> activations.
     """
 
     what: str
     library: str
     use: str
-    again: Callable[[Batch], Tensor]
+    read_back: Callable[[Batch], Tensor]
 
 
 def main(typed: Sequence[str]) -> Path:
     """Export what was typed; see ``export``."""
-    chosen = commands.options(typed, OPTIONS)
-    which = commands.one_of("which", chosen["which"], list(PARTS))
-    layout = commands.one_of("format", chosen["format"], list(FORMATS))
-    run = find(str(chosen["run"]), commands.whole_number("step", chosen["step"]))
-    return export(run, which, layout, chosen["output"])
+    options = commands.read(Options, typed)
+    return export(find(options.run, options.step), options.which, options.format, options.output)
 
 
 def export(run: Run, which: str, layout: str, output: str | None = None) -> Path:
-    """Write a folder, read it back, compare activations, and say what it is.
+    """Write a folder, read it back, compare activations, and write a card that says what it is.
 
     Args:
-        run: see ``trained.find``. which: teacher or student. layout: hf or bundle.
-        output: an empty folder, or one to make; below the run's by default, where an older export
+        run: see ``checkpoint.run.find``.
+        which: teacher or student.
+        layout: hf or bundle.
+        output: an empty folder, or one to make; None for one below the run's, where an older export
             is replaced.
+
+    Returns:
+        The folder.
 
     Raises:
         ConfigError: there is something in ``output`` already; the checkpoint is damaged.
@@ -80,149 +106,137 @@ def export(run: Run, which: str, layout: str, output: str | None = None) -> Path
     folder.mkdir(parents=True, exist_ok=True)
     inputs = INPUTS[type(encoder.stem)]
     note = inputs.write(run, folder)
+    _write_preparation(run, folder)
     written = FORMATS[layout](run, encoder, folder)
-    difference = _difference(run, encoder, written.again)
-    use = written.use.format(folder=folder.name, auto=inputs.auto) + (
-        f"\n\nNote: {note}." if note else ""
-    )
-    name, probe = (
-        str(run.cfg.name),
-        run.report(f"probe_{which}_{run.step}.json") or run.report("probe.json"),
-    )
-    rows = made(run, encoder, probe["data"] if probe else _last(run.cfg.data._target_))
-    facts = model_card.Facts(name, which, use, rows, written.library, run.step, probe)
-    (folder / "README.md").write_text(model_card.text(facts), encoding="utf-8")
+    difference = _difference(inputs.example(run), encoder, written.read_back)
+
+    probe = run.report(f"probe_{which}_{run.step}.json") or run.report("probe.json")
+    use = written.use.format(folder=folder.name, auto=inputs.auto)
+    use += f"\n\nNote: {note}." if note else ""
+    rows = how_it_was_made(run, encoder, probe)
+    facts = model_card.Facts(run.cfg.name, which, use, rows, written.library, run.step, probe)
+    readme = folder / "README.md"
+    readme.write_text(model_card.text(facts), encoding="utf-8")
     for file in folder.glob("*.safetensors"):
-        shutil.copymode(
-            folder / "README.md", file
-        )  # safetensors makes files that only their owner may read
-    say = Console(soft_wrap=True, highlight=False).print
-    say(f"{folder}: the {which} of {name} at step {run.step:,}, {written.what}")
+        shutil.copymode(readme, file)  # safetensors makes files that only their owner may read
+    print_line = Console(soft_wrap=True, highlight=False).print
+    print_line(f"{folder}: the {which} of {run.cfg.name} at step {run.step:,}, {written.what}")
     if note:
-        say(f"[yellow]Note: {note}.[/]")
-    say(
-        f"Read back, its activations differ by {difference:.1e}. README.md there says how to load it."
+        print_line(f"[yellow]Note: {note}.[/]")
+    print_line(
+        f"Read back, its activations differ by {difference:.1e}. README.md says how to use it."
     )
     return folder
 
 
-def _hf(run: Run, encoder: Encoder, folder: Path) -> Written:
-    """As a class of transformers, or with code of its own where it has none."""
+def _write_preparation(run: Run, folder: Path) -> None:
+    """Write how ``d2v_pretrain.load`` prepares inputs, unless the folder lacks the tokenizer that
+    this needs."""
+    settings = run.preparation()
+    if "tokenizer" in settings:
+        if not (folder / "vocab.json").exists():
+            return
+        settings |= {"tokenizer": ".", "cache": None}  # "." is the folder itself
+    (folder / PREPARATION).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+
+
+def _as_transformers(run: Run, encoder: Encoder, folder: Path) -> Written:
+    """A folder for ``AutoModel``: a documented class if one computes the same, else own code."""
+    inputs = INPUTS[type(encoder.stem)]
     try:
-        if _standardised(run):
-            raise convert.NoClass(
-                "each image is standardised by itself, which no processor of transformers does"
-            )
+        if run.cfg.transform.get("standardise"):
+            raise convert.NoClass(_STANDARDISED)
         model = convert.model(encoder)
     except convert.NoClass as why:
-        return _remote(run, encoder, folder, str(why))
+        own_code = {"auto_map": remote_code.AUTO_MAP, "architectures": ["D2VModel"]}
+        _save(run, encoder, folder, own_code)
+        source = remote_code.flat(run.architecture)
+        (folder / remote_code.FILE).write_text(source, encoding="utf-8")
+        what = (
+            f"with its own code, because transformers has no class for it ({why}): load it by "
+            "AutoModel.from_pretrained(…, trust_remote_code=True). Without foreign code: "
+            "format=bundle, for d2v_pretrain.load"
+        )
+        use = model_card.USE_REMOTE.replace("{why}", str(why))
+        return Written(what, "transformers", use, _bundle_read_back(folder))
     model.save_pretrained(folder)
     name = type(model).__name__
     use = model_card.USE_CLASS.replace("{name}", name)
-    return Written(
-        f"as {name}",
-        "transformers",
-        use,
-        _called(convert.load(folder)[0], INPUTS[type(encoder.stem)]),
-    )
+    read_back = _class_read_back(convert.load(folder)[0], inputs)
+    return Written(f"as {name}", "transformers", use, read_back)
 
 
-def _called(model: Callable[..., Any], inputs: Inputs) -> Callable[[Batch], Tensor]:
-    """A model of the family as a function of our batches."""
+def _as_bundle(run: Run, encoder: Encoder, folder: Path) -> Written:
+    _save(run, encoder, folder, {})
+    what, use = "as a bundle for d2v_pretrain.load", model_card.USE_BUNDLE
+    return Written(what, "d2v_pretrain", use, _bundle_read_back(folder))
 
-    def again(batch: Batch) -> Tensor:
+
+FORMATS = {"hf": _as_transformers, "bundle": _as_bundle}
+
+
+def _save(run: Run, encoder: Encoder, folder: Path, more: Mapping[str, Any]) -> None:
+    """The encoder as a bundle, whose config.json also says what the code for transformers reads."""
+    about = {
+        "hidden_size": encoder.width,
+        "num_hidden_layers": encoder.depth,
+        "input_name": INPUTS[type(encoder.stem)].name,
+        "standardise": bool(run.cfg.transform.get("standardise")),
+    }
+    bundle.save(folder, encoder, run.architecture, about | dict(more))
+
+
+def _class_read_back(model: Callable[..., Any], inputs: Inputs) -> Callable[[Batch], Tensor]:
+    def activations(batch: Batch) -> Tensor:
         mask = {}
         if batch.lengths is not None:
             mask = {"attention_mask": torch.arange(batch.inputs.shape[1]) < batch.lengths[:, None]}
         return model(**{inputs.name: batch.inputs}, **mask).last_hidden_state
 
-    return again
+    return activations
 
 
-def _remote(run: Run, encoder: Encoder, folder: Path, why: str) -> Written:
-    _save(run, encoder, folder, {"auto_map": remote_code.AUTO_MAP, "architectures": ["D2VModel"]})
-    (folder / remote_code.FILE).write_text(remote_code.flat(run.architecture), encoding="utf-8")
-    what = f"with its own code, because transformers has no class for it ({why}): load it by AutoModel.from_pretrained"
-    what += (
-        "(…, trust_remote_code=True). Without foreign code: format=bundle, for d2v_pretrain.load"
-    )
-    use = model_card.USE_REMOTE.replace("{why}", why)
-    return Written(what, "transformers", use, lambda batch: bundle.load(folder).encode(batch).x)
-
-
-def _bundle(run: Run, encoder: Encoder, folder: Path) -> Written:
-    _save(run, encoder, folder, {})
-    what = "as a bundle for d2v_pretrain.load"
-    return Written(
-        what,
-        "d2v_pretrain",
-        model_card.USE_BUNDLE,
-        lambda batch: bundle.load(folder).encode(batch).x,
-    )
-
-
-FORMATS = {"hf": _hf, "bundle": _bundle}
-
-
-def _save(run: Run, encoder: Encoder, folder: Path, more: dict[str, Any]) -> None:
-    sizes = {"hidden_size": encoder.width, "num_hidden_layers": encoder.depth}
-    reads = {"input_name": INPUTS[type(encoder.stem)].name, "standardise": _standardised(run)}
-    bundle.save(folder, encoder, run.architecture, sizes | reads | more)
-
-
-def _standardised(run: Run) -> bool:
-    """Whether every image is normalised by its own mean colour and contrast."""
-    return "standardise" in run.cfg.transform and bool(run.cfg.transform.standardise)
+def _bundle_read_back(folder: Path) -> Callable[[Batch], Tensor]:
+    return lambda batch: bundle.load(folder).encode(batch).x
 
 
 @torch.no_grad()
-def _difference(run: Run, encoder: Encoder, again: Callable[[Batch], Tensor]) -> float:
+def _difference(batch: Batch, encoder: Encoder, read_back: Callable[[Batch], Tensor]) -> float:
     """Largest difference of activations at real positions between the run's encoder and what was
     read back."""
-    batch = INPUTS[type(encoder.stem)].example(run)
-    ours, theirs = encoder.encode(batch), again(batch)
+    ours, theirs = encoder.encode(batch), read_back(batch)
     real = slice(None) if ours.valid is None else ours.valid
     difference = float((ours.x - theirs)[real].abs().max())
-    assert difference <= _AGREE * float(ours.x.abs().max()), f"activations differ by {difference}"
+    limit = _ROUNDING * float(ours.x.abs().max())
+    assert difference <= limit, f"activations differ by {difference}"
     return difference
 
 
-def made(run: Run, encoder: Encoder, data: str) -> dict[str, Any]:
-    """How a run was made, for its card. Paths, which are of this machine, are cut to their last
+def how_it_was_made(run: Run, encoder: Encoder, probe: Mapping[str, Any] | None) -> dict[str, str]:
+    """Label -> value, for the card's table. Paths, which are of this machine, are cut to their last
     part."""
-    cfg, starts = run.cfg, run.report("environment.json")
-    last: dict[str, Any] = (
-        starts[-1]
-        if starts
-        else {"command": [], "commit": "", "packages": {}, "gpus": [], "system": ""}
-    )
+    cfg = run.cfg
+    unknown: dict[str, Any] = {"command": [], "commit": "", "packages": {}, "gpus": []}
+    start = (run.report("environment.json") or [unknown | {"system": ""}])[-1]
     millions = sum(p.numel() for p in encoder.parameters()) / 1e6
+    view = cfg.objective.view._target_.rpartition(".")[2]
     rows = {
-        "data": data,
-        "command": " ".join(last["command"]),
-        "student sees": f"{_last(cfg.objective.view._target_)}, masks a sample: {cfg.objective.clones}",
+        "data": probe["data"] if probe else cfg.data._target_.rpartition(".")[2],
+        "command": " ".join(start["command"]),
+        "student sees": f"{view}, masks a sample: {cfg.objective.clones}",
         "targets": f"mean of the teacher's last {cfg.objective.targets.top_k} blocks",
         "masking": ", ".join(f"{k} {v}" for k, v in cfg.masking.items() if k != "_target_"),
         "encoder": f"{millions:.1f} M parameters, {encoder.depth} blocks of width {encoder.width}",
         "updates": f"{run.step:,} of {cfg.steps:,}, {cfg.global_batch} samples each",
         "learning rate": f"{cfg.lr:g}, warm-up {cfg.warmup:,}",
         "seed": cfg.seed,
-        "commit": last["commit"],
-        "versions": ", ".join(
-            f"{name} {version}" for name, version in last["packages"].items() if version
-        ),
-        "hardware": ", ".join(last["gpus"]) or last["system"],
+        "commit": start["commit"],
+        "versions": ", ".join(f"{name} {v}" for name, v in start["packages"].items() if v),
+        "hardware": ", ".join(start["gpus"]) or start["system"],
     }
-    return {
-        label: re.sub(r"[^\s=:]*/", "", str(value))
-        for label, value in rows.items()
-        if value not in ("", None)
-    }
-
-
-def _last(dotted: str) -> str:
-    return dotted.rpartition(".")[2]
+    known = {label: str(value) for label, value in rows.items() if value not in ("", None)}
+    return {label: re.sub(r"[^\s=:]*/", "", value) for label, value in known.items()}
 
 
 if __name__ == "__main__":
-    commands.run(main, __doc__)
+    commands.run(main, Options)

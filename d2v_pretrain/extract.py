@@ -1,21 +1,11 @@
-"""Features of files from a pretrained encoder: ``python -m d2v_pretrain.extract run=NAME
-data.root=DIR output=DIR``.
-
-run=NAME          the run, or the path of its folder data.root=DIR     files of the run's modality;
-data=… and data.key=… as for training; without, the run's own data
-output=DIR        where to: names.txt, one line an item, and features.npy or a file for each item
-pool=mean         mean: (items, D) in features.npy; none: (T, D), a row for each token, in
-00000000.npy, …
-layers=N          how many of the last blocks to average; half of them by default, as the probe does
-which=teacher     teacher or student
-step=N            another checkpoint than the newest
-"""
+"""Features of a folder of files from a run's encoder: ``python -m d2v_pretrain.extract``."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -23,96 +13,120 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from d2v_pretrain.checkpoint.run import PARTS, find
+from d2v_pretrain.checkpoint.run import find
 from d2v_pretrain.config import options as commands
+from d2v_pretrain.config.options import Words
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.models.encoder import Encoder
 from d2v_pretrain.types import Batch
 
-OPTIONS = {
-    "run": commands.NEEDED,
-    "output": commands.NEEDED,
-    "pool": "mean",
-    "layers": None,
-    "which": "teacher",
-    "step": None,
-}
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Write the features that a run's encoder gives for files.
+
+    The output folder gets names.txt with one line for each item, and the features: features.npy of
+    shape (items, D), or with pool=none a file 00000000.npy, … of shape (T, D) for each item.
+
+    Usage: d2v-pretrain extract run=NAME data.root=DIR output=DIR [key=value …]
+       or: python -m d2v_pretrain.extract run=NAME data.root=DIR output=DIR [key=value …]
+
+    Examples:
+      d2v-pretrain extract run=my_run data.root=recordings output=features
+      d2v-pretrain extract run=my_run data.root=recordings output=features pool=none layers=1
+      d2v-pretrain extract run=runs/my_run which=student step=5000 output=features
+    """
+
+    run: Annotated[str, "a run's name, or the path of its folder"]
+    output: Annotated[str, "folder to write to; must be new or empty"]
+    data: Annotated[
+        Words,
+        "files of the run's modality: data=… and data.KEY=… as in training, where data.root=DIR "
+        "alone is a folder of files; by default the run's own data",
+    ] = ()
+    pool: Annotated[
+        Literal["mean", "none"], "mean over the tokens of an item, or a row for each token"
+    ] = "mean"
+    layers: Annotated[
+        int | None, "average the outputs of this many last blocks; null takes half of them", 1
+    ] = None
+    which: Annotated[Literal["teacher", "student"], "whose weights"] = "teacher"
+    step: Annotated[int | None, "of the checkpoint; null takes the newest", 0] = None
 
 
 def main(typed: Sequence[str]) -> Path:
-    """Extract what was typed.
+    """Write the features.
+
+    Returns:
+        The output folder.
 
     Raises:
-        ConfigError: no such run or data; something is in ``output`` already.
+        ConfigError: no such run or data; something is in the output folder already.
     """
-    data, words = commands.split(typed, "data")
-    chosen = commands.options(words, OPTIONS)
-    write = WRITERS[commands.one_of("pool", chosen["pool"], list(WRITERS))]
-    which = commands.one_of("which", chosen["which"], list(PARTS))
-    run, folder = (
-        find(str(chosen["run"]), commands.whole_number("step", chosen["step"])),
-        Path(str(chosen["output"])),
-    )
+    options = commands.read(Options, typed)
+    run, folder = find(options.run, options.step), Path(options.output)
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError("output", folder, "is not empty", "type another one, or remove it")
-    transform, encoder = run.transform(data, folder), run.encoder(which)
-    layers = commands.whole_number("layers", chosen["layers"])
-    if layers is not None and not 1 <= layers <= encoder.depth:
-        raise ConfigError(
-            "layers", layers, f"must be from 1 to {encoder.depth}, the blocks of the encoder"
-        )
+    transform, encoder = run.transform(options.data, folder), run.encoder(options.which)
+    layers = number_of_layers(encoder, options.layers)
+    encoder.to("cuda" if torch.cuda.is_available() else "cpu")
     folder.mkdir(parents=True, exist_ok=True)
-    names = write(
-        folder, features(encoder.to(_device()), transform, layers or max(1, encoder.depth // 2))
-    )
+    names, rows = [], []
+    for name, tokens in features(encoder, transform, layers):
+        if options.pool == "none":
+            np.save(folder / f"{len(names):08}.npy", tokens.numpy())
+        else:
+            rows.append(tokens.mean(0).numpy())
+        names.append(name)
+    if options.pool == "mean":
+        np.save(folder / "features.npy", np.array(rows))
     (folder / "names.txt").write_text("".join(f"{name}\n" for name in names), encoding="utf-8")
-    Console(soft_wrap=True, highlight=False).print(
-        f"{len(names):,} items from {transform.dataset.describe()}, in {folder}"
-    )
+    line = f"{len(names):,} items from {transform.dataset.describe()}, in {folder}"
+    Console(soft_wrap=True, highlight=False).print(line)
     return folder
 
 
-def _device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def features(encoder: Encoder, transform: Any, layers: int) -> Iterator[tuple[str, Tensor]]:
+    """Name and (T, D) features of every item of a transform that can be read; see
+    ``token_features``.
+
+    Items go through the encoder one by one, so that none depends on the padding of others.
+    """
+    # Synthetic data have no names, only numbers.
+    name = getattr(transform.dataset, "name", str)
+    items = track(transform.plain(), "features", disable=not Console().is_terminal)
+    for i, item in enumerate(items):
+        if item is not None:
+            yield name(i), token_features(encoder, item[None], layers)[0]
 
 
 @torch.no_grad()
-def features(encoder: Encoder, transform: Any, layers: int) -> Iterator[tuple[str, Tensor]]:
-    """Name and (T, D) float32 of every item that can be read: the mean of the last ``layers``
-    blocks' outputs.
+def token_features(encoder: Encoder, inputs: Tensor, layers: int) -> Tensor:
+    """(B, T, D) float32 on the CPU: the mean of the outputs of the last ``layers`` blocks, without
+    extra tokens (CLS).
 
-    Items go through one by one, so that none depends on the padding of its neighbours.
+    Args:
+        encoder: in evaluation mode.
+        inputs: (B, ...) prepared inputs of equal length, without padding.
+        layers: from 1 to the number of blocks.
     """
     device = next(encoder.parameters()).device
-    name: Callable[[int], str] = getattr(
-        transform.dataset, "name", str
-    )  # made-up data has numbers only
-    for i, item in enumerate(
-        track(transform.plain(), "features", disable=not Console().is_terminal)
-    ):
-        if item is not None:
-            encoded = encoder.encode(
-                Batch(item[None].to(device), torch.tensor([i])), layers, "block"
-            )
-            yield name(i), torch.stack(encoded.layers).float().mean(0)[0].cpu()
+    batch = Batch(inputs.to(device), torch.arange(len(inputs)))
+    encoded = encoder.encode(batch, layers, "block")
+    return torch.stack(encoded.layers).float().mean(0).cpu()
 
 
-def _pooled(folder: Path, items: Iterator[tuple[str, Tensor]]) -> list[str]:
-    rows = [(name, tokens.mean(0).numpy()) for name, tokens in items]
-    np.save(folder / "features.npy", np.array([row for _, row in rows]))
-    return [name for name, _ in rows]
+def number_of_layers(encoder: Encoder, layers: int | None) -> int:
+    """``layers``, or half of the encoder's blocks for None, as the probe takes them.
 
-
-def _whole(folder: Path, items: Iterator[tuple[str, Tensor]]) -> list[str]:
-    names: list[str] = []
-    for name, tokens in items:
-        np.save(folder / f"{len(names):08}.npy", tokens.numpy())
-        names.append(name)
-    return names
-
-
-WRITERS = {"mean": _pooled, "none": _whole}
+    Raises:
+        ConfigError: the encoder does not have so many blocks.
+    """
+    if layers is not None and not 1 <= layers <= encoder.depth:
+        rule = f"must be from 1 to {encoder.depth}, the number of blocks of the encoder"
+        raise ConfigError("layers", layers, rule)
+    return layers or max(1, encoder.depth // 2)
 
 
 if __name__ == "__main__":
-    commands.run(main, __doc__)
+    commands.run(main, Options)

@@ -29,6 +29,7 @@ huggingface
 evaluation
 training
 evaluate export extract
+api
 cli
 """
 DATA_ROOMS = """

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from d2v_pretrain.checkpoint import file as checkpoint
@@ -105,6 +105,29 @@ class Run:
             )
         cfg.transform.dataset = OmegaConf.to_container(other.data, resolve=True)
         return instantiate(cfg.transform, _convert_="all")
+
+    def preparation(self) -> dict[str, Any]:
+        """Settings of the run's transform without its data: enough to prepare inputs that someone
+        has in hand.
+
+        Raises:
+            ConfigError: the tokenizer that was trained on the run's data, or these data, are gone.
+        """
+        settings = OmegaConf.to_container(self.cfg.transform, resolve=True)
+        assert isinstance(settings, dict)
+        del settings["dataset"]
+        if "join" in settings:
+            settings["join"] = False  # items in hand stay apart
+        trained = settings.get("cache")
+        if trained and not settings["tokenizer"] and not Path(trained).exists():
+            own = instantiate(self.cfg.transform, _convert_="all")
+            settings["vocab_size"] = own.vocabulary.size  # reads or trains it, as in training
+            settings["tokenizer"] = own.tokenizer and str(own.tokenizer)
+        return settings  # type: ignore[return-value]
+
+    def prepared_with(self, dataset: Any) -> Any:
+        """The run's transform over other items, of the kind that it takes."""
+        return construct(self.preparation() | {"dataset": dataset}, get_object)
 
     def report(self, name: str) -> Any:
         """The content of a JSON file in the run's folder, None if it is not there."""

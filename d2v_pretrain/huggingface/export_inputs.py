@@ -60,8 +60,8 @@ def _write_vision(run: Run, folder: Path) -> str:
     if not transform.standardise:
         return ""
     return (
-        "every image is standardised by itself, mean colour 0 and contrast 1: the folder's own code for transformers "
-        "does so; before an encoder of d2v_pretrain.load do it yourself"
+        "every image is standardised by itself, mean colour 0 and contrast 1; the folder's own "
+        "code for transformers does so, and so does d2v_pretrain.load"
     )
 
 

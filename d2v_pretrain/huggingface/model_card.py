@@ -17,7 +17,8 @@ model = AutoModel.from_pretrained("{folder}")
 inputs = {auto}.from_pretrained("{folder}")
 ```
 
-Without transformers: `d2v_pretrain.huggingface.{name}.from_pretrained("{folder}")`."""
+Without transformers: `d2v_pretrain.load("{folder}").encoder(inputs)`, or the class
+`d2v_pretrain.{name}.from_pretrained("{folder}")`."""
 USE_REMOTE = """\
 transformers has no class for this encoder ({why}), so the folder carries its own code:
 
@@ -28,13 +29,14 @@ model = AutoModel.from_pretrained("{folder}", trust_remote_code=True)
 inputs = {auto}.from_pretrained("{folder}")
 ```
 
-With d2v_pretrain, no foreign code is run: `encoder = d2v_pretrain.load("{folder}")`."""
+With d2v_pretrain, no foreign code is run: `d2v_pretrain.load("{folder}").encoder(inputs)`."""
 USE_BUNDLE = """\
 ```python
-import d2v_pretrain
+import d2v_pretrain as d2v
 
-encoder = d2v_pretrain.load("{folder}")  # d2v_pretrain.models.encoder.Encoder, in evaluation mode
-features = encoder.encode(batch).tokens  # batch: d2v_pretrain.types.Batch
+model = d2v.load("{folder}")
+features = model.encoder(inputs)  # waveforms, images or texts: features.x (B, T, D), features.lengths
+network = model.network  # a torch.nn.Module: d2v_pretrain.models.encoder.Encoder
 ```"""
 
 

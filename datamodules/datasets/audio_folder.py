@@ -181,11 +181,11 @@ def waveform(file: str | BinaryIO, start: int = 0, frames: int = -1) -> np.ndarr
         np.dot(mono, mono)
     ):  # as isfinite().all(), in half the time
         raise Unusable("has no sound, or samples that are not finite")
-    return mono if rate == RATE else _resampler(rate)(torch.from_numpy(mono)).numpy()
+    return mono if rate == RATE else resampler(rate)(torch.from_numpy(mono)).numpy()
 
 
 @lru_cache
-def _resampler(rate: int) -> torch.nn.Module:
+def resampler(rate: int) -> torch.nn.Module:
     """From ``rate`` Hz to 16 kHz, with its kernel kept."""
     import torchaudio  # takes a while, and data at 16 kHz does not need it
 

@@ -108,12 +108,12 @@ def decode(file: str | BinaryIO) -> np.ndarray:
             # A view, as Pillow has it: resizing is faster so, and the copy would take half as long
             # as the decoding
             ImageOps.exif_transpose(image, in_place=True)
-            return np.array(_colours(image)).transpose(2, 0, 1)
+            return np.array(colours(image)).transpose(2, 0, 1)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise Unusable(f"cannot be decoded ({error})") from None
 
 
-def _colours(image: Image.Image) -> Image.Image:
+def colours(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
         return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)).convert(
             "RGB"

@@ -1,25 +1,21 @@
-"""``python -m datamodules.doctor modality=audio data=folder data.root=DIR [any setting of train.py]
-[sample=N]``.
-
-Decodes all data (or N random items), looks for what is wrong with it, and simulates the order of
-the run. Writes runs/<name>/doctor/{doctor.json, lengths.png, skipped.jsonl}. Exit code 0: nothing
-above data.max_bad_share, 1: some, or no plan, 2: wrong input."""
+"""The command ``python -m datamodules.doctor modality=audio data=folder data.root=DIR …``: what is
+wrong with the data, and what order a run would read it in."""
 
 from __future__ import annotations
 
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from hydra.errors import HydraException
 from hydra.utils import instantiate
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 
+from d2v_pretrain.config import options
 from d2v_pretrain.config.compose import check, load
-from d2v_pretrain.config.explain import in_words
+from d2v_pretrain.config.explain import MISTAKES, in_words
 from d2v_pretrain.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -28,52 +24,63 @@ if TYPE_CHECKING:
 _LIMIT = 0.1  # where the data have no ``max_bad_share``
 
 
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Decode the data of a run, find what is wrong with it, and simulate the order of the run.
+
+    Writes doctor.json, lengths.png and skipped.jsonl into runs/NAME/doctor. The exit code is 0 if
+    no kind of fault is above data.max_bad_share, 1 if one is or no order can be planned, and 2 for
+    wrong input.
+
+    Usage: d2v-pretrain doctor modality=audio data=folder data.root=DIR [key=value …]
+    All settings of `d2v-pretrain pretrain` may be typed as well.
+
+    Examples:
+      d2v-pretrain doctor modality=audio data=folder data.root=recordings
+      d2v-pretrain doctor modality=vision data=shards data.root=shards/imagenet sample=10000
+      d2v-pretrain doctor modality=audio data=librispeech global_batch=64 max_tokens=1000000
+    """
+
+    sample: Annotated[int | None, "decode this many random items only; null decodes all", 1] = None
+
+
 def main() -> int:
     """Run it; returns the exit code."""
-    if {"-h", "--help"} & set(sys.argv[1:]):
-        print(__doc__)
+    typed = sys.argv[1:]
+    if not typed or {"-h", "--help"} & set(typed):
+        print(options.page(Options))
         return 0
-    sample = [word for word in sys.argv[1:] if word.startswith("sample=")]
-    sys.argv[1:] = [word for word in sys.argv[1:] if word not in sample]
+    own, settings = options.split(typed, "sample")
     try:
-        number = _number(sample[-1].partition("=")[2]) if sample else None
-        cfg = load(sys.argv[1:])
+        options.refuse_dashes(typed)
+        sample = options.read(Options, own).sample
+        cfg = load(settings)
         check(cfg)
-        return look(cfg, number)
-    except (ConfigError, HydraException, OmegaConfBaseException) as error:
-        print(f"error: {in_words(error)}", file=sys.stderr)
+        return look(cfg, sample)
+    except MISTAKES as error:
+        print(f"error: {in_words(error, settings)}", file=sys.stderr)
         return 2
-
-
-def _number(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
-        raise ConfigError(
-            "sample", text, "must be a positive whole number", "leave it out to decode everything"
-        )
-    return int(text)
 
 
 def look(cfg: DictConfig, sample: int | None) -> int:
     """Examine the data of a configuration, print and write what was found.
 
     Args:
-        cfg: as a run would get it. sample: how many items to decode; None for all.
+        cfg: as a run would get it.
+        sample: how many items to decode; None for all.
 
     Returns:
-        0 if no kind of defect is above ``data.max_bad_share``, and there is a plan; else 1.
+        0 if no kind of fault is above ``data.max_bad_share`` and the order can be planned, else 1.
     """
-    from datamodules.doctor import (
-        report,  # torch and Lightning: seconds that `--help` need not wait for
-    )
+    # torch and Lightning take seconds, which `--help` need not wait for.
+    from datamodules.doctor import report
     from datamodules.doctor.survey import survey
 
     folder, limit = Path(cfg.folder, "doctor"), _LIMIT
     cfg.folder = str(folder)  # a run's own files stay as they are
     if "max_bad_share" in cfg.data:
-        limit, cfg.data.max_bad_share = (
-            cfg.data.max_bad_share,
-            1.0,
-        )  # all of it is to be told, not the first 5
+        # Examine everything, where a run would stop at this share.
+        limit, cfg.data.max_bad_share = cfg.data.max_bad_share, 1.0
     (folder / "skipped.jsonl").unlink(missing_ok=True)
     data = instantiate(cfg.datamodule, _convert_="all")
     about = data.describe()
@@ -112,7 +119,7 @@ def look(cfg: DictConfig, sample: int | None) -> int:
 
 
 def _dataset(transform: Any) -> Any:
-    """What the transform reads from, before crops, joins and tokens."""
+    """What the transform reads from, before it crops, joins or tokenises."""
     dataset = transform.dataset
     return getattr(dataset, "clips", dataset)
 

@@ -1,16 +1,15 @@
-"""The command: ``python -m datamodules.prepare audio|vision|text|index|verify key=value …``; errors
-in one sentence."""
+"""The command ``python -m datamodules.prepare audio|vision|text|index|verify key=value …``."""
 
 from __future__ import annotations
 
-import difflib
 import re
 import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
-from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.config import options
+from d2v_pretrain.errors import ConfigError, nearest
 from datamodules.prepare import audio, settings, text, verify, vision
 from datamodules.prepare.output import Finished, Output
 from datamodules.prepare.packing import Plan, pack
@@ -27,12 +26,15 @@ _AGAIN = "the same command goes on where this one stopped"
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0, 1 if ``verify`` found faults, 2 wrong use, 130
-    Ctrl-C."""
+    """Run a command, or print the pages of all of them.
+
+    Returns:
+        The exit code: 0, 1 if ``verify`` found faults, 2 for wrong use, 130 after Ctrl-C.
+    """
     words = sys.argv[1:] if words is None else list(words)
     if not words or {"-h", "--help", "help"} & set(words):
         asked = [word for word in words if word in settings.COMMANDS] or list(settings.COMMANDS)
-        print("\n\n".join(map(settings.usage, asked)))
+        print("\n\n\n".join(options.page(settings.COMMANDS[command]) for command in asked))
         return 0 if words else 2
     try:
         return _run(words[0], words[1:])
@@ -41,25 +43,18 @@ def main(words: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail(f"stopped; {_AGAIN}", 130)
     except BrokenProcessPool:
-        return _fail(
-            f"a process was killed, for lack of memory perhaps; {_AGAIN}: give it fewer processes=",
-            2,
-        )
+        rule = "a process was killed, perhaps for lack of memory"
+        return _fail(f"{rule}; {_AGAIN}: give it fewer processes=", 2)
     except OSError as error:
-        return _fail(
-            f"{error.filename or 'output'}: {error.strerror or error}; once that is mended, {_AGAIN}",
-            2,
-        )
+        rule = f"{error.filename or 'output'}: {error.strerror or error}"
+        return _fail(f"{rule}; once that is mended, {_AGAIN}", 2)
 
 
 def _run(command: str, words: Sequence[str]) -> int:
     if command not in settings.COMMANDS:
-        near = difflib.get_close_matches(command, settings.COMMANDS, 1)
-        meant = f" (did you mean {near[0]}?)" if near else ""
-        raise ConfigError(
-            "command", command, f"is none{meant}", f"type one of {', '.join(settings.COMMANDS)}"
-        )
-    given = settings.parse(settings.COMMANDS[command], words)
+        rule = f"is not a command{nearest(command, settings.COMMANDS)}"
+        raise ConfigError("command", command, rule, f"type one of {', '.join(settings.COMMANDS)}")
+    given = options.read(settings.COMMANDS[command], words)
     if command in _CHECKS:
         return _CHECKS[command](given)
     assert isinstance(given, settings.Build)
@@ -75,13 +70,10 @@ def _run(command: str, words: Sequence[str]) -> int:
 def _report(manifest: dict[str, Any], output: Output) -> None:
     size = f"{manifest['samples']:,} samples, {manifest['length']:,} {manifest['unit']}"
     hours = f" ({manifest['hours']:,.2f} h)" if manifest["hours"] else ""
-    print(
-        f"{output.folder}: {len(manifest['shards']):,} shards, {size}{hours}, {manifest['bytes'] / 1e6:,.1f} MB"
-    )
-    if manifest["skipped"]:
-        print(
-            f"{manifest['skipped']:,} files were left out: {output.folder / 'skipped.jsonl'} says why"
-        )
+    shards = f"{len(manifest['shards']):,} shards, {size}{hours}, {manifest['bytes'] / 1e6:,.1f} MB"
+    print(f"{output.folder}: {shards}")
+    if skipped := manifest["skipped"]:
+        print(f"{skipped:,} files were left out: {output.folder / 'skipped.jsonl'} says why")
     if manifest["licence"] is None:
         print("No licence was found; licence=… notes one in the manifest")
 

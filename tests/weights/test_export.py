@@ -228,16 +228,16 @@ def test_a_damaged_bundle(trained: Runs, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "typed, sentence",
     [
-        ([], "run= is needed"),
+        ([], "run= must be given: a run's name"),
         (["run=auido1"], "run=auido1 is no folder in runs/; the nearest are audio1"),
         (["run=empty"], "has no checkpoint yet"),
         (["run=torn"], "has no whole one: last.ckpt is corrupt"),
-        (["run=audio1", "format=onnx"], "format=onnx is not there; choose one of hf, bundle"),
-        (["run=audio1", "which=ema"], "choose one of student, teacher"),
+        (["run=audio1", "format=onnx"], "format=onnx must be one of hf, bundle"),
+        (["run=audio1", "which=ema"], "which=ema must be one of teacher, student"),
         (["run=audio1", "step=3"], "step=3 has no checkpoint in runs/audio1; there are 7"),
         (["run=audio1", "step=last"], "step=last must be a whole number"),
         (["run=audio1", "fromat=hf"], "fromat=hf is not an option (did you mean format?)"),
-        (["audio1"], "is not of the form key=value"),
+        (["audio1"], "is not of the form key=value; type run=audio1"),
         (["run=audio1", "output=full"], "output=full is not empty"),
     ],
 )

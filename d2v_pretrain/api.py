@@ -1,0 +1,258 @@
+"""The Python door: ``pretrain()`` a run, ``load()`` an encoder and call it with arrays, images or
+texts."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from d2v_pretrain.checkpoint import file as checkpoint
+from d2v_pretrain.checkpoint.run import Run, find
+from d2v_pretrain.config import compose
+from d2v_pretrain.config.explain import MISTAKES, in_words
+from d2v_pretrain.errors import ConfigError, nearest
+from d2v_pretrain.export import PREPARATION
+from d2v_pretrain.extract import number_of_layers, token_features
+from d2v_pretrain.huggingface import convert
+from d2v_pretrain.models.encoder import Encoder
+from d2v_pretrain.models.stems import AudioStem, EdgeStem, TextStem, VisionStem
+from d2v_pretrain.training import run as training
+from d2v_pretrain.training.signals import STOP
+from d2v_pretrain.weights import bundle
+from d2v_pretrain.weights.construct import construct
+
+# The class that takes what a user has in hand for each kind of stem; ``Arrays`` for other stems.
+# The only classes outside of the encoder that an exported folder may name are transforms.
+_IN_HAND = {AudioStem: "Waveforms", VisionStem: "Images", EdgeStem: "Images", TextStem: "Texts"}
+_TRANSFORMS = ("datamodules.transforms.", "datamodules.shards.text.text_transform")
+
+
+@dataclass(frozen=True)
+class Features:
+    """Features of B items.
+
+    Args:
+        x: (B, T, D) float32 on the CPU, zeros behind the end of an item; T is that of the longest.
+        lengths: (B,) int64 number of tokens of each item.
+    """
+
+    x: Tensor
+    lengths: Tensor
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """(T, D) of each item, without padding."""
+        return (rows[:length] for rows, length in zip(self.x, self.lengths.tolist()))
+
+    def pooled(self) -> Tensor:
+        """(B, D) mean over the tokens of each item."""
+        return torch.stack([tokens.mean(0) for tokens in self])
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """An encoder with what it takes to call it.
+
+    Args:
+        folder: of the run or of the export.
+        network: the encoder, a ``torch.nn.Module`` in evaluation mode; ``network.to("cuda")`` moves
+            it to a GPU.
+        probe: content of the run's ``probe.json``; None without one.
+        prepare: dataset in hand -> the transform that prepares its items as in the run.
+    """
+
+    folder: Path
+    network: Encoder
+    probe: Mapping[str, Any] | None
+    prepare: Callable[[Any], Any] = field(repr=False)
+
+    def encoder(
+        self, inputs: Any, sampling_rate: int | None = None, layers: int | None = None
+    ) -> Features:
+        """Features of what is in hand, prepared as the run prepared its own data: waveforms are
+        normalised, images are resized, cropped and normalised, texts are tokenised and cut to the
+        longest input of the run.
+
+        Items of different lengths go through the encoder one by one, so that the features of none
+        depend on the others. They equal those of ``d2v-pretrain extract``.
+
+        Args:
+            inputs: one item or a sequence of them. Audio: mono waveforms (S,), as arrays, tensors
+                or lists, or a (B, S) array. Images: PIL images, arrays (H, W, 3) or tensors (3, H,
+                W) of 8 bits. Text: strings. Audio and images may be paths of files.
+            sampling_rate: of waveforms in arrays, Hz; 16,000 by default. Others are resampled.
+            layers: average the outputs of this many last blocks; half of them by default, as the
+                probe does.
+
+        Raises:
+            ConfigError: the inputs are of another kind; the folder does not say how to prepare
+                them.
+        """
+        top = number_of_layers(self.network, layers)
+        kind = getattr(
+            import_module("datamodules.datasets.in_hand"),
+            _IN_HAND.get(type(self.network.stem), "Arrays"),
+        )
+        dataset = kind(inputs) if sampling_rate is None else kind(inputs, sampling_rate)
+        items = list(self.prepare(dataset).plain())
+        rows: list[Tensor] = [torch.empty(0)] * len(items)
+        for length in {item.shape[-1] for item in items}:
+            places = [n for n, item in enumerate(items) if item.shape[-1] == length]
+            batch = torch.stack([items[n] for n in places])
+            for n, tokens in zip(places, token_features(self.network, batch, top)):
+                rows[n] = tokens
+        lengths = torch.tensor([len(tokens) for tokens in rows])
+        return Features(torch.nn.utils.rnn.pad_sequence(rows, batch_first=True), lengths)
+
+
+def pretrain(
+    modality: str | None = None, data: str | Path | None = None, **settings: Any
+) -> Pretrained:
+    """Start a run, or go on with it, as ``python train.py`` does; in one process, on one device
+    unless ``trainer`` is given. Ctrl-C stops it with a checkpoint, and the same call goes on.
+
+        run = pretrain("audio", "recordings", steps=1000, checkpoint={"keep_last": 2})
+        run.probe["few_shot"], run.encoder(waveform).pooled()
+
+    Args:
+        modality: audio, vision or text; may be left out if a recipe is named.
+        data: a set by name (``librispeech``), or a folder of files; by default the embedded data.
+        settings: as on the command line: ``steps=100``, ``masking={"prob": 0.5}`` or
+            ``**{"masking.prob": 0.5}``; None for null.
+
+    Returns:
+        The run, with the teacher's encoder, or the student's of a fine-tuned run.
+
+    Raises:
+        ConfigError: a mistake in what is given, in one sentence.
+    """
+    words = _words(modality, data, settings)
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    if on_main_thread:
+        STOP.install()
+    try:
+        cfg = compose.load(words)
+        training.pretrain(cfg)
+    except MISTAKES as error:
+        raise in_words(error, words) from None
+    finally:
+        if on_main_thread:
+            STOP.uninstall()
+    return load(Path(cfg.folder).absolute())
+
+
+def _words(modality: str | None, data: str | Path | None, settings: Mapping[str, Any]) -> list[str]:
+    """The command line that the arguments of ``pretrain`` stand for."""
+    words = [] if modality is None else [f"modality={modality}"]
+    if data is not None:
+        sets = compose.choices("data")
+        if str(data) in sets:
+            words.append(f"data={data}")
+        elif Path(data).exists():
+            words += ["data=folder", f"data.root={_spelled(str(data))}"]
+        else:
+            remedy = f"the sets are {', '.join(sets)}"
+            rule = f"is neither a set of data nor a file or folder{nearest(str(data), sets)}"
+            raise ConfigError("data", data, rule, remedy)
+    given = dict(_flat(settings))
+    if not any(key == "trainer" or key.startswith("trainer.") for key in given):
+        given["trainer.devices"] = 1
+    return words + [f"{key}={_spelled(value)}" for key, value in given.items()]
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Dotted keys and their values."""
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _spelled(value: Any) -> str:
+    """A value as Hydra reads it on a command line."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    if isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(_spelled, value))}]"
+    text = str(value)
+    if text.replace("_", "").isalnum() and not text[0].isdigit():
+        return text  # a bare word, which may also be the choice of a group
+    # Inside quotes, Hydra reads a backslash as an escape only in front of a quote.
+    doubled = re.sub(r"(\\+)(?='|$)", r"\1\1", text)
+    return "'" + doubled.replace("'", "\\'") + "'"
+
+
+def load(path: str | Path, which: str | None = None, step: int | None = None) -> Pretrained:
+    """An encoder of ours, ready to be called: ``load(PATH).encoder(inputs)``.
+
+    Args:
+        path: a run's name or folder, one of its checkpoints, a bundle, or a folder that ``export``
+            wrote for transformers. No code in a folder is run.
+        which: teacher or student of a run; the teacher by default, or the student if there is none.
+        step: of a run's checkpoint; the newest by default.
+
+    Raises:
+        ConfigError: it is none of these, or damaged.
+    """
+    place = Path(path)
+    if (place / bundle.CONFIG).is_file():
+        return _exported(place)
+    if place.is_file():
+        if checkpoint.step_of(place) < 0:
+            remedy = "train.py init_from=FILE starts a run from published weights"
+            raise ConfigError("path", path, "is not one of our checkpoints", remedy)
+        return _of_run(Run(place.absolute().parent.parent, place), which)
+    is_run = (place / "checkpoints").is_dir()
+    return _of_run(find(str(place.absolute() if is_run else path), step), which)
+
+
+def _of_run(run: Run, which: str | None) -> Pretrained:
+    try:
+        network = run.encoder(which or "teacher")
+    except ConfigError as error:
+        if which is not None or error.key != "which":
+            raise
+        network = run.encoder("student")
+    return Pretrained(run.folder, network, run.report("probe.json"), run.prepared_with)
+
+
+def _exported(folder: Path) -> Pretrained:
+    if bundle.is_bundle(folder):
+        network = bundle.load(folder)
+    else:
+        network = convert.load(folder)[0].encoder_module
+
+    def prepare(dataset: Any) -> Any:
+        try:
+            settings = json.loads((folder / PREPARATION).read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            rule = f"has no {PREPARATION} that says how inputs are prepared ({error})"
+            remedy = "export the run again with this version, or call .network with your own batch"
+            raise ConfigError("path", folder, rule, remedy) from None
+        if settings.get("tokenizer"):
+            settings["tokenizer"] = str(folder / settings["tokenizer"])
+        return construct(settings | {"dataset": dataset}, _transform_class)
+
+    return Pretrained(folder, network.eval(), None, prepare)
+
+
+def _transform_class(target: str) -> Callable[..., Any]:
+    """A transform by name; a file must not name anything else to be called."""
+    module, _, name = target.rpartition(".")
+    if not target.startswith(_TRANSFORMS):
+        raise ConfigError(PREPARATION, target, "is not a transform of datamodules")
+    return getattr(import_module(module), name)

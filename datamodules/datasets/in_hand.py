@@ -1,0 +1,181 @@
+"""Datasets of items that a user has in memory: Waveforms, Images, Texts, and Arrays of anything
+else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Generic, TypeVar
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from d2v_pretrain.errors import ConfigError
+from datamodules.datasets import image_folder
+from datamodules.datasets.audio_folder import RATE, resampler, waveform
+from datamodules.datasets.probe_tasks import Labelled
+from datamodules.datasets.scan import Unusable
+
+Item = TypeVar("Item")
+
+
+class InHand(Generic[Item]):
+    """A few items, in the order in which they were given.
+
+    Args:
+        inputs: one item, or a sequence of them; see the subclass.
+
+    Attributes:
+        one: whether a single item was given.
+    """
+
+    holds: ClassVar[str]
+
+    def __init__(self, inputs: Any) -> None:
+        self.one = self.is_one(inputs)
+        self.items = [self.item(each) for each in ([inputs] if self.one else inputs)]
+        if not self.items:
+            raise ConfigError("inputs", "[]", "must be at least one item")
+
+    def is_one(self, inputs: Any) -> bool:
+        """Whether this is one item and not a sequence of items."""
+        raise NotImplementedError
+
+    def item(self, given: Any) -> Item:
+        """An item as datasets of this kind store it.
+
+        Raises:
+            ConfigError: it cannot be made one.
+        """
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def read(self, index: int) -> Item:
+        return self.items[index]
+
+    def name(self, index: int) -> str:
+        return str(index)
+
+    def describe(self) -> str:
+        return f"{len(self):,} items in hand"
+
+    def labelled(self) -> list[Labelled[Item]]:
+        return []
+
+
+class Arrays(InHand[np.ndarray]):
+    """Arrays or tensors as they are, (C, S) float32: one of them, or a list of them."""
+
+    holds = "array"
+
+    def is_one(self, inputs: Any) -> bool:
+        return hasattr(inputs, "ndim") and inputs.ndim == 2
+
+    def item(self, given: Any) -> np.ndarray:
+        return _array(given).astype(np.float32)
+
+
+class Waveforms(InHand[np.ndarray]):
+    """Mono waveforms: arrays, tensors or lists of numbers (S,), rows of a (B, S) array, or paths of
+    audio files.
+
+    Args:
+        inputs: one of them, or a list of them. Whole numbers are scaled to [-1, 1] by the range of
+            their type, as audio files store them.
+        sampling_rate: of the arrays in Hz, 16,000 by default. Other rates are resampled. Files know
+            their own.
+    """
+
+    holds = "waveform"
+
+    def __init__(self, inputs: Any, sampling_rate: int = RATE) -> None:
+        self.rate = sampling_rate
+        super().__init__(inputs)
+
+    def is_one(self, inputs: Any) -> bool:
+        if isinstance(inputs, str | Path):
+            return True
+        if hasattr(inputs, "ndim"):
+            return inputs.ndim == 1
+        return len(inputs) > 0 and bool(np.isscalar(inputs[0])) and not isinstance(inputs[0], str)
+
+    def item(self, given: Any) -> np.ndarray:
+        """(S,) float32 at 16 kHz."""
+        if isinstance(given, str | Path):
+            return _read(waveform, given)
+        wave = _array(given)
+        if wave.ndim != 1 or not len(wave):
+            rule = "must be one channel of samples"
+            raise ConfigError("inputs", f"of shape {wave.shape}", rule, "average the channels")
+        if wave.dtype.kind == "i":
+            wave = wave / -float(np.iinfo(wave.dtype).min)
+        wave = wave.astype(np.float32)
+        if not np.isfinite(wave).all():
+            raise ConfigError("inputs", "with NaN or infinity", "must be finite")
+        if self.rate == RATE:
+            return wave
+        return resampler(self.rate)(torch.from_numpy(wave)).numpy()
+
+
+class Images(InHand[np.ndarray]):
+    """Colour images: PIL images, arrays (H, W, 3) or (H, W), tensors (3, H, W), of 8 bits, or paths
+    of image files; one of them, a list of them, or a batch of four dimensions."""
+
+    holds = "image"
+
+    def is_one(self, inputs: Any) -> bool:
+        if isinstance(inputs, str | Path | Image.Image):
+            return True
+        return hasattr(inputs, "ndim") and inputs.ndim in (2, 3)
+
+    def item(self, given: Any) -> np.ndarray:
+        """(3, H, W) uint8."""
+        if isinstance(given, str | Path):
+            return _read(image_folder.decode, given)
+        if isinstance(given, Image.Image):
+            upright = ImageOps.exif_transpose(given)
+            return np.array(image_folder.colours(upright)).transpose(2, 0, 1)
+        pixels = _array(given)
+        if pixels.dtype != np.uint8:
+            remedy = "give grey levels from 0 to 255 as uint8"
+            raise ConfigError("inputs", f"of type {pixels.dtype}", "must be 8-bit images", remedy)
+        if pixels.ndim == 2:
+            pixels = np.repeat(pixels[None], 3, 0)
+        elif not torch.is_tensor(given):
+            pixels = pixels.transpose(2, 0, 1)
+        if pixels.ndim != 3 or pixels.shape[0] != 3:
+            rule = "must have three channels: (H, W, 3) of an array, (3, H, W) of a tensor"
+            raise ConfigError("inputs", f"of shape {tuple(given.shape)}", rule, "convert to RGB")
+        return np.ascontiguousarray(pixels)
+
+
+class Texts(InHand[str]):
+    """Strings: one, or a list of them. Line breaks become spaces, since datasets have none."""
+
+    holds = "text"
+
+    def is_one(self, inputs: Any) -> bool:
+        return isinstance(inputs, str)
+
+    def item(self, given: Any) -> str:
+        if not isinstance(given, str):
+            raise ConfigError("inputs", f"of type {type(given).__name__}", "must be strings")
+        return " ".join(given.splitlines())
+
+    def texts(self) -> Iterator[str]:
+        """All of them."""
+        return iter(self.items)
+
+
+def _read(decode: Callable[[str], np.ndarray], file: str | Path) -> np.ndarray:
+    try:
+        return decode(str(file))
+    except Unusable as error:
+        raise ConfigError("inputs", file, str(error)) from None
+
+
+def _array(given: Any | Sequence[float]) -> np.ndarray:
+    return given.detach().cpu().numpy() if torch.is_tensor(given) else np.asarray(given)
