@@ -73,7 +73,7 @@ class Run:
             raise ConfigError(
                 "run", self.folder, f"has an encoder of foreign classes ({error})"
             ) from None
-        encoder.load_state_dict(weights(self.file, which).fitted(encoder, self.file))
+        encoder.load_state_dict(weights(self.file, which).fitted(encoder))
         return encoder.eval()
 
     def transform(self, typed: Sequence[str], folder: Path) -> Any:
@@ -187,7 +187,7 @@ def weights(file: Path, which: str) -> ForeignWeights:
             "which", which, f"is not in {file}: fine-tuning has no teacher", "type which=student"
         )
     what = f"the {which} of our checkpoint at step {checkpoint.step_of(file):,}"
-    return ForeignWeights(what, tensors, {name.removeprefix(prefix): name for name in tensors})
+    return ForeignWeights(file, what, tensors, {name.removeprefix(prefix): name for name in tensors})
 
 
 def find(name: str, step: int | None = None, runs: Path = Path("runs")) -> Run:

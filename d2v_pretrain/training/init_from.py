@@ -1,29 +1,54 @@
-"""``init_from``: whatever the path is (a bundle, a Hugging Face folder, a published checkpoint) ->
-its weights."""
+"""``init_from=PATH``: where a run may take its first weights from, and how they get into encoders."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from d2v_pretrain.checkpoint import file as checkpoint
+from d2v_pretrain.checkpoint.run import weights
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.huggingface import convert
+from d2v_pretrain.models.encoder import Encoder
 from d2v_pretrain.weights import bundle, fairseq
-from d2v_pretrain.weights.foreign import ForeignWeights
+from d2v_pretrain.weights.foreign import MASK_VECTOR, ForeignWeights, listed
 
 
 def read(path: Path) -> ForeignWeights:
-    """The encoder's weights in a file or folder that is none of our checkpoints.
+    """The weights of an encoder.
+
+    Args:
+        path: a checkpoint of ours (the student is read), a bundle, a folder of transformers, or a
+            checkpoint of fairseq or BEiT.
 
     Raises:
-        ConfigError: it is none of the formats, or damaged.
+        ConfigError: it is none of these, or damaged.
     """
+    if checkpoint.step_of(path) >= 0:
+        return weights(path, "student")
     if path.is_file():
         return fairseq.read(path)
     if (path / bundle.CONFIG).is_file():
         return bundle.read(path) if bundle.is_bundle(path) else convert.read(path)
-    raise ConfigError(
-        "init_from",
-        path,
-        "is no folder with a model",
-        "give a bundle, a folder of transformers, or a run's checkpoints/last.ckpt",
-    )
+    remedy = "give a bundle, a folder of transformers, or a run's checkpoints/last.ckpt"
+    raise ConfigError("init_from", path, "is no folder with a model", remedy)
+
+
+def load_weights(encoders: Sequence[Encoder], source: ForeignWeights) -> str:
+    """Put the weights into every encoder.
+
+    Returns:
+        A line for the user: what was read from where, how many tensors, what was left out.
+
+    Raises:
+        ConfigError: see ``ForeignWeights.fitted``.
+    """
+    state = source.fitted(encoders[0])
+    for encoder in encoders:
+        left = encoder.load_state_dict(state, strict=False)
+        assert set(left.missing_keys) <= {MASK_VECTOR} and not left.unexpected_keys
+    into = "student and teacher" if len(encoders) > 1 else "the encoder"
+    line = f"weights from {source.path} ({source.what}): {len(state)} tensors into {into}"
+    line += f"; left out {listed(source.left_out)}" if source.left_out else ""
+    fresh = MASK_VECTOR in encoders[0].state_dict() and MASK_VECTOR not in state
+    return line + (f"; {MASK_VECTOR} starts at random, the source has none" if fresh else "")

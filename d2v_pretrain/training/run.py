@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from d2v_pretrain.checkpoint import file as checkpoint
-from d2v_pretrain.checkpoint.run import adopt, weights
+from d2v_pretrain.checkpoint.run import adopt
 from d2v_pretrain.config import identity as provenance
 from d2v_pretrain.config.compose import check
 from d2v_pretrain.errors import ConfigError
@@ -28,11 +28,10 @@ from d2v_pretrain.rng import seed_default
 from d2v_pretrain.training.callbacks.metrics import JsonlLogger
 from d2v_pretrain.training.callbacks.preemption import Preemption
 from d2v_pretrain.training.callbacks.saving import Saving
-from d2v_pretrain.training.init_from import read
+from d2v_pretrain.training.init_from import load_weights, read
 from d2v_pretrain.training.module import Pretrain
 from d2v_pretrain.training.preflight import preflight
 from d2v_pretrain.training.ranks import is_lost, leave_together, post_mortem
-from d2v_pretrain.weights.foreign import load_weights
 
 CPU = torch.device("cpu")
 
@@ -185,14 +184,7 @@ def load_student(module: Pretrain, path: Path) -> None:
     Raises:
         ConfigError: it cannot be read, or is of another architecture.
     """
-    encoders = module.objective.encoders
-    say(
-        load_weights(
-            encoders,
-            weights(path, "student") if checkpoint.step_of(path) >= 0 else read(path),
-            path,
-        )
-    )
+    say(load_weights(module.objective.encoders, read(path)))
 
 
 def build_trainer(cfg: DictConfig, folder: Path) -> Trainer:

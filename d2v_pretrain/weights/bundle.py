@@ -90,7 +90,7 @@ def load(folder: str | Path) -> Encoder:
         raise ConfigError(
             "folder", folder / CONFIG, rule, "export it again, with this version"
         ) from None
-    encoder.load_state_dict(read(folder).fitted(encoder, folder))
+    encoder.load_state_dict(read(folder).fitted(encoder))
     return encoder.eval()
 
 
@@ -107,9 +107,8 @@ def read(folder: Path) -> ForeignWeights:
         raise ConfigError(
             "file", folder / WEIGHTS, rule, "copy it again, or export it again"
         ) from None
-    return ForeignWeights(
-        "d2v_pretrain bundle", tensors, {name.removeprefix(_PREFIX): name for name in tensors}
-    )
+    names = {name.removeprefix(_PREFIX): name for name in tensors}
+    return ForeignWeights(folder, "d2v_pretrain bundle", tensors, names)
 
 
 def model_class(target: str) -> Callable[..., Any]:

@@ -74,7 +74,7 @@ def read(path: Path) -> ForeignWeights:
     ours = {
         name.removeprefix("student."): v for name, v in names.items() if name.startswith("student.")
     }
-    return ForeignWeights(what, tensors, ours, left_out, _heads(content))
+    return ForeignWeights(path, what, tensors, ours, left_out, _heads(content))
 
 
 def _model(content: Any, path: Path) -> dict[str, Any]:

@@ -21,8 +21,8 @@ from torch import Tensor
 from benchmarks.parity import Golden, inputs, load, trace
 from benchmarks.reference import Reference, build
 from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.training.init_from import load_weights
 from d2v_pretrain.weights import fairseq, pickles
-from d2v_pretrain.weights.foreign import load_weights
 
 GOLDENS = Path(__file__).parent.parent / "fixtures" / "goldens"
 FOLDERS = {
@@ -194,7 +194,7 @@ def test_a_layout_gives_the_weights_that_parity_is_shown_with(
     load(expected, record.init)
     file = write(tmp_path / "file.pt", arrange(model), **how)
     encoders = [ours.objective.student, ours.objective.teacher.encoder]
-    line = load_weights(encoders, fairseq.read(file), file)
+    line = load_weights(encoders, fairseq.read(file))
     wanted = expected.objective.student.state_dict()
     for encoder in encoders:
         got = encoder.state_dict()
@@ -214,7 +214,7 @@ def test_the_recorded_activations_come_out(name: str, dtype: torch.dtype, tmp_pa
     }
     file = write(tmp_path / "file.pt", pretrained(half))
     ours = fresh(record)
-    load_weights([ours.objective.student], fairseq.read(file), file)
+    load_weights([ours.objective.student], fairseq.read(file))
     assert {p.dtype for p in ours.objective.student.parameters()} == {torch.float32}
     out = trace(ours, *inputs(record.io), record.config["shapes"]["out"])["student_encoder"]
     expected = record.answers["out.student_encoder"]
@@ -231,7 +231,7 @@ def test_what_does_not_fit_is_listed(tmp_path: Path) -> None:
     encoder = fresh(record).objective.student
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
     with pytest.raises(ConfigError) as error:
-        load_weights([encoder], fairseq.read(file), file)
+        load_weights([encoder], fairseq.read(file))
     for part in (
         "missing in it: stem.projection.bias",
         "unexpected in it: surprise.weight",
@@ -247,7 +247,7 @@ def test_what_does_not_fit_is_listed(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"unexpected in it: blocks\.4\.\* \(12 tensors\); choose"
     ):
-        load_weights([encoder], fairseq.read(file), file)
+        load_weights([encoder], fairseq.read(file))
 
 
 @pytest.mark.parametrize(
@@ -262,7 +262,7 @@ def test_another_number_of_heads_is_found_in_the_configuration(
     record, model = golden("audio1")
     file = write(tmp_path / "file.pt", {"model": model, "cfg": configuration})
     with pytest.raises(ConfigError, match="attention heads: 8, here 6"):
-        load_weights([fresh(record).objective.student], fairseq.read(file), file)
+        load_weights([fresh(record).objective.student], fairseq.read(file))
 
 
 def test_a_mask_vector_may_be_missing_or_too_many(tmp_path: Path) -> None:
@@ -270,14 +270,14 @@ def test_a_mask_vector_may_be_missing_or_too_many(tmp_path: Path) -> None:
     file = write(
         tmp_path / "file.pt", pretrained({k: v for k, v in model.items() if k != "mask_emb"})
     )
-    assert "stem.mask_vector starts afresh" in load_weights(
-        [fresh(record).objective.student], fairseq.read(file), file
+    assert "stem.mask_vector starts at random" in load_weights(
+        [fresh(record).objective.student], fairseq.read(file)
     )
     without = fresh(record).objective.student
     del without.stem.mask_vector
     without.stem.register_parameter("mask_vector", None)
     file = write(tmp_path / "file.pt", pretrained(model))
-    load_weights([without], fairseq.read(file), file)
+    load_weights([without], fairseq.read(file))
     assert without.stem.mask_vector is None
 
 
