@@ -50,8 +50,8 @@ def said(cwd: Path) -> str:
 
 def test_lightning_gives_what_torchrun_gives(tmp_path: Path) -> None:
     one, other = tmp_path / "lightning", tmp_path / "torchrun"
-    processes = launch(one, [], TEXT), launch(other, TORCHRUN, TEXT)
-    assert [process.wait(240) for process in processes] == [0, 0], (
+    started = launch(one, [], TEXT), launch(other, TORCHRUN, TEXT)
+    assert [process.wait(240) for process in started] == [0, 0], (
         said(one)[-2000:] + said(other)[-2000:]
     )
     assert list(processes.differences(processes.outcome(one), processes.outcome(other))) == []
