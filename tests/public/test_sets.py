@@ -71,7 +71,7 @@ def tones(root: Path, names: list[str]) -> None:
 
 
 def names_of(read: Any) -> set[str]:
-    return {Path(piece.file).name for piece in read.dataset.pieces}
+    return {Path(part.file).name for part in read.dataset.stretches}
 
 
 def test_fsdd_holds_one_speaker_out(tmp_path: Path) -> None:
@@ -122,13 +122,13 @@ def test_librispeech_pretrains_on_the_train_parts_and_names_speakers_of_dev_clea
         "10-7-0000 MISTER QUILTER IS\n10-7-0002 NOR IS\n",
     )
     read = transform("librispeech", root)
-    assert len(read) == 18 and all("/train-" in piece.file for piece in read.dataset.pieces)
+    assert len(read) == 18 and all("/train-" in part.file for part in read.dataset.stretches)
     (task,) = read.dataset.labelled()
     assert task.name == "speaker" and task.classes == 2 and len(task.train) + len(task.test) == 40
     assert transcripts(str(root)) == {"10-7-0000": "MISTER QUILTER IS", "10-7-0002": "NOR IS"}
     assert (
-        transform("librispeech", root / "LibriSpeech").dataset.frames.tolist()
-        == read.dataset.frames.tolist()
+        transform("librispeech", root / "LibriSpeech").dataset.lengths.tolist()
+        == read.dataset.lengths.tolist()
     )
 
 

@@ -12,7 +12,7 @@ import webdataset
 
 from datamodules.shards.index import build_index, is_whole, load
 from datamodules.shards.tar import Damaged, parts, walk
-from tests.shards.made import flac, npy, write
+from tests.shards.tiny_shards import flac, npy, write
 
 
 def theirs(tar: Path) -> list[dict[str, bytes]]:

@@ -25,7 +25,7 @@ from datamodules.shards.index import build_index
 from datamodules.shards.names import shown
 from datamodules.shards.store import Cache
 from datamodules.transforms.audio import AudioTransform
-from tests.shards.made import audio, batches, sounds
+from tests.shards.tiny_shards import audio, batches, sounds
 from tests.shards.server import nginx, serving
 
 PATTERN = "/s-{000..004}.tar"
