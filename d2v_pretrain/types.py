@@ -19,8 +19,8 @@ class Batch:
     device.
 
     Args:
-        inputs: (B, S) float waveform at 16 kHz | (B, 3, H, W) float image | (B, T) int64 token ids |
-            (B, C, S) float series.
+        inputs: (B, S) float waveform at 16 kHz | (B, 3, H, W) float image | (B, T) int64 token ids
+            | (B, C, S) float series.
         ids: (B,) int64 global sample ids, on the CPU.
         lengths: (B,) int64 valid length along S or T, on the CPU, or None if every row is full.
         labels: (B,) int64 class ids, or None; only probes and fine-tuning read them.

@@ -20,8 +20,7 @@ from datamodules.datasets.probe_tasks import Labelled
 from datamodules.datasets.scan import Skipped, Unusable, scan
 
 # Formats that libsndfile recognises by their content.
-_LOSSY = (".mp3", ".ogg", ".oga", ".opus")
-ENDINGS = (".wav", ".flac", *_LOSSY, ".aif", ".aiff", ".aifc", ".au", ".snd", ".caf", ".w64")
+ENDINGS = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif", ".au", ".caf", ".w64")
 
 
 class Stretch(NamedTuple):

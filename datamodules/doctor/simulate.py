@@ -54,9 +54,9 @@ def simulate(data: PretrainDataModule) -> Simulation:
     stream = StepSampler(
         plan, data.micro_batches_per_step, readers=readers_for(plan, data.micro_batches_per_step)
     )
-    batches = [one.ids for one in islice(stream, steps * data.micro_batches_per_step)]
-    tall, short, _ = _extents(plan.lengths, batches, np.ones(len(batches)))
-    load = (short if cut else tall) * np.array([len(ids) for ids in batches])
+    walked = [one.ids for one in islice(stream, steps * data.micro_batches_per_step)]
+    tall, short, _ = _extents(plan.lengths, walked, np.ones(len(walked)))
+    load = (short if cut else tall) * np.array([len(ids) for ids in walked])
     idle = {
         world: None
         if data.micro_batches_per_step % world

@@ -89,7 +89,7 @@ class ShardDataset(Dataset[Item]):
 
     @property
     def folder(self) -> Path | None:
-        """Where the shards are; None if that is not on this machine."""
+        """Folder of the shards; None if they are remote."""
         return None if is_remote(self.names[0]) else Path(self.names[0]).parent
 
     @property
@@ -165,7 +165,6 @@ class ShardDataset(Dataset[Item]):
 
     @property
     def checksums(self) -> np.ndarray:
-        """(n,) uint32 CRC-32 of each shard, wherever it lies."""
         return np.array([shard.tar_crc for shard in self.shards], np.uint32)
 
     @cached_property
@@ -213,7 +212,6 @@ class ShardDataset(Dataset[Item]):
             return {}
 
     def name(self, index: int) -> str:
-        """Shard and key of a sample."""
         shard, place = self._place(index)
         try:
             key = sample_of(self._span(shard, place))[0]
@@ -224,7 +222,7 @@ class ShardDataset(Dataset[Item]):
     def _read(self, shard: int, place: int) -> Item | None:
         self.reads += 1
         name = shown(self.names[shard])
-        key = ""  # stays empty if it is the shard that cannot be read
+        key = ""  # empty as long as it is the shard that cannot be read
         try:
             span = self._span(shard, place)
             key = f": sample {place}"

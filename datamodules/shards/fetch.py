@@ -14,6 +14,8 @@ from typing import BinaryIO, NamedTuple
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+from webdataset.gopen import gopen, set_options
+
 from datamodules.datasets.scan import Unusable
 from datamodules.shards.names import PIPE, shown
 
@@ -132,11 +134,11 @@ def _http(url: str, begin: int, version: str | None) -> Iterator[Stream]:
 @contextmanager
 def _pipe(url: str, begin: int, version: str | None) -> Iterator[Stream]:
     """The output of a command, from its beginning: a pipe cannot be resumed."""
-    from webdataset import gopen
-
-    with gopen.gopen(url, "rb") as stream:
-        gopen.set_options(stream, ignore_status=[0])  # any other exit code is an OSError
-        yield Stream(stream, 0, None, None)
+    with gopen(url, "rb") as pipe:
+        set_options(pipe, ignore_errors=True)  # the exit code is checked here, for a plain message
+        yield Stream(pipe, 0, None, None)
+    if pipe.status:
+        raise OSError(f"the command ended with code {pipe.status}")
 
 
 @contextmanager

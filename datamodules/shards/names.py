@@ -9,6 +9,8 @@ import re
 from collections.abc import Iterator, Sequence
 from urllib.parse import urlsplit
 
+from braceexpand import braceexpand
+
 from d2v_pretrain.errors import ConfigError
 
 PIPE = "pipe:"
@@ -55,8 +57,6 @@ def expand(root: str | Sequence[str]) -> list[str]:
 
 
 def _expand(one: str) -> Iterator[str]:
-    from braceexpand import braceexpand
-
     if one.startswith(PIPE) or not re.search(r"\{.*\}", one):
         yield from _places(one)
     else:

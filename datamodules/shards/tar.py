@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+from webdataset import TarWriter
+from webdataset.tariterators import base_plus_ext
+
 from datamodules.datasets.scan import Unusable
 
 BLOCK = 512
@@ -122,8 +125,6 @@ def parts(name: str) -> tuple[str, str] | None:
     The key reaches to the first dot after the last slash. Members with one key that follow each
     other are a sample.
     """
-    from webdataset.tariterators import base_plus_ext  # imports torch, which tools can do without
-
     key, extension = base_plus_ext(name)
     return None if key is None or _META.match(name) else (key, extension.lower())
 
@@ -211,8 +212,6 @@ def write_tar(path: Path, samples: Iterable[Sample]) -> Written:
 
     It is on the disk when this returns. It is not atomic: ``path`` should be a temporary name.
     """
-    from webdataset import TarWriter
-
     count = length = 0
     with path.open("wb") as file:
         hashed = _Hashed(file)

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from d2v_pretrain.errors import ConfigError
-from datamodules.datasets.audio_folder import AudioFolder
+from datamodules.datasets.audio_folder import ENDINGS, AudioFolder
 from datamodules.datasets.image_folder import ImageFolder, decode
 from datamodules.datasets.labels import LabelRow, from_folders, hashed
 from datamodules.datasets.text_folder import TextFolder
@@ -29,7 +29,8 @@ def tone(
 ) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     wave = 0.5 * np.sin(2 * np.pi * hertz * np.arange(round(rate * seconds)) / rate)
-    soundfile.write(str(path), np.stack([wave] * channels, 1), rate)
+    kind = {".opus": {"format": "OGG", "subtype": "OPUS"}, ".aif": {"format": "AIFF"}}
+    soundfile.write(str(path), np.stack([wave] * channels, 1), rate, **kind.get(path.suffix, {}))
     return path
 
 
@@ -78,12 +79,14 @@ def listed(path: Path) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("ending", ["wav", "flac", "ogg", "opus", "mp3", "aiff", "au", "caf", "w64", "WAV"])
+@pytest.mark.parametrize("ending", [*(ending[1:] for ending in ENDINGS), "WAV"])
 @pytest.mark.parametrize(("rate", "channels"), [(8000, 1), (16_000, 2), (44_100, 2)])
 def test_any_format_rate_and_channels_become_mono_at_16_khz(
     tmp_path: Path, ending: str, rate: int, channels: int
 ) -> None:
-    tone(tmp_path / "spread_ids" / "where" / f"a.{ending}", rate, channels, seconds=1)
+    if ending == "opus" and rate == 44_100:
+        rate = 48_000  # Opus has no other high rate
+    tone(tmp_path / "some" / "where" / f"a.{ending}", rate, channels, seconds=1)
     wave = audio(tmp_path).read(0)
     assert wave.dtype == np.float32 and wave.ndim == 1 and abs(len(wave) - 16_000) < 2000
     spectrum = np.abs(np.fft.rfft(wave[2000:14_000]))
@@ -140,7 +143,7 @@ def test_nothing_usable_says_what_was_looked_for(tmp_path: Path) -> None:
     for i in range(3):
         picture(tmp_path / f"{i}.jpg")
     with pytest.raises(
-        ConfigError, match=r"no usable file: looked for .wav, .flac, .ogg, .mp3 .* it holds 3 .jpg"
+        ConfigError, match=r"no usable file: looked for .wav, .flac, .ogg, .mp3, .* it holds 3 .jpg"
     ):
         len(audio(tmp_path))
     with pytest.raises(ConfigError, match=r"looked for .txt in it and below; it holds 3 .jpg"):

@@ -145,7 +145,7 @@ def test_speech_commands_by_the_list_of_the_set(tmp_path: Path) -> None:
     write(root / "testing_list.txt", "\n".join(held))
     write(root / "validation_list.txt", names[0])
     read = transform("speechcommands", tmp_path)
-    assert {f"{Path(p.file).parent.name}/{Path(p.file).name}" for p in read.dataset.pieces} == {
+    assert {f"{Path(p.file).parent.name}/{Path(p.file).name}" for p in read.dataset.stretches} == {
         *names
     } - {*held}
     (task,) = read.dataset.labelled()
@@ -398,7 +398,7 @@ def test_hub_without_the_package_or_the_data(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(
         ConfigError,
-        match=r"needs the package datasets; type pip install 'd2v-pretrain\[datasets\]'",
+        match=r"needs the package datasets; type pip install -e '.\[datasets\]'",
     ):
         transform("hf", Path("name")).dataset.rows  # noqa: B018
 
@@ -447,7 +447,7 @@ def test_a_download_is_whole_or_not_there(
     """The library's class is given arguments that it has, and a hidden folder that becomes the real
     one at the end."""
     cfg = load([f"modality={MODALITY[name]}", f"data={name}", f"data.root={tmp_path / 'data'}"])
-    module, _, kind = cfg.data.dataset.rpartition(".")
+    module, _, kind = cfg.data.library_class.rpartition(".")
     signature = inspect.signature(getattr(pytest.importorskip(module), kind).__init__)
     calls: list[dict[str, Any]] = []
 
