@@ -38,10 +38,10 @@ from datamodules.datasets.probe_tasks import collate
 from datamodules.module import MicroBatches
 from datamodules.order import EpochOrder, MicroBatch
 from datamodules.shards.audio import AudioShards
-from datamodules.shards.dataset import sample_of
 from datamodules.shards.index import ENTRY, Index, build_index, save
-from datamodules.shards.text import TokenBlocks
+from datamodules.shards.tar import sample_of
 from datamodules.transforms.audio import AudioTransform
+from datamodules.transforms.text import TokenBlocks
 
 RESULTS = Path(__file__).parent / "results" / "data.json"
 ROWS, SHARD = 16, 100  # of a micro-batch; samples of a shard
@@ -117,7 +117,7 @@ class Decoded:
 
     def __init__(self, items: list[Any]) -> None:
         self.read = items.__getitem__
-        self.frames = np.array([item.shape[-1] for item in items])
+        self.lengths = np.array([item.shape[-1] for item in items])
 
 
 def to_sound(data: bytes) -> Tensor:
@@ -168,9 +168,7 @@ class Files(Dataset[Tensor]):
 
 def ours(transform: Any, seed: int) -> Iterator[Any]:
     """A pass in the order of a run."""
-    plan = EpochOrder(
-        getattr(transform.dataset, "shard_sizes", len(transform)), seed, ROWS, transform.lengths
-    )
+    plan = EpochOrder(transform.numbered.shard_sizes, seed, ROWS, transform.lengths)
     slots = [MicroBatch(ids, seed, ()) for ids in plan.window(0)]
     return iter(DataLoader(MicroBatches(transform), None, sampler=slots))  # type: ignore[arg-type]
 

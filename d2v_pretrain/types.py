@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+BOS, PAD, EOS, UNK = range(4)  # ids of <s>, <pad>, </s> and <unk>, as RoBERTa has them
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -17,7 +19,8 @@ class Batch:
     device.
 
     Args:
-        inputs: (B, S) float waveform at 16 kHz | (B, 3, H, W) float image | (B, T) int64 token ids.
+        inputs: (B, S) float waveform at 16 kHz | (B, 3, H, W) float image | (B, T) int64 token ids
+            | (B, C, S) float series.
         ids: (B,) int64 global sample ids, on the CPU.
         lengths: (B,) int64 valid length along S or T, on the CPU, or None if every row is full.
         labels: (B,) int64 class ids, or None; only probes and fine-tuning read them.
@@ -41,8 +44,9 @@ class Batch:
 
     def __post_init__(self) -> None:
         rows = self.inputs.shape[0]
-        assert self.inputs.ndim in (2, 4), (
-            f"inputs must be (B, S), (B, T) or (B, 3, H, W), got {tuple(self.inputs.shape)}"
+        assert self.inputs.ndim >= 2, (
+            f"inputs must be (B, S), (B, T), (B, C, S) or (B, 3, H, W), got "
+            f"{tuple(self.inputs.shape)}"
         )
         for name in ("ids", "lengths", "labels", "weight"):
             value = getattr(self, name)

@@ -1,2 +1,1 @@
-"""Data for pretraining: an order that is a pure function of (seed, epoch), transforms of samples,
-and their probes."""
+"""Data for pretraining: datasets, transforms of items to samples, and the order of a run."""

@@ -1,5 +1,4 @@
-"""PretrainDataModule: the stream over a transform of any modality, read by ordinary DataLoader
-workers."""
+"""PretrainDataModule: endless micro-batches of any modality, read by DataLoader workers."""
 
 from __future__ import annotations
 
@@ -7,81 +6,47 @@ import hashlib
 import signal
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cached_property, partial
-from typing import Protocol
+from functools import cached_property
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.types import Batch
 from datamodules.datasets.probe_tasks import ProbeTask, collate
 from datamodules.order import Cursor, EpochOrder, MicroBatch, StepSampler, readers_for
-
-
-class Transform(Protocol):
-    """Samples of one modality. What ``read`` returns is a function of (seed, epoch, index) alone.
-
-    ``lengths`` is (N,) the length along the last axis of what ``read`` returns, None if all are
-    equal; ``fill`` the value of padding. A transform in shards, or its ``dataset``, has
-    ``shard_sizes`` (n,) samples of each, whose ids are consecutive, and may have
-    ``prefetch(shards)``, called before samples of these shards are read. One that crops all rows of
-    a micro-batch alike has ``cut(ids)``, the length, and ``read`` takes it as ``longest``. One
-    whose samples are finished on the device (images stay uint8 up to there) has ``finish(inputs)``.
-    One with classes has ``labels`` (N,) int64."""
-
-    fill: float
-
-    @property
-    def lengths(self) -> np.ndarray | None: ...
-
-    def __len__(self) -> int: ...
-
-    def read(self, index: int, epoch: int) -> Tensor | None:
-        """Sample ``index`` as the encoder takes it, or None if it can no longer be read (told by
-        the transform)."""
-        ...
-
-    def placeholder(self, index: int) -> Tensor:
-        """What stands in for a sample that cannot be read, of the planned size."""
-        ...
-
-    def describe(self) -> str: ...
-
-    def probe_tasks(self) -> list[ProbeTask]: ...
+from datamodules.transforms.base import Samples
 
 
 class MicroBatches(Dataset[Batch]):
-    """MicroBatch -> Batch. A sample that cannot be read gets weight 0, so that the plan does not
-    change."""
+    """Reads micro-batches. A sample that cannot be read gets weight 0 and a placeholder, so that
+    the order of a run does not change.
 
-    def __init__(self, transform: Transform) -> None:
+    Args:
+        transform: the samples.
+    """
+
+    def __init__(self, transform: Samples) -> None:
         self.transform = transform
 
     def __getitem__(self, micro_batch: MicroBatch) -> Batch:
-        cut = self.transform.cut(micro_batch.ids) if hasattr(self.transform, "cut") else None
-        read = self.transform.read if cut is None else partial(self.transform.read, longest=cut)  # type: ignore[call-arg]
-        items = [read(int(i), micro_batch.epoch) for i in micro_batch.ids]
-        good = [item is not None for item in items]
-        weight = None if all(good) else torch.tensor(good, dtype=torch.float32)
-        rows = [
-            self.transform.placeholder(int(i))[..., :cut] if item is None else item
-            for i, item in zip(micro_batch.ids, items, strict=True)
-        ]
-        labels = (
-            torch.from_numpy(self.transform.labels[micro_batch.ids])
-            if hasattr(self.transform, "labels")
-            else None
-        )
+        transform, ids = self.transform, micro_batch.ids
+        lengths = None if transform.lengths is None else transform.lengths[ids].tolist()
+        longest = min(lengths) if transform.crop_to_shortest and lengths else None
+        rows = [transform.read(int(i), micro_batch.epoch, longest) for i in ids]
+        good = [row is not None for row in rows]
+        for n, row in enumerate(rows):
+            if row is None:
+                length = lengths[n] if lengths else None
+                rows[n] = transform.placeholder(length)[..., :longest]
         return collate(
-            rows,
-            micro_batch.ids,
-            self.transform.fill,
-            weight=weight,
-            labels=labels,
+            rows,  # type: ignore[arg-type]
+            ids,
+            transform.fill,
+            weight=None if all(good) else torch.tensor(good, dtype=torch.float32),
+            labels=None if transform.labels is None else torch.from_numpy(transform.labels[ids]),
             epoch=micro_batch.epoch,
             cursor=micro_batch.cursor,
             step_samples=micro_batch.step_samples,
@@ -89,8 +54,7 @@ class MicroBatches(Dataset[Batch]):
 
 
 class PretrainDataModule(LightningDataModule):
-    """Endless micro-batches of a transform, in an order that any world size can resume from a
-    cursor.
+    """Endless micro-batches of samples, in an order that any world size can resume from a cursor.
 
     Set ``cursor`` before ``fit`` to go on after the last trained batch. The trainer must not
     replace the sampler (``use_distributed_sampler=False``) nor cut epochs (no
@@ -99,13 +63,13 @@ class PretrainDataModule(LightningDataModule):
     Args:
         transform: the samples.
         micro_batch: samples of one forward pass.
-        global_batch: samples of an optimizer step over all ranks; G = global_batch / micro_batch.
+        global_batch: samples of an optimizer step over all ranks, a multiple of ``micro_batch``.
         seed: of the run.
-        workers: processes that read prefetch; 0 reads in the training process.
+        workers: processes that read ahead; 0 reads in the training process.
         max_tokens: limit of longest length times rows of a micro-batch, in samples or tokens; None
             for none.
-        buckets: length quantiles of the plan.
-        window_shards: shards that are shuffled together, None for all: see ``EpochOrder``. A small
+        buckets: number of length quantiles, see ``EpochOrder``.
+        window_shards: shards that are shuffled together, None for all, see ``EpochOrder``. A small
             number keeps each shard to one node and the local cache small.
 
     Raises:
@@ -114,7 +78,7 @@ class PretrainDataModule(LightningDataModule):
 
     def __init__(
         self,
-        transform: Transform,
+        transform: Samples,
         micro_batch: int,
         global_batch: int,
         seed: int,
@@ -127,11 +91,8 @@ class PretrainDataModule(LightningDataModule):
         if micro_batch < 1 or global_batch % micro_batch:
             rule = f"must be a multiple of micro_batch={micro_batch}"
             raise ConfigError("global_batch", global_batch, rule, "change one of the two")
-        self.transform, self.micro_batch, self.micro_batches_per_step = (
-            transform,
-            micro_batch,
-            global_batch // micro_batch,
-        )
+        self.transform, self.micro_batch = transform, micro_batch
+        self.micro_batches_per_step = global_batch // micro_batch
         self.seed, self.workers, self.max_tokens = seed, workers, max_tokens
         self.buckets, self.window_shards = buckets, window_shards
         self.cursor: Cursor = ()
@@ -139,9 +100,8 @@ class PretrainDataModule(LightningDataModule):
     @cached_property
     def plan(self) -> EpochOrder:
         """The order of the whole run."""
-        sizes = getattr(_dataset(self.transform), "shard_sizes", len(self.transform))
         return EpochOrder(
-            sizes,
+            self.transform.numbered.shard_sizes,
             self.seed,
             self.micro_batch,
             self.transform.lengths,
@@ -152,47 +112,46 @@ class PretrainDataModule(LightningDataModule):
 
     @cached_property
     def fingerprint(self) -> str:
-        """Of what a cursor means: the number of samples, their lengths and shards, and how they are
-        walked."""
+        """What a cursor refers to: the number of samples, their lengths and shards, and the order.
+
+        A checkpoint keeps it, and a run that resumes compares it with that of its own data.
+        """
         plan = self.plan
         digest = hashlib.sha256(np.ascontiguousarray(plan.ends).tobytes())
         if plan.lengths is not None:
             digest.update(np.ascontiguousarray(plan.lengths, np.int64).tobytes())
-        if hasattr(dataset := _dataset(self.transform), "checksums"):
-            digest.update(dataset.checksums.tobytes())
-        return f"{plan.size} samples, {plan.windows} windows, {readers_for(plan, self.micro_batches_per_step)} readers, {digest.hexdigest()}"
+        digest.update(self.transform.numbered.checksums.tobytes())
+        readers = readers_for(plan, self.micro_batches_per_step)
+        sizes = f"{plan.size} samples, {plan.windows} windows, {readers} readers"
+        return f"{sizes}, {digest.hexdigest()}"
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """This rank's micro-batches from ``cursor`` on, endlessly."""
-        ready = torch.distributed.is_available() and torch.distributed.is_initialized()
-        rank, world = (
-            (torch.distributed.get_rank(), torch.distributed.get_world_size()) if ready else (0, 1)
-        )
-        prefetch = getattr(_dataset(self.transform), "prefetch", None)
-        stream = StepSampler(
+        rank, world = 0, 1
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+        sampler = StepSampler(
             self.plan,
             self.micro_batches_per_step,
             rank,
             world,
             self.cursor,
             readers_for(self.plan, self.micro_batches_per_step),
-            prefetch,
+            self.transform.numbered.prefetch,
         )
-        # batch_size=None: the sampler yields whole micro-batches and the data set reads them, in
-        # order with any workers
+        # batch_size=None: the sampler yields whole micro-batches, and MicroBatches reads them.
         return DataLoader(
             MicroBatches(self.transform),
             batch_size=None,
-            sampler=stream,
+            sampler=sampler,
             num_workers=self.workers,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=_outlive_signals,
         )
 
     def finished(self, batch: Batch) -> Batch:
-        """The batch as the encoder takes it, worked out on the device where it is."""
-        finish = getattr(self.transform, "finish", None)
-        return batch if finish is None else replace(batch, inputs=finish(batch.inputs))
+        """The batch as the encoder takes it, computed on the device where it is."""
+        return replace(batch, inputs=self.transform.finish(batch.inputs))
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Lightning's hook."""
@@ -203,11 +162,10 @@ class PretrainDataModule(LightningDataModule):
         return map(self.finished, self.train_dataloader())
 
     def describe(self) -> str:
-        """One line that names the data and its size."""
         return self.transform.describe()
 
     def probe_tasks(self) -> list[ProbeTask]:
-        """Classifications of frozen features; [] where there are no labels."""
+        """Classifications of frozen features; [] without labels."""
         return self.transform.probe_tasks()
 
     def largest(self) -> Batch:
@@ -217,35 +175,24 @@ class PretrainDataModule(LightningDataModule):
         sizes = [
             len(ids) if lengths is None else len(ids) * int(lengths[ids].max()) for ids in batches
         ]
-        return self.finished(
-            MicroBatches(self.transform)[MicroBatch(batches[int(np.argmax(sizes))], 0, ())]
-        )
+        micro_batch = MicroBatch(batches[int(np.argmax(sizes))], 0, ())
+        return self.finished(MicroBatches(self.transform)[micro_batch])
 
     def health_batches(self, n: int) -> list[Batch]:
-        """About n samples spread evenly over the data, unlabelled, always the same: for effective
-        rank and spread."""
-        dataset = _dataset(self.transform)
-        ids = (
-            dataset.spread_ids(n)
-            if hasattr(dataset, "spread_ids")
-            else np.linspace(0, len(self.transform) - 1, n).astype(np.int64)
-        )
-        ids = np.unique(ids)
+        """About n samples spread evenly over the data, always the same ones, for the measures of
+        collapse (effective rank, variance)."""
+        ids = np.unique(self.transform.numbered.spread_ids(n))
         cuts = range(self.micro_batch, len(ids), self.micro_batch)
         batches = MicroBatches(self.transform)
         return [self.finished(batches[MicroBatch(part, 0, ())]) for part in np.split(ids, cuts)]
 
 
-def _dataset(transform: Transform) -> object:
-    return getattr(transform, "dataset", transform)
-
-
 def _outlive_signals(worker: int) -> None:
-    """A stop signal goes to every process of a job, and training needs its workers up to the step
-    where it saves.
+    """Make a loader worker ignore the signals that stop a job.
 
-    A worker told to end does so two minutes later, in case nobody is there any more to shut it
-    down."""
+    They go to every process of it, and training still needs its workers up to the step that saves.
+    On SIGTERM a worker exits after two minutes, in case nobody is left to shut it down.
+    """
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(120))

@@ -1,5 +1,4 @@
-"""Many tasks over several processes, with a bar of progress; a killed parent leaves no process
-behind."""
+"""spread(): many tasks over several processes, with a progress bar."""
 
 from __future__ import annotations
 
@@ -9,9 +8,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
+from itertools import islice
 from multiprocessing.sharedctypes import Synchronized
 from typing import TypeVar
 
@@ -22,13 +22,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 _SPAWN = multiprocessing.get_context("spawn")  # a fork would inherit the locks of threads
-_AHEAD = 2  # tasks a process that are handed out: their arguments may be large
-_QUIET = 30  # seconds between lines where there is no terminal
+_AHEAD = 2  # tasks handed out per process; few, as their arguments may be large
+_QUIET = 30  # seconds between lines of progress where there is no terminal
 _done: Synchronized[int] | None = None
 
 
 def advance(amount: int = 1) -> None:
-    """Tell the bar, from within a task, that this much is done."""
+    """Add to the progress bar, from within a task."""
     if _done is not None:
         with _done.get_lock():
             _done.value += amount
@@ -47,10 +47,13 @@ def spread(
     """The result of each task, in the order in which they end.
 
     Args:
-        function: of a module, so that another process finds it; calls ``advance``.
-        tasks: its arguments. processes: at work at once; 1 works in this one.
-        total: that the calls of ``advance`` sum up to. found: of it that an earlier start has done.
-        title, unit: for the bar. scale: what is one unit.
+        function: picklable; it calls ``advance``.
+        tasks: its arguments.
+        processes: at work at the same time; 1 works in this process.
+        total: what the calls of ``advance`` sum up to.
+        title, unit: text for the progress bar.
+        scale: amount that is one unit.
+        found: part of ``total`` that an earlier start has done.
     """
     counter: Synchronized[int] = _SPAWN.Value("q", found)
     with _bar(title, unit, counter, total, found, scale):
@@ -65,9 +68,7 @@ def _here(
 ) -> Iterator[Result]:
     global _done
     threads = torch.get_num_threads()
-    torch.set_num_threads(
-        1
-    )  # as in a process of the pool: the order of a sum must not depend on it
+    torch.set_num_threads(1)  # as in a process of the pool: threads change the order of sums
     _done = counter
     try:
         yield from map(function, tasks)
@@ -86,17 +87,13 @@ def _pool(
     pool = ProcessPoolExecutor(processes, _SPAWN, _start, (counter,))
     try:
         while True:
-            running |= {
-                pool.submit(function, task)
-                for task in _some(waiting, processes * _AHEAD - len(running))
-            }
+            free = processes * _AHEAD - len(running)
+            running |= {pool.submit(function, task) for task in islice(waiting, free)}
             if not running:
                 return
             ended, running = wait(running, return_when=FIRST_COMPLETED)
             yield from (one.result() for one in ended)
-    except (
-        BaseException
-    ):  # Ctrl-C, or a task failed: what is half done is done again by the next start
+    except BaseException:  # Ctrl-C, or a task failed: the next start repeats unfinished tasks
         for process in list(pool._processes.values()):
             process.terminate()
         raise
@@ -104,17 +101,13 @@ def _pool(
         pool.shutdown(cancel_futures=True)
 
 
-def _some(tasks: Iterator[Task], most: int) -> Iterable[Task]:
-    return (task for _, task in zip(range(most), tasks))
-
-
 def _start(counter: Synchronized[int]) -> None:
-    """In each process: one thread, and an end when the parent is killed (it would wait for work
-    forever)."""
+    """Set up a process of the pool: one thread, no reaction to Ctrl-C, and an exit when the parent
+    is killed (it would wait for work for ever)."""
     global _done
     _done = counter
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent decides
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent decides
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     parent = multiprocessing.parent_process()
     assert parent is not None
@@ -130,16 +123,14 @@ def _start(counter: Synchronized[int]) -> None:
 def _bar(
     title: str, unit: str, counter: Synchronized[int], total: int, found: int, scale: int
 ) -> Iterator[None]:
-    """A bar with rate and time left on a terminal, a line every half minute elsewhere, to standard
-    error."""
+    """Show progress on standard error: a bar on a terminal, a line every half minute elsewhere."""
     stop, began = threading.Event(), time.monotonic()
 
     def state() -> str:
-        done, rate = (
-            counter.value / scale,
-            (counter.value - found) / scale / (time.monotonic() - began + 1e-9),
-        )
-        return f"{done:,.0f} of {total / scale:,.0f} {unit}, {rate:,.{1 if rate < 10 else 0}f} {unit}/s"
+        done = counter.value / scale
+        rate = (counter.value - found) / scale / (time.monotonic() - began + 1e-9)
+        speed = f"{rate:,.{1 if rate < 10 else 0}f} {unit}/s"
+        return f"{done:,.0f} of {total / scale:,.0f} {unit}, {speed}"
 
     def lines() -> None:
         while not stop.wait(_QUIET):

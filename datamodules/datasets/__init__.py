@@ -1,1 +1,1 @@
-"""Folders of files as datasets, their labels, and what a dataset offers to a probe."""
+"""Datasets: their base class, folders of files, labels, and what a dataset offers to a probe."""

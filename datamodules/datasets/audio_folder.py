@@ -1,4 +1,4 @@
-"""AudioFolder: wav, flac, ogg and mp3 files of any rate and number of channels, below a folder."""
+"""AudioFolder: audio files of any sample rate and number of channels, below a folder."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ import soundfile
 import torch
 
 from d2v_pretrain.errors import ConfigError
-from datamodules.datasets.labels import Item, Table, labelled
+from datamodules.datasets.base import RATE, Dataset
+from datamodules.datasets.labels import LabelRow, Table, labelled
 from datamodules.datasets.probe_tasks import Labelled
 from datamodules.datasets.scan import Skipped, Unusable, scan
 
-RATE = 16_000
-ENDINGS = (".wav", ".flac", ".ogg", ".mp3")
+# Formats that libsndfile recognises by their content.
+ENDINGS = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif", ".au", ".caf", ".w64")
 
 
-class Piece(NamedTuple):
-    """A stretch of a file: its first frame and number of frames at the file's rate (Hz)."""
+class Stretch(NamedTuple):
+    """Part of an audio file: first frame and number of frames at the file's own rate in Hz."""
 
     file: str
     start: int
@@ -31,14 +32,13 @@ class Piece(NamedTuple):
     rate: int
 
 
-class AudioFolder:
-    """Utterances as mono 16 kHz waveforms; a file longer than ``max_seconds`` is several of equal
-    length.
+class AudioFolder(Dataset[np.ndarray]):
+    """Mono 16 kHz waveforms; a file longer than ``max_seconds`` is several items of equal length.
 
     Args:
         root: folder, searched to any depth.
         min_seconds: shorter files are skipped and listed.
-        max_seconds: longest utterance; the reference's datasets have 35 s at most.
+        max_seconds: longest item; the reference's datasets have 35 s at most.
         max_bad_share: see ``datamodules.datasets.scan.scan``.
         skipped_path: where skipped files are listed, or None.
         labels: table with a column ``file`` for the probe, or None. Its test files are left out of
@@ -46,6 +46,8 @@ class AudioFolder:
         label_column, split_column, test_values: see ``datamodules.datasets.labels.Table``; not read
             without ``labels``.
     """
+
+    holds = "waveform"
 
     def __init__(
         self,
@@ -66,108 +68,99 @@ class AudioFolder:
         )
 
     @cached_property
-    def files(self) -> dict[str, Piece]:
+    def files(self) -> dict[str, Stretch]:
         """The usable files, whole."""
         ignore = [self.labels.path] if self.labels else []
         return scan(self.root, ENDINGS, self._check, self.skipped, self.max_bad_share, ignore)
 
-    def _check(self, file: str) -> Piece:
+    def _check(self, file: str) -> Stretch:
         try:
             info = soundfile.info(file)
         except (soundfile.SoundFileError, RuntimeError) as error:
             raise Unusable(f"not readable as audio ({error})") from None
         if info.duration < self.min_seconds:
             raise Unusable(f"too short: {info.duration:.3f} s, min_seconds={self.min_seconds:g}")
-        return Piece(file, 0, info.frames, info.samplerate)
+        return Stretch(file, 0, info.frames, info.samplerate)
 
     @cached_property
-    def _items(self) -> list[tuple[Piece, Item]]:
-        """Labelled files that are there, matched by path below the root, else by name."""
+    def labelled_files(self) -> list[tuple[Stretch, LabelRow]]:
+        """Rows of the table whose file is there, found by path below the root, else by name."""
         if self.labels is None:
             return []
-        paths = {os.path.relpath(file, self.root): piece for file, piece in self.files.items()}
-        names = {os.path.basename(file): piece for file, piece in self.files.items()}
-        rows = [
-            (paths.get(i.key) or names.get(os.path.basename(i.key)), i) for i in self.labels.items()
-        ]
-        matched = [(piece, item) for piece, item in rows if piece is not None]
-        if len({item.test for _, item in matched}) < 2:
-            rule = f"names {len(matched)} of the files in {self.root}, of {len(rows)}, and needs some of each split"
-            raise ConfigError(
-                "data.labels", self.labels.path, rule, "check its column of file names"
+        paths = {os.path.relpath(file, self.root): whole for file, whole in self.files.items()}
+        names = {os.path.basename(file): whole for file, whole in self.files.items()}
+        rows = self.labels.rows()
+        found = [(paths.get(row.key) or names.get(os.path.basename(row.key)), row) for row in rows]
+        matched = [(whole, row) for whole, row in found if whole is not None]
+        if len({row.test for _, row in matched}) < 2:
+            rule = (
+                f"names {len(matched)} of the files in {self.root} in its {len(rows)} rows, "
+                "and must name some of each split"
             )
+            remedy = "check its column of file names"
+            raise ConfigError("data.labels", self.labels.path, rule, remedy)
         return matched
 
     @cached_property
-    def pieces(self) -> list[Piece]:
-        """The utterances to pretrain on."""
-        held_out = {piece.file for piece, item in self._items if item.test}
-        return [
-            part
-            for file, piece in self.files.items()
-            if file not in held_out
-            for part in self._parts(piece)
-        ]
+    def stretches(self) -> list[Stretch]:
+        """The items to pretrain on."""
+        held_out = {whole.file for whole, row in self.labelled_files if row.test}
+        files = [whole for file, whole in self.files.items() if file not in held_out]
+        return [part for whole in files for part in self._parts(whole)]
 
-    def _parts(self, piece: Piece) -> list[Piece]:
-        parts = math.ceil(piece.frames / (self.max_seconds * piece.rate))
-        cuts = np.linspace(0, piece.frames, parts + 1).astype(int).tolist()
-        return [Piece(piece.file, a, b - a, piece.rate) for a, b in pairwise(cuts)]
+    def _parts(self, whole: Stretch) -> list[Stretch]:
+        parts = math.ceil(whole.frames / (self.max_seconds * whole.rate))
+        cuts = np.linspace(0, whole.frames, parts + 1).astype(int).tolist()
+        return [Stretch(whole.file, a, b - a, whole.rate) for a, b in pairwise(cuts)]
 
     def __len__(self) -> int:
-        return len(self.pieces)
+        return len(self.stretches)
 
     @cached_property
-    def frames(self) -> np.ndarray:
-        """(N,) samples of each utterance at 16 kHz."""
-        return np.array([math.ceil(piece.frames * RATE / piece.rate) for piece in self.pieces])
+    def lengths(self) -> np.ndarray:
+        """(N,) samples of each item at 16 kHz."""
+        return np.array([math.ceil(part.frames * RATE / part.rate) for part in self.stretches])
 
     def name(self, index: int) -> str:
-        """The file of an utterance, and from where in it."""
-        piece = self.pieces[index]
-        return f"{piece.start / piece.rate:.2f} s into {piece.file}" if piece.start else piece.file
+        """The file of an item, and where in the file it starts."""
+        part = self.stretches[index]
+        return f"{part.start / part.rate:.2f} s into {part.file}" if part.start else part.file
 
     def read(self, index: int) -> np.ndarray | None:
-        """(S,) float32 waveform at 16 kHz, or None if the file cannot be decoded (then it is
-        listed)."""
-        return self._decode(self.pieces[index])
+        return self.decode(self.stretches[index])
 
-    def _decode(self, piece: Piece) -> np.ndarray | None:
+    def decode(self, part: Stretch) -> np.ndarray | None:
+        """(S,) float32 at 16 kHz, or None if the file cannot be decoded; then it is listed."""
         try:
-            return decode(piece)
+            return waveform(part.file, part.start, part.frames)
         except Unusable as error:
-            self.skipped.add(piece.file, str(error))
+            self.skipped.add(part.file, str(error))
             return None
 
     def describe(self) -> str:
-        """One line for the log."""
-        hours = self.frames.sum() / RATE / 3600
-        return f"{self.root}: {len(self):,} utterances of {len(self.files):,} audio files, {hours:.1f} h"
+        hours = self.lengths.sum() / RATE / 3600
+        files = f"{len(self.files):,} audio files"
+        return f"{self.root}: {len(self):,} utterances of {files}, {hours:.1f} h"
 
     def labelled(self) -> list[Labelled[np.ndarray]]:
         """The column of classes; [] without a table."""
         if self.labels is None:
             return []
-        pieces = {item.key: piece for piece, item in self._items}
-        items = [item for _, item in self._items]
-        return [
-            labelled(
-                str(self.labels.label),
-                items,
-                lambda key: self._decode(pieces[key]),
-                self.labels.note(),
-            )
-        ]
+        return [self.classification(str(self.labels.label), self.labels.note())]
 
-
-def decode(piece: Piece) -> np.ndarray:
-    """``waveform`` of a stretch of a file."""
-    return waveform(piece.file, piece.start, piece.frames)
+    def classification(self, name: str, note: str) -> Labelled[np.ndarray]:
+        """The labelled files as a probe task."""
+        files = {row.key: whole for whole, row in self.labelled_files}
+        rows = [row for _, row in self.labelled_files]
+        return labelled(name, rows, lambda key: self.decode(files[key]), note)
 
 
 def waveform(file: str | BinaryIO, start: int = 0, frames: int = -1) -> np.ndarray:
-    """(S,) float32 mono at 16 kHz, from that many frames of the file's own rate; all of them by
-    default.
+    """(S,) float32 mono at 16 kHz.
+
+    Args:
+        file: path, or open file.
+        start, frames: which frames, at the file's own rate; all by default.
 
     Raises:
         Unusable: if it cannot be decoded, or is not finite.
@@ -177,9 +170,8 @@ def waveform(file: str | BinaryIO, start: int = 0, frames: int = -1) -> np.ndarr
     except (soundfile.SoundFileError, RuntimeError, OSError) as error:
         raise Unusable(f"cannot be decoded ({error})") from None
     mono = sound[:, 0] if sound.shape[1] == 1 else sound.mean(1)
-    if not len(mono) or not math.isfinite(
-        np.dot(mono, mono)
-    ):  # as isfinite().all(), in half the time
+    # The dot product is finite if all samples are; it takes half the time of isfinite().all().
+    if not len(mono) or not math.isfinite(np.dot(mono, mono)):
         raise Unusable("has no sound, or samples that are not finite")
     return mono if rate == RATE else resampler(rate)(torch.from_numpy(mono)).numpy()
 
@@ -187,6 +179,6 @@ def waveform(file: str | BinaryIO, start: int = 0, frames: int = -1) -> np.ndarr
 @lru_cache
 def resampler(rate: int) -> torch.nn.Module:
     """From ``rate`` Hz to 16 kHz, with its kernel kept."""
-    import torchaudio  # takes a while, and data at 16 kHz does not need it
+    import torchaudio  # imported here: it takes a while, and data at 16 kHz do not need it
 
     return torchaudio.transforms.Resample(rate, RATE)

@@ -10,24 +10,30 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps
 
-from datamodules.datasets.labels import Item, from_folders, labelled
+from datamodules.datasets.base import Dataset
+from datamodules.datasets.labels import LabelRow, from_folders, labelled
 from datamodules.datasets.probe_tasks import Labelled
 from datamodules.datasets.scan import Skipped, Unusable, scan
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
+# What Pillow raises for a file that it cannot read.
+PILLOW_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
-class ImageFolder:
-    """Colour images. Sub-folders are classes if they look so; their test part is left out of
-    pretraining.
+class ImageFolder(Dataset[np.ndarray]):
+    """Colour images. Sub-folders that look like classes give a probe, whose test images are left
+    out of pretraining.
 
     Args:
-        root: folder, searched to any depth; ``root/train/<class>/…`` + ``root/test/<class>/…``, or
-            ``root/<class>/…`` with one in five held out, give a probe.
+        root: folder, searched to any depth; ``root/train/<class>/...`` and
+            ``root/test/<class>/...`` give a probe, and so does ``root/<class>/...``, of which one
+            image in five is tested.
         min_side: images with a shorter side in pixels are skipped and listed.
         max_bad_share: see ``datamodules.datasets.scan.scan``.
         skipped_path: where skipped files are listed, or None.
     """
+
+    holds = "image"
 
     def __init__(
         self, root: str, min_side: int, max_bad_share: float, skipped_path: str | None
@@ -41,16 +47,11 @@ class ImageFolder:
         return list(scan(self.root, ENDINGS, self._check, self.skipped, self.max_bad_share))
 
     def _check(self, file: str) -> None:
-        try:
-            with Image.open(file) as image:  # reads the header alone
-                side = min(image.size)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise Unusable(f"not readable as an image ({error})") from None
-        if side < self.min_side:
+        if (side := short_side(file)) < self.min_side:
             raise Unusable(f"too small: {side} pixels, min_side={self.min_side}")
 
     @cached_property
-    def _items(self) -> list[Item]:
+    def _rows(self) -> list[LabelRow]:
         return from_folders([self._below(file) for file in self.files])
 
     def _below(self, file: str) -> str:
@@ -59,18 +60,16 @@ class ImageFolder:
     @cached_property
     def kept(self) -> list[str]:
         """The images to pretrain on."""
-        held_out = {item.key for item in self._items if item.test}
+        held_out = {row.key for row in self._rows if row.test}
         return [file for file in self.files if self._below(file) not in held_out]
 
     def __len__(self) -> int:
         return len(self.kept)
 
     def name(self, index: int) -> str:
-        """The file of an image."""
         return self.kept[index]
 
     def read(self, index: int) -> np.ndarray | None:
-        """(3, H, W) uint8, or None if the file cannot be decoded (then it is listed)."""
         return self._decode(self.kept[index])
 
     def _decode(self, file: str) -> np.ndarray | None:
@@ -81,20 +80,32 @@ class ImageFolder:
             return None
 
     def describe(self) -> str:
-        """One line for the log."""
-        classes = len({item.label for item in self._items})
-        return f"{self.root}: {len(self):,} of {len(self.files):,} images" + (
-            f", {classes} classes" if classes else ""
-        )
+        classes = len({row.label for row in self._rows})
+        more = f", {classes} classes" if classes else ""
+        return f"{self.root}: {len(self):,} of {len(self.files):,} images{more}"
 
     def labelled(self) -> list[Labelled[np.ndarray]]:
         """The class sub-folder; [] where there are none."""
-        if not self._items:
+        if not self._rows:
             return []
-        return [labelled("folders", self._items, self._labelled, "tested on unseen images")]
 
-    def _labelled(self, key: str) -> np.ndarray | None:
-        return self._decode(os.path.join(self.root, key))
+        def read(key: str) -> np.ndarray | None:
+            return self._decode(os.path.join(self.root, key))
+
+        return [labelled("folders", self._rows, read, "tested on unseen images")]
+
+
+def short_side(file: str) -> int:
+    """The shorter side in pixels, from the header alone.
+
+    Raises:
+        Unusable: if the file is no image.
+    """
+    try:
+        with Image.open(file) as image:
+            return min(image.size)
+    except PILLOW_ERRORS as error:
+        raise Unusable(f"not readable as an image ({error})") from None
 
 
 def decode(file: str | BinaryIO) -> np.ndarray:
@@ -105,19 +116,18 @@ def decode(file: str | BinaryIO) -> np.ndarray:
     """
     try:
         with Image.open(file) as image:
-            # A view, as Pillow has it: resizing is faster so, and the copy would take half as long
-            # as the decoding
             ImageOps.exif_transpose(image, in_place=True)
+            # A view on Pillow's (H, W, 3): it is faster to resize, and a copy would take half as
+            # long as decoding.
             return np.array(colours(image)).transpose(2, 0, 1)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except PILLOW_ERRORS as error:
         raise Unusable(f"cannot be decoded ({error})") from None
 
 
 def colours(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
-        return Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)).convert(
-            "RGB"
-        )
+        grey = (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)
+        return Image.fromarray(grey).convert("RGB")
     if image.has_transparency_data:
         over = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", over.size, "white"), over).convert("RGB")

@@ -1,49 +1,51 @@
-"""Joined: short clips of a dataset put together to utterances of about one crop, each clip in
-exactly one."""
+"""Joined: short waveforms of a dataset put together to items of about one crop."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 
-from d2v_pretrain.rng import fold_in
+from d2v_pretrain.rng import Use, fold_in
+from datamodules.datasets.base import Dataset
+from datamodules.datasets.probe_tasks import Labelled
 
-_GROUPS = 4  # what the randomness is for
 
+class Joined(Dataset[np.ndarray]):
+    """Groups of the waveforms of a dataset, each waveform in exactly one group.
 
-class Joined:
-    """A dataset of groups of clips. Which clips are together is a function of (lengths, longest,
-    seed) alone.
-
-    Clips are shuffled once, within their shard where there are any, and filled in that order into
-    groups of at most ``longest`` samples; a longer clip is alone. Each clip is brought to zero mean
-    and unit variance first, so that loud ones do not drown the others. Labelled clips stay single.
+    Which are together is a function of (lengths, longest, seed) alone. Waveforms are shuffled once,
+    within their shard where there are shards, and fill in that order groups of at most ``longest``
+    samples; a longer waveform is a group of its own. Each is brought to zero mean and unit variance
+    first, so that loud ones do not drown the others. Labelled items are not joined.
 
     Args:
-        clips: an ``AudioDataset`` (see ``datamodules.transforms.audio``).
-        longest: samples of a group, at 16 kHz.
+        dataset: mono waveforms at 16 kHz.
+        longest: samples of a group.
         seed: of the run.
     """
 
-    def __init__(self, clips: Any, longest: int, seed: int) -> None:
-        self.clips, self.longest, self.seed = clips, longest, seed
+    holds = "waveform"
+
+    def __init__(self, dataset: Dataset[np.ndarray], longest: int, seed: int) -> None:
+        self.dataset, self.longest, self.seed = dataset, longest, seed
 
     @cached_property
     def _by_shard(self) -> list[list[np.ndarray]]:
-        sizes = getattr(self.clips, "shard_sizes", [len(self.clips)])
+        sizes = self.dataset.shard_sizes
         ends = np.cumsum(sizes).tolist()
         return [
-            self._fill(np.arange(b - n, b), shard)
-            for shard, (n, b) in enumerate(zip(sizes, ends, strict=True))
+            self._fill(np.arange(end - size, end), shard)
+            for shard, (size, end) in enumerate(zip(sizes, ends, strict=True))
         ]
 
     def _fill(self, ids: np.ndarray, shard: int) -> list[np.ndarray]:
-        order = ids[np.random.default_rng(fold_in(self.seed, _GROUPS, shard)).permutation(len(ids))]
+        """The groups of one shard."""
+        rng = np.random.default_rng(fold_in(self.seed, Use.JOIN, shard))
+        order = ids[rng.permutation(len(ids))]
         cuts, total = [], 0
-        for place, length in enumerate(self.clips.frames[order].tolist()):
+        for place, length in enumerate(self.dataset.lengths[order].tolist()):
             if place and total + length > self.longest:
                 cuts.append(place)
                 total = 0
@@ -52,63 +54,55 @@ class Joined:
 
     @cached_property
     def groups(self) -> list[np.ndarray]:
-        """Which clips make up each utterance."""
+        """Ids of the dataset's items that make up each group."""
         return [group for groups in self._by_shard for group in groups]
 
     @property
-    def shard_sizes(self) -> np.ndarray:
-        """Utterances of each shard; as if it was not there (AttributeError) where the clips are in
-        none."""
-        return np.array([len(groups) for groups in self._by_shard[: len(self.clips.shard_sizes)]])
+    def unjoined(self) -> Dataset[np.ndarray]:
+        return self.dataset
 
     @property
-    def ahead(self) -> Any:
-        """The clips' own, if they have it."""
-        return self.clips.ahead
+    def shard_sizes(self) -> np.ndarray:
+        return np.array([len(groups) for groups in self._by_shard])
 
     @property
     def checksums(self) -> np.ndarray:
-        """The clips' own, if they have them."""
-        return self.clips.checksums
+        return self.dataset.checksums
 
-    @property
-    def spread_ids(self) -> Callable[[int], np.ndarray]:
-        """About n utterances around the clips that can be had cheaply, if the clips say which these
-        are."""
-        pick = self.clips.some
+    def prefetch(self, shards: Sequence[int] | np.ndarray) -> None:
+        self.dataset.prefetch(shards)
 
-        def around(n: int) -> np.ndarray:
-            near = set(pick(n).tolist())
-            return np.flatnonzero([not near.isdisjoint(group.tolist()) for group in self.groups])
-
-        return around
+    def at_hand(self) -> np.ndarray:
+        """Groups of which the dataset has a member at hand."""
+        near = np.zeros(len(self.dataset), bool)
+        near[self.dataset.at_hand()] = True
+        return np.flatnonzero([near[group].any() for group in self.groups])
 
     def __len__(self) -> int:
         return len(self.groups)
 
     @cached_property
-    def frames(self) -> np.ndarray:
-        """(N,) samples of each utterance."""
-        return np.array([self.clips.frames[group].sum() for group in self.groups])
+    def lengths(self) -> np.ndarray:
+        return np.array([self.dataset.lengths[group].sum() for group in self.groups])
 
     def read(self, index: int) -> np.ndarray | None:
-        """(S,) float32; silence where a clip cannot be read, None where none can."""
-        waves = [self.clips.read(int(i)) for i in self.groups[index]]
+        """(S,) float32; silence for members that cannot be read, None where none can."""
+        waves = [self.dataset.read(int(i)) for i in self.groups[index]]
         if all(wave is None for wave in waves):
             return None
-        lengths = self.clips.frames[self.groups[index]].tolist()
+        lengths = self.dataset.lengths[self.groups[index]].tolist()
         return np.concatenate(
-            [np.zeros(n, np.float32) if w is None else _level(w) for w, n in zip(waves, lengths)]
+            [
+                np.zeros(length, np.float32)
+                if wave is None
+                else (wave - wave.mean()) / np.sqrt(wave.var() + 1e-5)
+                for wave, length in zip(waves, lengths, strict=True)
+            ]
         )
 
     def describe(self) -> str:
-        """One line for the log."""
-        return f"{self.clips.describe()}, joined to {len(self):,}"
+        return f"{self.dataset.describe()}, joined to {len(self):,}"
 
-    def labelled(self) -> list[Any]:
-        """Of the single clips."""
-        return self.clips.labelled()
-
-
-def _level(wave: np.ndarray) -> np.ndarray:
-    return (wave - wave.mean()) / np.sqrt(wave.var() + 1e-5)
+    def labelled(self) -> list[Labelled[np.ndarray]]:
+        """Classifications of the single items."""
+        return self.dataset.labelled()

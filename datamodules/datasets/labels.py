@@ -1,5 +1,5 @@
-"""Labels of a folder: a table with columns, or class sub-folders; a split that the table gives or a
-hash makes."""
+"""Labels of a folder: from a table or from class sub-folders; train and test from a column, from
+folder names, or from a hash."""
 
 from __future__ import annotations
 
@@ -10,25 +10,27 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 
 from d2v_pretrain.errors import ConfigError
-from datamodules.datasets.probe_tasks import Labelled, Split
+from datamodules.datasets.probe_tasks import Item, Labelled, Split
 
-Raw = TypeVar("Raw")
-_TRAIN, _TEST = (
-    4000,
-    1000,
-)  # items of a probe at most: it must not take longer than the training of a small run
-_TESTS = {"test", "val", "valid", "validation", "dev"}  # folder names
-_LEAST = 5  # labels a class that few-shot needs
+# Largest number of items of a probe: it must not take longer than the training of a small run.
+_TRAIN, _TEST = 4000, 1000
+_TEST_FOLDERS = {"test", "val", "valid", "validation", "dev"}
+_LEAST = 5  # labels of each class that a few-shot probe needs
 
 
 @dataclass(frozen=True)
-class Item:
-    """One row: ``key`` the file or the text, its class by name, and whether it is only tested."""
+class LabelRow:
+    """A labelled item.
+
+    Args:
+        key: file, or the text itself.
+        label: name of its class.
+        test: whether it is a test item.
+    """
 
     key: str
     label: str
@@ -37,7 +39,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Table:
-    """Where labels come from: a file of columns, tab- or (``.csv``) comma-separated, with a header.
+    """A file with labels: columns separated by tabs or (``.csv``) commas, with a header.
 
     Args:
         path: of the file.
@@ -54,103 +56,101 @@ class Table:
     split: str | None
     test_values: Sequence[str | int]
 
-    def items(self) -> list[Item]:
+    def rows(self) -> list[LabelRow]:
         """All rows.
 
         Raises:
             ConfigError: if the file or a column is missing, or no row is a test row, or all are.
         """
-        rows = self._rows()
-        there = ", ".join(rows[0]) if rows else "no rows"
+        table = self._read()
+        there = f"it has {', '.join(table[0]) if table else 'no rows'}"
         if self.label is None:
-            raise ConfigError(
-                "data.label_column", None, f"must name a column of {self.path}", f"it has {there}"
-            )
+            rule = f"must name a column of {self.path}"
+            raise ConfigError("data.label_column", None, rule, there)
         for column in filter(None, (self.key, self.label, self.split)):
-            if not rows or column not in rows[0]:
-                raise ConfigError(
-                    "data.labels", self.path, f"must have a column {column!r}", f"it has {there}"
-                )
-        items = [Item(row[self.key], row[self.label], self._tested(row)) for row in rows]
-        if len({item.test for item in items}) < 2:
-            rule = f"must leave some rows to train on and some to test, by column {self.split!r}"
-            raise ConfigError(
-                "data.test_values", list(self.test_values), rule, "name some of its values"
+            if not table or column not in table[0]:
+                rule = f"must have a column {column!r}"
+                raise ConfigError("data.labels", self.path, rule, there)
+        values = set(map(str, self.test_values))
+        rows = [
+            LabelRow(
+                row[self.key],
+                row[self.label],
+                row[self.split] in values if self.split else hashed(row[self.key]),
             )
-        return items
+            for row in table
+        ]
+        if len({row.test for row in rows}) < 2:
+            rule = f"must leave some rows to train on and some to test, by column {self.split!r}"
+            remedy = "name some of its values"
+            raise ConfigError("data.test_values", list(self.test_values), rule, remedy)
+        return rows
 
     def note(self) -> str:
-        """How the items are divided, for the printed table."""
+        """How train and test are divided, for the printed table."""
         if self.split is None:
             return "tested on 1 in 5"
         return f"tested where {self.split} is {', '.join(map(str, self.test_values))}"
 
-    def _tested(self, row: dict[str, str]) -> bool:
-        return (
-            row[self.split] in map(str, self.test_values) if self.split else hashed(row[self.key])
-        )
-
-    def _rows(self) -> list[dict[str, str]]:
+    def _read(self) -> list[dict[str, str]]:
         try:
             with Path(self.path).open(encoding="utf-8", newline="") as file:
                 if self.path.lower().endswith(".csv"):
                     return list(csv.DictReader(file))
                 return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigError(
-                "data.labels", self.path, f"cannot be read ({error})", "give a UTF-8 table"
-            ) from None
+            rule = f"cannot be read ({error})"
+            raise ConfigError("data.labels", self.path, rule, "give a UTF-8 table") from None
 
 
 def hashed(key: str) -> bool:
-    """Whether a key is one of the fifth that is tested: the same on every machine, whatever else is
-    there."""
+    """Whether a key is in the fifth that is tested: the same on every machine, whatever other keys
+    there are."""
     return hashlib.sha1(key.encode()).digest()[0] < 256 // 5
 
 
-def from_folders(names: Sequence[str]) -> list[Item]:
-    """Classes from paths relative to a root: ``train|test/<class>/…`` or ``<class>/…``; [] where
-    they are none.
+def from_folders(names: Sequence[str]) -> list[LabelRow]:
+    """Labels from paths relative to a root, ``train|test/<class>/...`` or ``<class>/...``.
 
     Folders are taken for classes if every file is in one, there are at least two, and each has
-    enough for few-shot."""
+    enough files for a few-shot probe; otherwise the result is [].
+    """
     parts = [name.split(os.sep) for name in names]
-    divided = (
-        {p[0] for p in parts} >= {"train"}
-        and {p[0] for p in parts} & _TESTS
-        and all(len(p) > 2 for p in parts)
-    )
-    if not divided and not all(len(p) == 2 for p in parts):
+    tops = {part[0] for part in parts}
+    divided = "train" in tops and tops & _TEST_FOLDERS and all(len(part) > 2 for part in parts)
+    if not divided and not all(len(part) == 2 for part in parts):
         return []
-    items = [
-        Item(name, p[1], p[0] in _TESTS) if divided else Item(name, p[0], hashed(name))
-        for name, p in zip(names, parts, strict=True)
+    rows = [
+        LabelRow(name, part[1], part[0] in _TEST_FOLDERS)
+        if divided
+        else LabelRow(name, part[0], hashed(name))
+        for name, part in zip(names, parts, strict=True)
     ]
-    seen = Counter(item.label for item in items if not item.test)
-    classes = {item.label for item in items}
-    return items if len(classes) > 1 and all(seen[label] >= _LEAST for label in classes) else []
+    seen = Counter(row.label for row in rows if not row.test)
+    classes = {row.label for row in rows}
+    return rows if len(classes) > 1 and all(seen[label] >= _LEAST for label in classes) else []
 
 
 def labelled(
-    name: str, items: Sequence[Item], read: Callable[[str], Raw | None], note: str
-) -> Labelled[Raw]:
-    """The probe task of labelled items, at most 4,000 to train on and 1,000 to test, taken evenly.
+    name: str, rows: Sequence[LabelRow], read: Callable[[str], Item | None], note: str
+) -> Labelled[Item]:
+    """The probe task of labelled items, at most 4,000 to train on and 1,000 to test.
+
+    More are thinned out by a hash of their keys.
 
     Args:
         name: of the task.
-        items: all rows.
+        rows: all labelled items.
         read: key -> item as the dataset stores it, or None.
         note: for the printed table.
     """
-    classes = sorted({item.label for item in items})
+    classes = sorted({row.label for row in rows})
 
-    def split(test: bool, most: int) -> Split[Raw]:
-        chosen = sorted((item for item in items if item.test is test), key=_hash)[:most]
-        labels = np.array([classes.index(item.label) for item in chosen])
+    def split(test: bool, most: int) -> Split[Item]:
+        chosen = [row for row in rows if row.test is test]
+        chosen.sort(key=lambda row: hashlib.sha1(row.key.encode()).digest())
+        chosen = chosen[:most]
+        labels = np.array([classes.index(row.label) for row in chosen])
         return Split(lambda i: read(chosen[i].key), labels)
 
     return Labelled(name, split(False, _TRAIN), split(True, _TEST), len(classes), note)
-
-
-def _hash(item: Item) -> bytes:
-    return hashlib.sha1(item.key.encode()).digest()

@@ -1,5 +1,4 @@
-"""What a dataset with labels offers to a probe: items split in two, as re-iterable batches, with a
-floor."""
+"""ProbeTask: a classification that a probe measures features by; collate(): tensors to a batch."""
 
 from __future__ import annotations
 
@@ -13,23 +12,23 @@ from torch import Tensor
 
 from d2v_pretrain.types import Batch
 
-Raw = TypeVar("Raw")
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class ProbeTask:
-    """A classification of frozen features (the fields that ``d2v_pretrain.evaluation.probe``
-    reads).
+    """A classification of frozen features, as ``d2v_pretrain.evaluation.probe`` reads it.
 
     Args:
         name: what is classified ("words", "shapes", "order").
         train, test: labelled batches, the same at each iteration; no speaker, image or document is
             in both.
         classes: number of classes.
-        floor: Batch -> (B, F) raw features without learning.
+        floor: Batch -> (B, F) raw features without learning, the baseline of the probe.
         floor_name: what these are ("log-mel mean + std").
         headline: the probe to quote, "few_shot", "linear" or "knn".
-        note: who or what is unseen, for the printed table.
+        note: what of the test items was not seen in training (speakers, documents), for the
+            printed table.
     """
 
     name: str
@@ -43,11 +42,16 @@ class ProbeTask:
 
 
 @dataclass(frozen=True)
-class Split(Generic[Raw]):
-    """Items with classes: ``read(i)`` is item i as the dataset stores it, None if unreadable;
-    ``labels`` (N,) ints."""
+class Split(Generic[Item]):
+    """Labelled items.
 
-    read: Callable[[int], Raw | None]
+    Args:
+        read: number of an item in the split -> the item as the dataset stores it, or None if it
+            cannot be read.
+        labels: (N,) integer classes.
+    """
+
+    read: Callable[[int], Item | None]
     labels: np.ndarray
 
     def __len__(self) -> int:
@@ -55,21 +59,21 @@ class Split(Generic[Raw]):
 
 
 @dataclass(frozen=True)
-class Labelled(Generic[Raw]):
-    """What a dataset knows of a probe; the transform of the modality adds the view, the batches and
-    the floor."""
+class Labelled(Generic[Item]):
+    """The part of a ``ProbeTask`` that the dataset knows; a transform adds views and baseline."""
 
     name: str
-    train: Split[Raw]
-    test: Split[Raw]
+    train: Split[Item]
+    test: Split[Item]
     classes: int
     note: str
     headline: str = "few_shot"
 
 
-class FixedBatches(Generic[Raw]):
-    """The items of a split in order, viewed and batched anew at each iteration; unreadable ones are
-    left out.
+class FixedBatches(Generic[Item]):
+    """The items of a split in order, read and batched anew at each iteration.
+
+    Items that cannot be read are left out.
 
     Args:
         split: items and labels.
@@ -79,41 +83,40 @@ class FixedBatches(Generic[Raw]):
     """
 
     def __init__(
-        self, split: Split[Raw], view: Callable[[Raw], Tensor], fill: float = 0, rows: int = 64
+        self, split: Split[Item], view: Callable[[Item], Tensor], fill: float = 0, rows: int = 64
     ) -> None:
         self.split, self.view, self.fill, self.rows = split, view, fill, rows
 
     def __iter__(self) -> Iterator[Batch]:
         for start in range(0, len(self.split), self.rows):
-            raw = {
-                i: self.split.read(i) for i in range(start, min(start + self.rows, len(self.split)))
-            }
-            items = {i: self.view(item) for i, item in raw.items() if item is not None}
-            if items:
-                ids = np.array(list(items))
-                labels = torch.from_numpy(self.split.labels[ids].astype(np.int64))
-                yield collate(list(items.values()), ids, self.fill, labels=labels)
+            ids = range(start, min(start + self.rows, len(self.split)))
+            stored = {i: self.split.read(i) for i in ids}
+            views = {i: self.view(item) for i, item in stored.items() if item is not None}
+            if views:
+                found = np.array(list(views))
+                labels = torch.from_numpy(self.split.labels[found].astype(np.int64))
+                yield collate(list(views.values()), found, self.fill, labels=labels)
 
 
-def collate(items: list[Tensor], ids: np.ndarray, fill: float = 0, **fields: object) -> Batch:
+def collate(rows: list[Tensor], ids: np.ndarray, fill: float = 0, **fields: object) -> Batch:
     """One batch of tensors that may differ in length along their last axis.
 
     Args:
-        items: B tensors (S,), (T,) or (3, H, W).
+        rows: B tensors (S,), (T,), (C, S) or (3, H, W).
         ids: (B,) sample ids.
-        fill: value of the padding, put on the right.
+        fill: value of the padding, which is on the right.
         fields: further fields of ``Batch``.
 
     Returns:
         The batch; ``lengths`` is None where all are equal.
     """
-    lengths = torch.tensor([item.shape[-1] for item in items])
+    lengths = torch.tensor([row.shape[-1] for row in rows])
     longest = int(lengths.max())
+    numbers = torch.from_numpy(np.asarray(ids, np.int64))
     if bool((lengths == longest).all()):
-        return Batch(torch.stack(items), torch.from_numpy(np.asarray(ids, np.int64)), **fields)  # type: ignore[arg-type]
-    rows = items[0].new_full((len(items), *items[0].shape[:-1], longest), fill)
-    for row, item in zip(
-        rows, items
-    ):  # each is copied once; padding and stacking them would do it twice
-        row[..., : item.shape[-1]] = item
-    return Batch(rows, torch.from_numpy(np.asarray(ids, np.int64)), lengths, **fields)  # type: ignore[arg-type]
+        return Batch(torch.stack(rows), numbers, **fields)  # type: ignore[arg-type]
+    # Each row is copied once; torch's padding and stacking would copy it twice.
+    inputs = rows[0].new_full((len(rows), *rows[0].shape[:-1], longest), fill)
+    for target, row in zip(inputs, rows, strict=True):
+        target[..., : row.shape[-1]] = row
+    return Batch(inputs, numbers, lengths, **fields)  # type: ignore[arg-type]

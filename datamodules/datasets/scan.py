@@ -1,5 +1,4 @@
-"""A folder of the user's files: what is usable in it, what is skipped and why, and when that is too
-much."""
+"""scan(): which files of a user's folder are usable; Skipped: the list of those that are not."""
 
 from __future__ import annotations
 
@@ -16,14 +15,27 @@ from pathlib import Path
 from typing import TypeVar
 
 from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.files import atomic
 
 Info = TypeVar("Info")
-_PART = 100  # files a thread looks into at a time
-_SHOWN = 5  # files named in an error; all are in the list of the run
+_PART = 100  # files that a thread looks into at a time
+_SHOWN = 5  # files named in an error; the list of the run has all of them
 
 
 class Unusable(Exception):
-    """A file that cannot be used; the message is the reason, for the list of skipped files."""
+    """A file or sample that cannot be used; the message is the reason, for the list of skipped
+    ones."""
+
+
+class TooMuchBad(ConfigError):
+    """More of what is read than ``max_bad_share`` allows is unusable.
+
+    It has one argument, the text, because a DataLoader builds a worker's exception anew from its
+    text, with the traceback before it.
+    """
+
+    def __init__(self, text: str) -> None:
+        Exception.__init__(self, text.strip().rpartition("TooMuchBad: ")[2])
 
 
 class Skipped:
@@ -38,10 +50,9 @@ class Skipped:
         self.known: set[str] = set()
 
     def start(self, reasons: dict[str, str]) -> None:
-        """Write what the scan found, and keep what an earlier part of the run met in training."""
+        """Write what a scan found; lines that an earlier part of the run added in training stay."""
         if self.path is None:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         old = self.path.read_text("utf-8").splitlines() if self.path.exists() else []
         met = [(line, json.loads(line)) for line in old]
         kept = [line for line, row in met if row["at"] == "training" and row["file"] not in reasons]
@@ -50,14 +61,11 @@ class Skipped:
             json.dumps({"file": file, "reason": reason, "at": "start"})
             for file, reason in reasons.items()
         ]
-        temporary = self.path.with_name(
-            f"{self.path.name}.{os.getpid()}"
-        )  # every rank writes the same, none half
-        temporary.write_text("".join(line + "\n" for line in lines + kept), "utf-8")
-        os.replace(temporary, self.path)
+        with atomic(self.path) as temporary:  # every rank writes the same
+            temporary.write_text("".join(line + "\n" for line in lines + kept), "utf-8")
 
     def add(self, file: str, reason: str) -> None:
-        """Note a file that failed in training, once, whichever of the run's processes meets it."""
+        """Add a file that failed in training, once for all processes of the run."""
         if file in self.known:
             return
         self.known.add(file)
@@ -65,7 +73,7 @@ class Skipped:
             print(f"skipped {file}: {reason}", file=sys.stderr)
             return
         with self.path.open("a+", encoding="utf-8") as lines:
-            with suppress(OSError):  # a disk without locks: then a file may be listed twice
+            with suppress(OSError):  # on a disk without locks a file may be listed twice
                 fcntl.flock(lines, fcntl.LOCK_EX)
             lines.seek(0)
             if all(json.loads(line)["file"] != file for line in lines):
@@ -82,79 +90,74 @@ def scan(
     ignore: Iterable[str] = (),
     files: list[str] | None = None,
 ) -> dict[str, Info]:
-    """Look into every file below a folder (or at one file) and return what ``check`` says of the
-    usable ones, sorted.
+    """Check every file below a folder (or one file), and return the usable ones, sorted by name.
 
     Args:
         root: the folder, or a single file.
-        endings: of the files to look into, in lower case with the dot; others are listed, and do
-            not count as bad.
-        check: file -> what to know of it; raises ``Unusable``. Called from several threads.
+        endings: of the files to check, in lower case with the dot; others are listed as skipped,
+            and do not count as bad.
+        check: file -> what the caller wants to know of it; raises ``Unusable``. Called from several
+            threads.
         skipped: the list to write.
         max_bad_share: largest share of files with these endings that may be unusable.
         ignore: files that are there for another reason (labels).
-        files: those to look into, instead of what the root holds.
+        files: those to check, instead of what the root holds.
+
+    Returns:
+        File -> what ``check`` returned.
 
     Raises:
-        ConfigError: if there is no such folder, nothing usable, or too much unusable.
+        ConfigError: if there is no such folder, no usable file, or too many unusable ones.
     """
     closed: dict[str, str] = {}
-    files = (
-        _files(root, {os.path.realpath(file) for file in ignore}, closed)
-        if files is None
-        else sorted(files)
-    )
+    if files is None:
+        files = _files(root, {os.path.realpath(file) for file in ignore}, closed)
+    files = sorted(files)
     wanted = [file for file in files if file.lower().endswith(endings)]
     others = [file for file in files if not file.lower().endswith(endings)]
     looked_for = ", ".join(endings)
     found, bad = _check_all(wanted, check)
     bad |= closed
-    skipped.start(
-        bad | dict.fromkeys(others, f"not looked at: its name does not end in {looked_for}")
-    )
+    reason = f"not looked at: its name does not end in {looked_for}"
+    skipped.start(bad | dict.fromkeys(others, reason))
+    named = "; ".join(f"{file} ({why})" for file, why in list(bad.items())[:_SHOWN])
+    dots = "; …" if len(bad) > _SHOWN else ""
+    examples = f" (skipped {len(bad)}: {named}{dots})" if bad else ""
     if not found:
         kinds = Counter(os.path.splitext(file)[1] or os.path.basename(file) for file in files)
         there = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(_SHOWN))
-        rule = f"has no usable file: looked for {looked_for} in it and below; it holds {there or 'no file at all'}"
-        raise ConfigError(
-            "data.root", root, rule + _first(bad), "give another folder, or another modality"
-        )
+        rule = f"has no usable file: looked for {looked_for} in it and below; "
+        rule += f"it holds {there or 'no file at all'}{examples}"
+        raise ConfigError("data.root", root, rule, "give another folder, or another modality")
     if len(bad) > max_bad_share * len(wanted):
-        rule = f"has {len(bad)} unusable of {len(wanted)} files, more than max_bad_share={max_bad_share:g} allows"
-        raise ConfigError(
-            "data.root",
-            root,
-            rule + _first(bad),
-            "mend or remove them, or raise data.max_bad_share",
-        )
+        rule = f"has {len(bad)} unusable of {len(wanted)} files, more than "
+        rule += f"max_bad_share={max_bad_share:g} allows{examples}"
+        remedy = "mend or remove them, or raise data.max_bad_share"
+        raise ConfigError("data.root", root, rule, remedy)
     if bad and skipped.path:
-        print(
-            f"{len(bad):,} of {len(wanted):,} files cannot be used: {skipped.path} says why",
-            file=sys.stderr,
-        )
+        sizes = f"{len(bad):,} of {len(wanted):,} files"
+        print(f"{sizes} cannot be used: {skipped.path} says why", file=sys.stderr)
     return found
 
 
 def _files(root: str, ignore: set[str], closed: dict[str, str]) -> list[str]:
-    """Files below a folder, sorted, without hidden ones, or the one file (strings: ``Path`` takes
-    ten times longer).
+    """Files below a folder, without hidden ones, or the one file.
 
-    ``closed`` gets the folders that cannot be opened.
+    Strings, because ``Path`` takes ten times longer. ``closed`` gets the folders that cannot be
+    opened, with the reason.
     """
+    if os.path.isfile(root):
+        return [root]
+    if not os.path.isdir(root):
+        remedy = "give the folder that holds the data"
+        raise ConfigError("data.root", root, "is not a folder", remedy)
 
     def note(error: OSError) -> None:
         closed[error.filename] = f"cannot be opened ({error.strerror})"
 
-    if os.path.isfile(root):
-        return [root]
-    if not os.path.isdir(root):
-        raise ConfigError(
-            "data.root", root, "is not a folder", "give the folder that holds the data"
-        )
     files: list[str] = []
-    above = {
-        root: {os.path.realpath(root)}
-    }  # a link to a folder above itself would lead around for ever
+    # The real folders above each one: a link to one of them would lead around for ever.
+    above = {root: {os.path.realpath(root)}}
     for folder, below, names in os.walk(root, onerror=note, followlinks=True):
         seen = above.pop(folder)
         real = {name: os.path.realpath(os.path.join(folder, name)) for name in below}
@@ -165,24 +168,22 @@ def _files(root: str, ignore: set[str], closed: dict[str, str]) -> list[str]:
         ]
         above |= {os.path.join(folder, name): seen | {real[name]} for name in below}
         files += [os.path.join(folder, name) for name in names if not name.startswith(".")]
-    return sorted(file for file in files if not ignore or os.path.realpath(file) not in ignore)
+    return [file for file in files if not ignore or os.path.realpath(file) not in ignore]
 
 
 def _check_all(
     files: list[str], check: Callable[[str], Info]
 ) -> tuple[dict[str, Info], dict[str, str]]:
-    """What ``check`` says of each file, and the reason where it is unusable; tells how far it is
-    every few seconds."""
+    """What ``check`` returns for each usable file, and the reason for each unusable one; prints how
+    far it is every few seconds."""
 
     def safe(file: str) -> Info | Unusable:
         try:
             if os.path.getsize(file) == 0:
                 return Unusable("empty")
-            return (
-                check(file)
-                if os.access(file, os.R_OK)
-                else Unusable("may not be read (no permission)")
-            )
+            if not os.access(file, os.R_OK):
+                return Unusable("may not be read (no permission)")
+            return check(file)
         except Unusable as error:
             return error
         except OSError as error:
@@ -191,22 +192,20 @@ def _check_all(
             return Unusable("its name is not UTF-8")
 
     parts = [files[i : i + _PART] for i in range(0, len(files), _PART)]
-    said: dict[str, Info | Unusable] = {}
+    found: dict[str, Info] = {}
+    bad: dict[str, str] = {}
     told = time.monotonic()
     with ThreadPoolExecutor(16) as pool:
         for part, answers in zip(
             parts, pool.map(lambda part: list(map(safe, part)), parts), strict=True
         ):
-            said.update(zip(part, answers, strict=True))
+            for file, answer in zip(part, answers, strict=True):
+                if isinstance(answer, Unusable):
+                    bad[file] = str(answer)
+                else:
+                    found[file] = answer
             if time.monotonic() - told > 2:
                 told = time.monotonic()
-                print(f"looking into files: {len(said):,} of {len(files):,}", file=sys.stderr)
-    bad = {file: str(answer) for file, answer in said.items() if isinstance(answer, Unusable)}
-    return {file: answer for file, answer in said.items() if not isinstance(answer, Unusable)}, bad
-
-
-def _first(bad: dict[str, str]) -> str:
-    if not bad:
-        return ""
-    named = "; ".join(f"{file} ({reason})" for file, reason in list(bad.items())[:_SHOWN])
-    return f" (skipped {len(bad)}: {named}{'; …' if len(bad) > _SHOWN else ''})"
+                done = len(found) + len(bad)
+                print(f"looking into files: {done:,} of {len(files):,}", file=sys.stderr)
+    return found, bad

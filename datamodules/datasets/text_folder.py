@@ -1,10 +1,11 @@
-"""TextFolder: one or many UTF-8 text files; every line that is not empty is a piece of text."""
+"""TextFolder: one or many UTF-8 text files; every line that is not empty is an item."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 
+from datamodules.datasets.base import TextDataset
 from datamodules.datasets.labels import Table, labelled
 from datamodules.datasets.probe_tasks import Labelled
 from datamodules.datasets.scan import Skipped, Unusable, scan
@@ -12,8 +13,8 @@ from datamodules.datasets.scan import Skipped, Unusable, scan
 ENDINGS = (".txt",)
 
 
-class TextFolder:
-    """The lines of text files in the order of their names.
+class TextFolder(TextDataset):
+    """The lines of text files, in the order of the files' names.
 
     Args:
         root: folder, searched to any depth, or one file.
@@ -54,18 +55,17 @@ class TextFolder:
                 yield from filter(None, map(str.strip, lines))
 
     def describe(self) -> str:
-        """One line for the log."""
         return f"{self.root}: {len(self.files):,} text files"
 
     def labelled(self) -> list[Labelled[str]]:
         """The column of classes; [] without a table."""
         if self.labels is None:
             return []
-        return [labelled(str(self.labels.label), self.labels.items(), str, self.labels.note())]
+        return [labelled(str(self.labels.label), self.labels.rows(), str, self.labels.note())]
 
 
 def check(file: str) -> None:
-    """Read a text file once: one that is not UTF-8 in the middle would stop the run later.
+    """Read a text file to its end: one that is not UTF-8 in the middle would stop the run later.
 
     Raises:
         Unusable: if it is not UTF-8, binary or empty.

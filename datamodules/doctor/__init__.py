@@ -1,2 +1,1 @@
-"""What is in a data set before a run meets it: every item decoded, the order of the run
-simulated."""
+"""Check a dataset before a run: decode every item, and simulate the order of the run."""

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Kind of defect -> the rule, for the table.
+from datamodules.datasets.base import RATE
+
+# Kind of defect -> its rule, for the table.
 RULES = {
     "unusable": "left out at the start: empty, too short or small, of another kind",
     "unreadable": "cannot be decoded",
@@ -20,17 +22,25 @@ RULES = {
     "same content": "decodes to what another item decodes to",
     "same name": "the path of another but for its ending, or its key in a shard",
 }
-RATE = 16_000
 _SILENT, _FULL, _CLIPPED, _SHORT = 1e-4, 0.99, 1e-3, 8
-_OTHER_SCALE = 1.5  # clipped sound that is resampled goes over 1, by less than this; above it, full scale is another
+# Clipped sound that is resampled exceeds 1, but stays below this; a waveform beyond it has another
+# full scale.
+_OTHER_SCALE = 1.5
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What one item is: ``length`` in seconds, pixels of the shorter side, characters or tokens; a
-    ``digest`` of it."""
+    """What was found of one item.
+
+    Args:
+        length: of the item.
+        unit: of the length: seconds, pixels of the shorter side, characters, tokens or steps.
+        digest: hash of the decoded item.
+        defects: kinds of ``RULES``.
+    """
 
     length: float
+    unit: str
     digest: bytes
     defects: tuple[str, ...]
 
@@ -39,20 +49,23 @@ def examine(item: np.ndarray | str | None, side: int) -> Seen | None:
     """Look at an item as its dataset stores it.
 
     Args:
-        item: (S,) float waveform at 16 kHz | (3, H, W) uint8 image | text | (T,) token ids | None
-            if unreadable.
-        side: of the images that training takes, in pixels; of no account for others.
+        item: (S,) float waveform at 16 kHz | (3, H, W) uint8 image | text | (T,) token ids |
+            (C, S) series | None if unreadable.
+        side: of the images that training takes, in pixels; not used for other items.
     """
     if item is None:
         return None
     if isinstance(item, str):
-        return Seen(len(item), _digest(item.encode()), ("short",) if len(item) < _SHORT else ())
+        defects = ("short",) if len(item) < _SHORT else ()
+        return Seen(len(item), "characters", _digest(item.encode()), defects)
     digest = _digest(np.ascontiguousarray(item).data, str((item.shape, item.dtype)).encode())
     if item.ndim == 3:
-        return Seen(min(item.shape[1:]), digest, _image(item, side))
+        return Seen(min(item.shape[1:]), "pixels of the shorter side", digest, _image(item, side))
     if np.issubdtype(item.dtype, np.integer):
-        return Seen(len(item), digest, ())
-    return Seen(len(item) / RATE, digest, _sound(item))
+        return Seen(item.shape[-1], "tokens", digest, ())
+    if item.ndim == 1:
+        return Seen(len(item) / RATE, "seconds", digest, _sound(item))
+    return Seen(item.shape[-1], "steps", digest, ())
 
 
 def _digest(*parts: bytes | memoryview) -> bytes:
@@ -63,8 +76,8 @@ def _digest(*parts: bytes | memoryview) -> bytes:
 
 
 def _sound(wave: np.ndarray) -> tuple[str, ...]:
-    """A constant offset is silence too. A sound scaled up to full scale touches it a few times, a
-    clipped one stays."""
+    """Defects of a waveform. A constant offset is silence too. A sound that was scaled up to full
+    scale reaches it at a few samples, a clipped one at many in a row."""
     if wave.std() < _SILENT:
         return ("silent",)
     size = np.abs(wave)
@@ -77,7 +90,6 @@ def _image(pixels: np.ndarray, side: int) -> tuple[str, ...]:
     if (pixels == pixels[:, :1, :1]).all():
         return ("constant", *tiny)
     red, green, blue = pixels.astype(np.int16)
-    colour = (
-        np.abs(red - green).mean() + np.abs(green - blue).mean()
-    )  # JPEG makes colours of 1 or 2 out of grey
+    # JPEG makes small colour differences, of 1 or 2, out of grey.
+    colour = np.abs(red - green).mean() + np.abs(green - blue).mean()
     return ("grey", *tiny) if colour < 2 else tiny

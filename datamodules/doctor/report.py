@@ -1,4 +1,4 @@
-"""What the doctor found, as tables and a histogram for the terminal, as a picture and as
+"""Show what the doctor found: tables and a histogram in the terminal, a picture, and
 ``doctor.json``."""
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from d2v_pretrain.files import atomic
 from datamodules.doctor.examine import RULES
 from datamodules.doctor.simulate import Simulation
 from datamodules.doctor.survey import Survey
@@ -24,12 +25,15 @@ _BINS, _WIDTH, _SHOWN = 16, 40, 3
 def show(
     console: Console, about: str, found: Survey, limit: float, plan: Simulation | str, settings: str
 ) -> None:
-    """Print it all.
+    """Print everything.
 
     Args:
-        about: the data in a line. found: what is in it. limit: largest share of a defect that is no
-            finding.
-        plan: the simulated pass, or why there is none. settings: that it was simulated with.
+        console: where.
+        about: the data in one line.
+        found: what is in them.
+        limit: largest share of a defect that is accepted.
+        plan: the simulated pass, or the error that prevents it.
+        settings: the settings of the simulation.
     """
     console.print(f"[bold]{escape(about)}[/]", soft_wrap=True, highlight=False)
     hours = f", {found.lengths.sum() / 3600:,.2f} h" if found.unit == "seconds" else ""
@@ -103,7 +107,7 @@ def _pass(plan: Simulation, settings: str) -> Table:
 
 
 def write(path: Path, found: Survey, plan: Simulation | str, **more: Any) -> None:
-    """``doctor.json``: all numbers and all names."""
+    """Write ``doctor.json``, with all numbers and names."""
     lengths = found.lengths if len(found.lengths) else np.zeros(1)
     quantiles = {f"{q}%": float(np.percentile(lengths, q)) for q in (0, 5, 50, 95, 100)}
     findings = {
@@ -118,12 +122,12 @@ def write(path: Path, found: Survey, plan: Simulation | str, **more: Any) -> Non
         "findings": findings,
         "pass": asdict(plan) if isinstance(plan, Simulation) else {"impossible": plan},
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=1), "utf-8")
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1), "utf-8")
 
 
 def draw(path: Path, found: Survey) -> bool:
-    """The histogram as a picture, if matplotlib is installed; whether it was drawn."""
+    """Draw the histogram, if matplotlib is installed. Returns whether it was drawn."""
     if find_spec("matplotlib") is None or not len(found.lengths):
         return False
     from matplotlib.figure import Figure

@@ -1,5 +1,4 @@
-"""The order of a run without its data: micro-batches and steps of a pass, padding, and how evenly
-ranks are loaded."""
+"""simulate(): micro-batches, steps, padding and idle time of an epoch, without reading data."""
 
 from __future__ import annotations
 
@@ -19,13 +18,15 @@ class Simulation:
     """One pass over the data.
 
     Args:
-        micro_batches: of a pass.
-        steps: optimizer steps of a pass; a step may run over its end.
+        micro_batches: their number.
+        steps: number of optimizer steps; the last one may reach into the next pass.
         rows: smallest, mean and largest number of samples in a micro-batch.
         padding: share of what is computed that is padding.
-        cropped: share of the samples' length that is cropped away to the shortest of a micro-batch.
-        idle: processes -> share of the time that they wait for the slowest of each step, if time
-            goes by length; None where the micro-batches of a step do not divide among them.
+        cropped: share of the samples' length that is cropped away, to the shortest sample of each
+            micro-batch.
+        idle: number of processes -> share of the time that they wait for the slowest one, if time
+            is proportional to length; None where the micro-batches of a step cannot be divided
+            among them.
     """
 
     micro_batches: int
@@ -40,22 +41,22 @@ def simulate(data: PretrainDataModule) -> Simulation:
     """Walk the first pass as the run would.
 
     Raises:
-        ConfigError: if there is no such plan.
+        ConfigError: if the settings allow no such pass.
     """
     plan = data.plan
     batches = [batch for window in range(plan.windows) for batch in plan.window(window)]
     rows = np.array([len(batch) for batch in batches])
     longest, shortest, whole = _extents(plan.lengths, batches, rows)
-    cut = getattr(data.transform, "crop_to_shortest", False)
+    cut = data.transform.crop_to_shortest
     computed = (shortest if cut else longest) * rows
     kept = (shortest * rows).sum() if cut else whole
     steps = max(1, len(batches) // data.micro_batches_per_step)
     stream = StepSampler(
         plan, data.micro_batches_per_step, readers=readers_for(plan, data.micro_batches_per_step)
     )
-    batches = [one.ids for one in islice(stream, steps * data.micro_batches_per_step)]
-    tall, short, _ = _extents(plan.lengths, batches, np.ones(len(batches)))
-    load = (short if cut else tall) * np.array([len(ids) for ids in batches])
+    walked = [one.ids for one in islice(stream, steps * data.micro_batches_per_step)]
+    tall, short, _ = _extents(plan.lengths, walked, np.ones(len(walked)))
+    load = (short if cut else tall) * np.array([len(ids) for ids in walked])
     idle = {
         world: None
         if data.micro_batches_per_step % world
@@ -83,6 +84,6 @@ def _extents(
 
 
 def _idle(load: np.ndarray) -> float:
-    """(steps, world, micro-batches of a rank) -> share of waiting."""
+    """Share of waiting, from (steps, world, micro-batches of a rank) amounts of work."""
     ranks = load.sum(2)
     return float(1 - ranks.mean() / ranks.max(1).mean())

@@ -1,4 +1,4 @@
-"""Every item of a dataset examined, in several processes, and what was found put together."""
+"""survey(): examine every item of a dataset in several processes, and collect what was found."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.progress import track
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
+from datamodules.datasets.base import Dataset
 from datamodules.doctor.examine import Seen, examine
 
 _PART = 32  # items that a process examines at a time
@@ -26,9 +28,11 @@ class Survey:
     """What was found.
 
     Args:
-        size: items of the dataset. examined: how many of them were decoded.
-        unit: of ``lengths``. lengths: of the items that could be decoded.
-        findings: kind of defect -> what has it, by name and perhaps reason.
+        size: number of items of the dataset.
+        examined: how many of them were decoded.
+        unit: of ``lengths``.
+        lengths: of the items that could be decoded.
+        findings: kind of defect -> the items that have it, by name and perhaps with a reason.
     """
 
     size: int
@@ -38,7 +42,7 @@ class Survey:
     findings: dict[str, list[str]]
 
     def share(self, kind: str) -> float:
-        """Of the items examined (for ``unusable``: of all files)."""
+        """Share of the examined items that have a defect; for ``unusable``, of all files."""
         count = len(self.findings[kind])
         return count / ((self.size + count) if kind == "unusable" else max(self.examined, 1))
 
@@ -46,33 +50,37 @@ class Survey:
 Named = tuple[str, Seen | None]
 
 
-class _Parts(Dataset[list[Named]]):
-    def __init__(
-        self, read: Callable[[int], Any], name: Callable[[int], str], side: int, ids: np.ndarray
-    ) -> None:
-        self.read, self.name, self.side = read, name, side
+class _Parts(TorchDataset[list[Named]]):
+    def __init__(self, dataset: Dataset[Any], side: int, ids: np.ndarray) -> None:
+        self.dataset, self.side = dataset, side
         self.parts = np.array_split(ids, max(1, -(-len(ids) // _PART)))
 
     def __len__(self) -> int:
         return len(self.parts)
 
     def __getitem__(self, part: int) -> list[Named]:
-        return [(self.name(i), examine(self.read(i), self.side)) for i in self.parts[part].tolist()]
+        return [self._look(index) for index in self.parts[part].tolist()]
+
+    def _look(self, index: int) -> Named:
+        item = self.dataset.read(index)
+        text = f"text {index + 1}: {item[:50]!r}" if isinstance(item, str) else None
+        return text or self.dataset.name(index), examine(item, self.side)
 
 
-def survey(dataset: Any, side: int, sample: int | None, processes: int, skipped: Path) -> Survey:
+def survey(
+    dataset: Dataset[Any], side: int, sample: int | None, processes: int, skipped: Path
+) -> Survey:
     """Decode the dataset, or a random sample of it that is always the same.
 
     Args:
-        dataset: with ``read(i)`` and a length, or with ``texts()``; ``name(i)`` names an item where
-            there is one.
+        dataset: the items.
         side: see ``examine``.
         sample: how many items; None for all.
-        processes: that decode.
+        processes: number of processes that decode.
         skipped: the list of skipped files that the dataset writes (see
             ``datamodules.datasets.scan.Skipped``).
     """
-    read, name, size, unit = _access(dataset)
+    size = len(dataset)
     every = sample is None or sample >= size
     ids = (
         np.arange(size)
@@ -80,32 +88,19 @@ def survey(dataset: Any, side: int, sample: int | None, processes: int, skipped:
         else np.sort(np.random.default_rng(0).choice(size, sample, replace=False))
     )
     parts = DataLoader(
-        _Parts(read, name, side, ids), None, num_workers=processes, worker_init_fn=_silence
+        _Parts(dataset, side, ids), None, num_workers=processes, worker_init_fn=_silence
     )
     bar = track(parts, "decoding", total=len(parts.dataset), console=Console(stderr=True))  # type: ignore[arg-type]
     found = [item for part in bar for item in part]
-    lengths = np.array([seen.length for _, seen in found if seen is not None])
+    good = [seen for _, seen in found if seen is not None]
+    unit, lengths = good[0].unit if good else "items", np.array([seen.length for seen in good])
     return Survey(size, len(ids), unit, lengths, _findings(found, skipped))
 
 
 def _silence(worker: int) -> None:
-    """What is skipped is in the table at the end; here it would tear the progress bar."""
+    """Discard what a worker prints of skipped files: it would break the progress bar, and the table
+    at the end has it."""
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-
-
-def _access(dataset: Any) -> tuple[Callable[[int], Any], Callable[[int], str], int, str]:
-    """How to read an item and to name it, the number of items, and the unit of their lengths."""
-    if not hasattr(dataset, "read") or not getattr(dataset, "in_tokens", True):
-        texts = list(dataset.texts())
-        return (
-            texts.__getitem__,
-            lambda i: f"text {i + 1}: {texts[i][:50]!r}",
-            len(texts),
-            "characters",
-        )
-    other = "tokens" if hasattr(dataset, "in_tokens") else "pixels of the shorter side"
-    name = getattr(dataset, "name", lambda i: f"item {i + 1}")
-    return dataset.read, name, len(dataset), "seconds" if hasattr(dataset, "frames") else other
 
 
 def _findings(found: list[Named], skipped: Path) -> dict[str, list[str]]:
@@ -130,13 +125,14 @@ def _findings(found: list[Named], skipped: Path) -> dict[str, list[str]]:
 
 
 def _key(name: str) -> str:
-    """A "FILE.wav" without its ending; the key of "SHARD.tar: KEY"; "text 3: …" as it is."""
+    """What two items of the same name share: "FILE.wav" without its ending, the key of
+    "SHARD.tar: KEY"; "text 3: ..." is unchanged."""
     shard, _, key = name.partition(".tar: ")
     return key or (name if name.startswith("text ") else os.path.splitext(shard)[0])
 
 
 def _alike(keys: Iterable[tuple[str, Hashable]]) -> list[str]:
-    """Every item whose key an earlier one has, with the name of that."""
+    """Every item with the key of an earlier one, and the name of the earlier one."""
     first: dict[Hashable, str] = {}
     seen = [(name, first.get(key), first.setdefault(key, name)) for name, key in keys]
     return [f"{name} = {before}" for name, before, _ in seen if before is not None]

@@ -1,2 +1,2 @@
-"""Raw files to shards: ``python -m datamodules.prepare audio|vision|text|index|verify input=DIR
-output=DIR …``."""
+"""Make shards of files: ``python -m datamodules.prepare audio|vision|text|index|verify input=DIR
+output=DIR ...``."""

@@ -1,4 +1,4 @@
-"""Sound files to samples: their own bytes, or FLAC of 16 kHz mono."""
+"""Audio files to samples: their own bytes, or FLAC of 16 kHz mono."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 import json
 import os
 from functools import cached_property, partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,81 +14,84 @@ import numpy as np
 import soundfile
 
 from d2v_pretrain.errors import ConfigError
-from datamodules.datasets.audio_folder import ENDINGS, RATE, AudioFolder, Piece, decode
+from datamodules.datasets.audio_folder import ENDINGS, AudioFolder, Stretch, waveform
+from datamodules.datasets.base import RATE
 from datamodules.datasets.scan import Unusable, scan
 from datamodules.prepare.output import Output
 from datamodules.prepare.packing import Plan, Reasons, arranged, below, bytes_of, cut, source_of
 from datamodules.prepare.settings import Audio
-from datamodules.prepare.tar import Sample, tar_bytes
+from datamodules.shards.tar import Sample, tar_bytes
 
-_FLAC = 1.2  # bytes a sample of 16 kHz speech as FLAC, about (0.5 to 1.5)
+_FLAC = 1.2  # bytes per sample of 16 kHz speech as FLAC (from 0.5 to 1.5)
 
 
-class Sound(NamedTuple):
-    """A sample to be: its file's name below the input, the piece of it, and whether that is the
-    whole file."""
+class AudioItem(NamedTuple):
+    """What becomes a sample.
+
+    Args:
+        name: path of its file below the input.
+        stretch: the part of the file.
+        whole: whether that is all of it.
+    """
 
     name: str
-    piece: Piece
+    stretch: Stretch
     whole: bool
 
 
 class Manifest(AudioFolder):
-    """The files of a fairseq manifest: its first line a folder, the others ``path TAB frames``.
+    """The files of a fairseq manifest: its first line is a folder, the others ``path TAB frames``.
 
-    The frames are read from the files again: a manifest may be older than they are.
+    The frames are read from the files, because these may be newer than the manifest.
     """
 
     def __init__(self, path: str, **settings: Any) -> None:
         lines = Path(path).read_text("utf-8", "surrogateescape").splitlines()
         self.manifest = path
         beside = os.path.join(os.path.dirname(path), lines[0].strip()) if lines else ""
-        super().__init__(
-            lines[0].strip() if lines and os.path.isdir(lines[0].strip()) else beside, **settings
-        )
+        named = bool(lines) and os.path.isdir(lines[0].strip())
+        super().__init__(lines[0].strip() if named else beside, **settings)
         if not lines or not os.path.isdir(self.root):
-            raise ConfigError(
-                "input", path, "must begin with a line that is a folder", "write it there"
-            )
-        self.rows = [
-            os.path.join(self.root, line.split("\t")[0]) for line in lines[1:] if line.strip()
-        ]
+            rule = "must begin with a line that is a folder"
+            raise ConfigError("input", path, rule, "write it there")
+        names = (line.split("\t")[0] for line in lines[1:] if line.strip())
+        self.named = [os.path.join(self.root, name) for name in names]
 
     @cached_property
-    def files(self) -> dict[str, Piece]:
+    def files(self) -> dict[str, Stretch]:
         """The usable files."""
-        return scan(
-            self.root, ENDINGS, self._check, self.skipped, self.max_bad_share, files=self.rows
-        )
+        share = self.max_bad_share
+        return scan(self.root, ENDINGS, self._check, self.skipped, share, files=self.named)
 
 
 def plan(settings: Audio, _: Output) -> Plan:
-    """Which sound goes to which shard."""
-    limits = {"min_seconds": settings.min_seconds, "max_seconds": settings.max_seconds}
-    no_labels = {"labels": None, "label_column": None, "split_column": None, "test_values": ()}
+    """Which item goes to which shard."""
     rest: dict[str, Any] = {
-        **limits,
-        **no_labels,
+        "min_seconds": settings.min_seconds,
+        "max_seconds": settings.max_seconds,
         "max_bad_share": settings.max_bad_share,
         "skipped_path": None,
+        "labels": None,
+        "label_column": None,
+        "split_column": None,
+        "test_values": (),
     }
     listed = settings.input.endswith(".tsv")
     folder = Manifest(settings.input, **rest) if listed else AudioFolder(settings.input, **rest)
     folder.skipped = reasons = Reasons(folder.root)
     files = folder.files
     sizes = {file: os.path.getsize(file) for file in files}
-    sounds = [
-        Sound(below(piece.file, folder.root), piece, piece.frames == files[piece.file].frames)
-        for piece in folder.pieces
+    items = [
+        AudioItem(below(part.file, folder.root), part, part.frames == files[part.file].frames)
+        for part in folder.stretches
     ]
-    sounds = [sounds[i] for i in arranged(len(sounds), settings)]
-    made = np.array([_bytes(sound, sizes[sound.piece.file], settings.encode) for sound in sounds])
-    make = partial(sample, encode=settings.encode, check=settings.check)
+    items = [items[i] for i in arranged(len(items), settings)]
+    made = np.array([_bytes(item, sizes[item.stretch.file], settings.encode) for item in items])
     return Plan(
-        sounds,
+        items,
         cut(made, settings),
-        make,
-        _name,
+        partial(sample, encode=settings.encode, check=settings.check),
+        attrgetter("name"),
         float(made.sum()),
         source_of([(below(file, folder.root), size) for file, size in sizes.items()]),
         {"unit": f"samples at {RATE} Hz"},
@@ -96,49 +100,44 @@ def plan(settings: Audio, _: Output) -> Plan:
     )
 
 
-def _name(sound: Sound) -> str:
-    return sound.name
+def _bytes(item: AudioItem, size: int, encode: str) -> int:
+    """Estimated size of a sample in the tar, from the size of its file."""
+    part = item.stretch
+    if encode == "flac" or not item.whole:
+        size = int(part.frames * RATE / part.rate * _FLAC)
+    return tar_bytes(size, len(item.name) + 60)
 
 
-def _bytes(sound: Sound, size: int, encode: str) -> int:
-    """That the sample takes in a tar, about."""
-    piece = sound.piece
-    flac = not sound.whole or encode == "flac"
-    return tar_bytes(
-        int(piece.frames * RATE / piece.rate * _FLAC) if flac else size, len(sound.name) + 60
-    )
-
-
-def sample(sound: Sound, key: str, encode: str, check: str) -> Sample:
-    """The members of a sound: itself and ``json`` (file, first frame in it, frames and rate in Hz
-    of the member).
+def sample(item: AudioItem, key: str, encode: str, check: str) -> Sample:
+    """An item as a sample with two members: the audio, and ``json`` with the name of the file, the
+    first frame in it, and the frames and rate in Hz of the member.
 
     Raises:
         Unusable: if it cannot be decoded.
     """
-    piece = sound.piece
-    if encode == "flac" or not sound.whole:
-        wave = decode(piece)
+    part = item.stretch
+    if encode == "flac" or not item.whole:
+        wave = waveform(part.file, part.start, part.frames)
         extension, data, frames, rate = "flac", flac(wave), len(wave), RATE
     else:
-        extension, data = os.path.splitext(piece.file)[1][1:].lower(), bytes_of(piece.file)
-        _check(data, piece.frames, check)
-        frames, rate = piece.frames, piece.rate
-    about = {"file": sound.name, "start": piece.start, "frames": frames, "rate": rate}
+        extension, data = os.path.splitext(part.file)[1][1:].lower(), bytes_of(part.file)
+        _check(data, part.frames, check)
+        frames, rate = part.frames, part.rate
+    about = {"file": item.name, "start": part.start, "frames": frames, "rate": rate}
     length = -(-frames * RATE // rate)
     return Sample(key, {extension: data, "json": json.dumps(about).encode()}, length)
 
 
 def flac(wave: np.ndarray) -> bytes:
-    """A mono waveform at 16 kHz as FLAC of 16 bits; what is beyond full scale is clipped."""
+    """A mono waveform at 16 kHz as FLAC of 16 bits; samples beyond full scale are clipped."""
     buffer = io.BytesIO()
     soundfile.write(buffer, wave, RATE, "PCM_16", format="FLAC")
     return buffer.getvalue()
 
 
 def _check(data: bytes, frames: int, check: str) -> None:
-    """Decode what is kept, or its header, as a reader of the shard will: without the file's
-    name."""
+    """Decode the bytes of a file, or their header, as a reader of the shard will do: without the
+    name of the file."""
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             there, sound = file.frames, file.read(dtype="float32") if check == "decode" else None

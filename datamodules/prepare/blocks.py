@@ -1,5 +1,4 @@
-"""Where fairseq's TokenBlockDataset cuts a stream of lines into blocks, for its three break
-modes."""
+"""Cut a stream of lines into blocks, as fairseq's TokenBlockDataset does in three break modes."""
 
 from __future__ import annotations
 
@@ -10,24 +9,25 @@ import numpy as np
 
 
 def anywhere(total: int, size: int) -> np.ndarray:
-    """(n, 2) first and last + 1 of every ``size`` tokens; the last block may be shorter (break mode
-    "none")."""
+    """(n, 2) first token and end of blocks of ``size`` tokens; the last block may be shorter (break
+    mode "none")."""
     starts = np.arange(0, total, size)
     return np.stack([starts, np.minimum(starts + size, total)], 1)
 
 
 def whole_lines(documents: Iterable[Iterable[np.ndarray]], size: int, split: bool) -> np.ndarray:
-    """(n, 2) blocks of as many whole lines as fit into ``size`` tokens; a longer line is a block of
-    its own.
+    """(n, 2) first token and end of blocks of as many whole lines as fit into ``size`` tokens; a
+    longer line is a block of its own.
 
-    Transform: fairseq ``token_block_utils_fast.pyx:_get_slice_indices_fast``, "complete" and
+    Source: fairseq ``token_block_utils_fast.pyx:_get_slice_indices_fast``, "complete" and
     "complete_doc". There the dataset is one file; here the end of a file ends a document too.
 
     Args:
-        documents: files; of each, parts with the sizes of their lines in tokens, ``</s>`` counted.
+        documents: files; each consists of parts, arrays of the sizes of lines in tokens with their
+            ``</s>``.
         size: tokens of a block, without ``<s>``.
-        split: do not cross documents, and leave out the blank lines (one token) between them
-            ("complete_doc").
+        split: end a block where a document ends, and leave out the blank lines (one token) between
+            documents ("complete_doc").
     """
     cuts = array("q")
     start = filled = 0
@@ -51,10 +51,11 @@ def whole_lines(documents: Iterable[Iterable[np.ndarray]], size: int, split: boo
 
 
 def limited(blocks: np.ndarray, size: int) -> np.ndarray:
-    """(n, 2) blocks of at most ``size``: a longer one is several.
+    """(n, 2) blocks of at most ``size`` tokens, longer ones cut into several.
 
-    fairseq keeps it whole, and then it is longer than the model's positions: training stops, or
-    leaves it out."""
+    fairseq keeps them whole; as they are longer than the model's positions, training then stops or
+    leaves them out.
+    """
     pieces = -(-(blocks[:, 1] - blocks[:, 0]) // size)
     first = np.repeat(np.cumsum(pieces) - pieces, pieces)
     starts = np.repeat(blocks[:, 0], pieces) + (np.arange(pieces.sum()) - first) * size

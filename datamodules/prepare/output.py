@@ -1,4 +1,4 @@
-"""The folder of shards: whose it is, what of it is finished, and the manifest at the end."""
+"""Output: the folder of shards that a command fills, what of it is finished, and its manifest."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from pathlib import Path
 from typing import Any
 
 from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.files import atomic
 from datamodules.prepare.settings import Build
-from datamodules.prepare.tar import Written
+from datamodules.shards.tar import Written
 
-_WORKING = ".prepare"  # in the output folder while the work is not finished; then it is gone
+_WORKING = ".prepare"  # a folder in the output, removed when the work is finished
 _PACKAGES = ("numpy", "soundfile", "torchaudio", "pillow", "tokenizers")
-# Where, how fast and how strictly, not what. The files of the tokenizer are in the hash of the
-# transform.
-_ELSEWHERE = {"input", "output", "processes", "max_bad_share", "tokenizer"}
+# Settings that do not change the output, or (input, tokenizer) whose files are compared by hashes.
+_NOT_COMPARED = {"input", "output", "processes", "max_bad_share", "tokenizer"}
 _LICENCE_FILES = re.compile(r"(licen[cs]e|copying|readme)(\.\w+)?", re.IGNORECASE)
 _LICENCE_CHARACTERS = 10_000
 
 
 @dataclass(frozen=True)
 class Record:
-    """One finished shard; files that it should hold and that could not be used, with reasons."""
+    """One finished shard, and the items of it that could not be used, with reasons."""
 
     name: str
     written: Written
@@ -38,20 +38,21 @@ class Record:
 
 
 class Finished(Exception):
-    """An earlier start of the same command, on the same input, has done everything."""
+    """An earlier start of the same command on the same input has done everything."""
 
 
 class Output:
-    """A folder that one command fills; a later start of the same command goes on with it.
+    """A folder that one command fills; the same command, started again, goes on with it.
 
     Args:
-        settings: of the command. command: its name.
+        settings: of the command.
+        command: its name.
     """
 
     def __init__(self, settings: Build, command: str) -> None:
         self.settings, self.command, self.folder = settings, command, Path(settings.output)
         self.working, self.manifest = self.folder / _WORKING, self.folder / "manifest.json"
-        kept = {key: value for key, value in asdict(settings).items() if key not in _ELSEWHERE}
+        kept = {key: value for key, value in asdict(settings).items() if key not in _NOT_COMPARED}
         self.recipe = {
             "command": command,
             **kept,
@@ -60,10 +61,10 @@ class Output:
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Take the folder for this process.
+        """Lock the folder for this process.
 
         Raises:
-            ConfigError: if it holds something else, is at work in another process, or was begun
+            ConfigError: if it holds something else, another process is filling it, or it was begun
                 with other settings.
         """
         if self.folder.resolve().is_relative_to(Path(self.settings.input).resolve()):
@@ -71,36 +72,34 @@ class Output:
             raise ConfigError("output", self.folder, rule, "give one outside")
         if self.manifest.exists():
             self._check(_read(self.manifest).get("recipe", {}), "was made")
-            shutil.rmtree(self.working, ignore_errors=True)  # killed between the manifest and this
+            # It is still there if a process was killed right after it wrote the manifest.
+            shutil.rmtree(self.working, ignore_errors=True)
             yield
             return
         if not self.working.exists():
             there = sorted(os.listdir(self.folder)) if self.folder.is_dir() else []
             if there or self.folder.is_file():
                 rule = f"holds something else ({', '.join(there[:3]) or 'it is a file'})"
-                raise ConfigError(
-                    "output", self.folder, rule, "give a new folder, or remove what is there"
-                )
+                remedy = "give a new folder, or remove what is there"
+                raise ConfigError("output", self.folder, rule, remedy)
         self.working.mkdir(parents=True, exist_ok=True)
         with (self.working / "lock").open("w") as lock:
             try:
-                fcntl.flock(
-                    lock, fcntl.LOCK_EX | fcntl.LOCK_NB
-                )  # the system frees it, however the process ends
+                # The system frees the lock, however the process ends.
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise ConfigError(
-                    "output", self.folder, "is being filled by another process", "wait for it"
-                ) from None
+                rule = "is being filled by another process"
+                raise ConfigError("output", self.folder, rule, "wait for it") from None
             except OSError:  # a file system without locks
                 pass
             yield
 
-    def begin(self, transform: dict[str, Any]) -> None:
-        """Note what is made of what, or compare it with what an earlier start noted; remove what
-        was half written.
+    def begin(self, source: dict[str, Any]) -> None:
+        """Write down what is made of what, or compare it with what an earlier start wrote down; and
+        remove half written files.
 
         Args:
-            transform: of the input: at least ``hash``, another one for another input.
+            source: what identifies the input, see ``source_of``.
 
         Raises:
             ConfigError: if they differ.
@@ -111,16 +110,15 @@ class Output:
         if known:
             before = _read(known)
             self._check(before["recipe"], "was begun")
-            if before["transform"] != transform:
+            if before["source"] != source:
                 rule = "is of another input: other files, sizes, or another tokenizer"
-                raise ConfigError(
-                    "output", self.folder, rule, "give another output, or remove this one"
-                )
+                remedy = "give another output, or remove this one"
+                raise ConfigError("output", self.folder, rule, remedy)
         if known == self.manifest:
             raise Finished
         for half in self.working.glob("*.half"):
             half.unlink()
-        write_json(state, {"recipe": self.recipe, "transform": transform})
+        write_json(state, {"recipe": self.recipe, "source": source})
 
     def _check(self, before: dict[str, Any], verb: str) -> None:
         differing = [key for key in self.recipe if before.get(key) != self.recipe[key]]
@@ -128,16 +126,15 @@ class Output:
             key, *others = differing
             rule = f"differs from {before.get(key)}, with which {self.folder} {verb}"
             rule += f"; so do {', '.join(others)}" if others else ""
-            raise ConfigError(
-                key, self.recipe[key], rule, "give another output, or remove this one"
-            )
+            remedy = "give another output, or remove this one"
+            raise ConfigError(key, self.recipe[key], rule, remedy)
 
     def record_path(self, name: str) -> Path:
-        """Where the record of a shard is; it is written last, so a shard with a record is whole."""
+        """Where the record of a shard is. It is written last, so a shard with a record is whole."""
         return self.working / f"{name}.json"
 
     def finished(self, name: str) -> Record | None:
-        """The record of a shard, if it is finished and there."""
+        """The record of a shard if that is finished and still there."""
         if not self.record_path(name).exists():
             return None
         row = _read(self.record_path(name))
@@ -147,26 +144,26 @@ class Output:
         return record if there or record.written.samples == 0 else None
 
     def check_space(self, needed: float) -> None:
-        """Raise ConfigError unless this many bytes are free."""
+        """Raise a ``ConfigError`` unless this many bytes are free."""
         free = shutil.disk_usage(self.folder).free
         if needed > free:
             rule = f"needs about {needed / 1e6:,.1f} MB, and {free / 1e6:,.1f} MB are free"
-            raise ConfigError(
-                "output", self.folder, rule, "free some space, or give a folder on another disk"
-            )
+            remedy = "free some space, or give a folder on another disk"
+            raise ConfigError("output", self.folder, rule, remedy)
 
     def finish(
         self,
         records: Iterable[Record],
         skipped: dict[str, str],
-        transform: dict[str, Any],
+        source: dict[str, Any],
         facts: dict[str, Any],
     ) -> dict[str, Any]:
         """Write ``skipped.jsonl`` and ``manifest.json`` (returned), and remove the working folder.
 
         Args:
-            records: of all shards. skipped: before any packing, file -> reason. transform, facts:
-                into the manifest.
+            records: of all shards.
+            skipped: file -> reason, of what was left out before packing.
+            source, facts: for the manifest.
         """
         records = sorted(records, key=lambda record: record.name)
         reasons = skipped | {
@@ -176,9 +173,8 @@ class Output:
             {"file": file, "reason": reason, "at": "prepare"}
             for file, reason in sorted(reasons.items())
         ]
-        replace(
-            self.folder / "skipped.jsonl", "".join(json.dumps(row) + "\n" for row in rows).encode()
-        )
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
+        replace(self.folder / "skipped.jsonl", lines.encode())
         shards = [
             {"name": f"{r.name}.tar", **asdict(r.written)} for r in records if r.written.samples
         ]
@@ -193,7 +189,7 @@ class Output:
             "skipped": len(reasons),
             "hash": hashlib.sha256(everything.encode()).hexdigest(),
             "licence": _licence(self.settings),
-            "transform": transform,
+            "source": source,
             "recipe": self.recipe,
             "shards": shards,
         }
@@ -203,17 +199,13 @@ class Output:
 
 
 def replace(path: Path, content: bytes) -> None:
-    """Write a file so that it is, at every moment, the old one or the whole new one."""
-    half = path.with_name(path.name + ".half")
-    with half.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(half, path)
+    """Write a file whole or not at all. A kill may leave a ``*.half``, which ``begin`` removes."""
+    with atomic(path, path.with_name(path.name + ".half")) as half:
+        half.write_bytes(content)
 
 
 def write_json(path: Path, content: Any) -> None:
-    """``replace`` with JSON, one key a line."""
+    """``replace`` with JSON, one key on each line."""
     replace(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
@@ -221,9 +213,8 @@ def _read(path: Path) -> Any:
     try:
         return json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise ConfigError(
-            "output", path, f"cannot be read ({error})", "remove this output folder"
-        ) from None
+        rule = f"cannot be read ({error})"
+        raise ConfigError("output", path, rule, "remove this output folder") from None
 
 
 def _version(package: str) -> str | None:
@@ -234,22 +225,19 @@ def _version(package: str) -> str | None:
 
 
 def _licence(settings: Build) -> dict[str, str] | None:
-    """What was given; else the first licence file in the input or above it, or what its README says
-    of a licence."""
+    """The setting; else the first licence file in the input or above it, or the lines of a README
+    that mention a licence."""
     if settings.licence is not None:
         return {"text": settings.licence, "from": "licence="}
-    transform = Path(settings.input)
-    for folder in ([transform] if transform.is_dir() else []) + [transform.resolve().parent]:
+    root = Path(settings.input)
+    for folder in ([root] if root.is_dir() else []) + [root.resolve().parent]:
         for name in sorted(filter(_LICENCE_FILES.fullmatch, os.listdir(folder)), key=str.lower):
             if not (folder / name).is_file():
                 continue
             text = (folder / name).read_text("utf-8", errors="replace")
             if name.lower().startswith("readme"):
-                text = "\n".join(
-                    line
-                    for line in text.splitlines()
-                    if re.search("licen[cs]e", line, re.IGNORECASE)
-                )
+                lines = text.splitlines()
+                text = "\n".join(x for x in lines if re.search("licen[cs]e", x, re.IGNORECASE))
             if text.strip():
                 return {"text": text[:_LICENCE_CHARACTERS], "from": name}
     return None

@@ -1,5 +1,5 @@
-"""The plan of which samples go to which shard, and its execution: parallel, each shard at once or
-not at all."""
+"""Plan: which items go to which shard; pack(): write the shards in parallel, each whole or not at
+all."""
 
 from __future__ import annotations
 
@@ -15,51 +15,53 @@ from typing import Any
 import numpy as np
 
 from d2v_pretrain.errors import ConfigError
-from d2v_pretrain.rng import fold_in
+from d2v_pretrain.rng import Use, fold_in
 from datamodules.datasets.scan import Skipped, Unusable
 from datamodules.parallel import advance, spread
 from datamodules.prepare.output import Output, Record, write_json
 from datamodules.prepare.settings import Build
-from datamodules.prepare.tar import Sample, write_tar
 from datamodules.shards.index import build_index
+from datamodules.shards.tar import Sample, write_tar
 
-_SHUFFLE = 7  # what the randomness is for
-_SPARE = 1.02  # of the space estimated
+_SPARE = 1.02  # factor of the estimated size that must be free on the disk
 
 
 class Reasons(Skipped):
-    """What a scan skipped and why, for ``Output.finish``, by path relative to the input."""
+    """What a scan skipped and why, by path relative to the input; kept in memory for the manifest.
+
+    Args:
+        root: the input.
+    """
 
     def __init__(self, root: str) -> None:
         super().__init__(None)
         self.root, self.reasons = root, dict[str, str]()
 
     def start(self, reasons: dict[str, str]) -> None:
-        """Keep what the scan found."""
         self.reasons = {below(file, self.root): reason for file, reason in reasons.items()}
 
 
 def below(file: str, root: str) -> str:
-    """A path relative to the root, with slashes; the name alone if it is the root itself."""
-    return (
-        os.path.basename(file) if file == root else os.path.relpath(file, root).replace(os.sep, "/")
-    )
+    """A path relative to the root, with slashes; the name of the file if it is the root itself."""
+    if file == root:
+        return os.path.basename(file)
+    return os.path.relpath(file, root).replace(os.sep, "/")
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which samples go to which shard: a pure function of the input, the settings and the seed.
+    """Which items go to which shard: a pure function of the input, the settings and the seed.
 
     Args:
-        items: in order; what ``make`` is called with.
+        items: in the order of the shards.
         cuts: shard n holds items cuts[n] to cuts[n + 1].
-        make: (item, key of the sample) -> sample; raises ``Unusable``. It and the items can go to
-            another process.
-        name: item -> its name, for the list of skipped files.
-        bytes: that the shards take, about.
-        transform: of the input, for the manifest and to know it again.
+        make: (item, key of the sample) -> sample; raises ``Unusable``. It is called in other
+            processes, so it and the items must be picklable.
+        name: item -> its name, for the list of skipped files; picklable too.
+        bytes: estimated size of all shards.
+        source: what identifies the input, see ``source_of``.
         facts: more for the manifest.
-        skipped: file -> reason, before any packing.
+        skipped: file -> reason, of what was left out before packing.
         hour: length of an hour in the unit of ``Sample.length``, or None.
     """
 
@@ -68,25 +70,26 @@ class Plan:
     make: Callable[[Any, str], Sample]
     name: Callable[[Any], str]
     bytes: float
-    transform: dict[str, Any]
+    source: dict[str, Any]
     facts: dict[str, Any] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     hour: int | None = None
 
 
 def arranged(n: int, settings: Build) -> np.ndarray:
-    """(n,) the order of the samples over the shards."""
+    """(n,) the order of the items over the shards."""
     if settings.order == "sorted":
         return np.arange(n)
-    return np.random.default_rng(fold_in(settings.seed, _SHUFFLE)).permutation(n)
+    return np.random.default_rng(fold_in(settings.seed, Use.PREPARE)).permutation(n)
 
 
 def cut(sizes: np.ndarray, settings: Build) -> list[int]:
-    """Where the shards begin and end: every ``shard_samples``, else where ``shard_mb`` would be
+    """Where shards begin and end: after ``shard_samples`` items, else where ``shard_mb`` would be
     exceeded.
 
     Args:
-        sizes: (n,) bytes of each sample in a shard.
+        sizes: (n,) bytes of each item in a tar.
+        settings: of the command.
     """
     n = len(sizes)
     if settings.shard_samples:
@@ -99,8 +102,10 @@ def cut(sizes: np.ndarray, settings: Build) -> list[int]:
 
 
 def source_of(files: Sequence[tuple[str, int]]) -> dict[str, Any]:
-    """What is known of the input again: names and sizes in bytes (not the times: a copy is the same
-    input)."""
+    """What identifies an input: the names and sizes in bytes of its files.
+
+    Times do not count: a copy is the same input.
+    """
     rows = "".join(f"{name}\t{size}\n" for name, size in sorted(files))
     total = sum(size for _, size in files)
     digest = hashlib.sha256(rows.encode(errors="surrogateescape")).hexdigest()
@@ -108,7 +113,11 @@ def source_of(files: Sequence[tuple[str, int]]) -> dict[str, Any]:
 
 
 def bytes_of(file: str) -> bytes:
-    """The content of a file; raises ``Unusable`` if it cannot be read."""
+    """The content of a file.
+
+    Raises:
+        Unusable: if it cannot be read.
+    """
     try:
         return Path(file).read_bytes()
     except OSError as error:
@@ -130,10 +139,10 @@ def pack(plan: Plan, output: Output) -> dict[str, Any]:
     """Write every shard that is not finished, then the manifest, which is returned.
 
     Raises:
-        ConfigError: too little space, or more than ``max_bad_share`` unusable.
+        ConfigError: if there is too little space, or more than ``max_bad_share`` is unusable.
     """
     settings = output.settings
-    output.begin(plan.transform)
+    output.begin(plan.source)
     names = [f"shard-{n:06d}" for n in range(len(plan.cuts) - 1)]
     records = [record for name in names if (record := output.finished(name))]
     ready = {record.name for record in records}
@@ -150,35 +159,29 @@ def pack(plan: Plan, output: Output) -> dict[str, Any]:
     output.check_space(plan.bytes * _SPARE - sum(record.written.bytes for record in records))
     _check_share(records, plan, settings)
     total = len(plan.items)
-    with closing(
-        spread(_pack_one, tasks, settings.processes, total, "packing", "samples", 1, found)
-    ) as done:
+    done = spread(_pack_one, tasks, settings.processes, total, "packing", "samples", 1, found)
+    with closing(done):
         for record in done:
             records.append(record)
             _check_share(records, plan, settings)
     hours = round(sum(r.written.length for r in records) / plan.hour, 4) if plan.hour else None
-    return output.finish(records, plan.skipped, plan.transform, {**plan.facts, "hours": hours})
+    return output.finish(records, plan.skipped, plan.source, {**plan.facts, "hours": hours})
 
 
 def _check_share(records: list[Record], plan: Plan, settings: Build) -> None:
-    bad, n = (
-        {file: reason for record in records for file, reason in record.skipped.items()},
-        len(plan.items),
-    )
+    bad = {file: reason for record in records for file, reason in record.skipped.items()}
+    n = len(plan.items)
     if len(bad) > settings.max_bad_share * n:
         named = "; ".join(f"{file} ({reason})" for file, reason in list(bad.items())[:5])
-        rule = f"has {len(bad)} of {n} unusable, more than max_bad_share={settings.max_bad_share:g} allows"
-        raise ConfigError(
-            "input",
-            settings.input,
-            f"{rule} ({named})",
-            "mend or remove them, or raise max_bad_share",
-        )
+        rule = f"has {len(bad)} of {n} unusable, more than "
+        rule += f"max_bad_share={settings.max_bad_share:g} allows ({named})"
+        remedy = "mend or remove them, or raise max_bad_share"
+        raise ConfigError("input", settings.input, rule, remedy)
 
 
 def _pack_one(task: _Shard) -> Record:
-    """One shard: index, tar and record, each under a temporary name until it is whole, the record
-    last."""
+    """Write one shard: tar, index and record, each under a temporary name until it is whole, the
+    record last."""
     skipped: dict[str, str] = {}
 
     def samples() -> Iterator[Sample]:

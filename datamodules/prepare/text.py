@@ -1,4 +1,4 @@
-"""Text to samples: blocks of tokens as RoBERTa has them, each a ``npy`` member."""
+"""Text to samples: blocks of tokens as RoBERTa is trained on, each a ``npy`` member."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from typing import Any
 import numpy as np
 
 from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.types import BOS
 from datamodules.datasets.scan import Unusable, scan
 from datamodules.datasets.text_folder import ENDINGS, check
 from datamodules.prepare.blocks import anywhere, limited, whole_lines
 from datamodules.prepare.output import Output, replace
 from datamodules.prepare.packing import Plan, Reasons, arranged, below, cut, source_of
 from datamodules.prepare.settings import Text
-from datamodules.prepare.tar import TAR_BLOCK, Sample
-from datamodules.prepare.tokens import Dataset, Part, Tokens, binarised, parts, tokenised
+from datamodules.prepare.tokens import Part, Tokens, TokenStream, binarised, parts, tokenised
+from datamodules.shards.tar import BLOCK, Sample
 from datamodules.transforms import tokenizer
-from datamodules.transforms.tokenizer import BOS
 
-_NPY = 128  # bytes of the header
-_PER_BYTE = 1.5  # bytes on the disk for one of text: two of a token for about four of text, twice, and the tar
-_PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
+_NPY = 128  # bytes of the header of a npy
+# Estimated bytes on the disk for each byte of text: a token takes two bytes for about four of text,
+# in the temporary files and again in the shards, and tars take more.
+_PER_BYTE = 1.5
 
 
 def plan(settings: Text, output: Output) -> Plan:
-    """Which block goes to which shard; tokenises the text first."""
-    dataset, transform, skipped = (
-        _from_fairseq if settings.input.endswith(".bin") else _from_text
-    )(settings, output)
+    """Tokenise the text; then, which block goes to which shard."""
+    read = _from_fairseq if settings.input.endswith(".bin") else _from_text
+    dataset, source, skipped = read(settings, output)
     tokens, room = dataset.tokens, settings.block - 1
     if settings.break_mode == "none":
         blocks = anywhere(int(tokens.starts[-1]), room)
@@ -42,9 +42,8 @@ def plan(settings: Text, output: Output) -> Plan:
         blocks = whole_lines(dataset.documents(), room, settings.break_mode == "complete_doc")
     whole, blocks = len(blocks), limited(blocks, room)
     if not len(blocks):
-        raise ConfigError(
-            "input", settings.input, "has no text in it", "give another folder or file"
-        )
+        remedy = "give another folder or file"
+        raise ConfigError("input", settings.input, "has no text in it", remedy)
     facts = {
         "unit": "tokens",
         "vocab_size": tokens.vocab_size,
@@ -54,10 +53,9 @@ def plan(settings: Text, output: Output) -> Plan:
     blocks = blocks[arranged(len(blocks), settings)]
     make = Block(tokens, "uint16" if tokens.vocab_size <= 1 << 16 else "uint32")
     data = (blocks[:, 1] - blocks[:, 0] + 1) * np.dtype(make.type).itemsize + _NPY
-    made = TAR_BLOCK - (-data // TAR_BLOCK) * TAR_BLOCK
-    return Plan(
-        blocks, cut(made, settings), make, _name, float(made.sum()), transform, facts, skipped
-    )
+    made = BLOCK - (-data // BLOCK) * BLOCK
+    size = float(made.sum())
+    return Plan(blocks, cut(made, settings), make, _name, size, source, facts, skipped)
 
 
 def _name(block: np.ndarray) -> str:
@@ -66,10 +64,11 @@ def _name(block: np.ndarray) -> str:
 
 @dataclass(frozen=True)
 class Block:
-    """(first, last + 1) in the stream -> <s> and these tokens, (T,) in a ``npy`` member.
+    """Makes a sample of a block (first token, end): <s> and its tokens, (T,) in a ``npy`` member.
 
     Args:
-        tokens: the stream. type: of the numbers in the member, as numpy names it.
+        tokens: the stream.
+        type: of the numbers in the member, as numpy names it.
     """
 
     tokens: Tokens
@@ -78,68 +77,62 @@ class Block:
     def __call__(self, block: np.ndarray, key: str) -> Sample:
         ids = np.append(BOS, self.tokens.cut(*map(int, block)))
         if not 0 <= ids.min() <= ids.max() < self.tokens.vocab_size:
-            raise Unusable(
-                f"holds id {ids.max()}, beyond the dictionary's {self.tokens.vocab_size}"
-            )
+            size = self.tokens.vocab_size
+            raise Unusable(f"holds id {ids.max()}, beyond the dictionary's {size}")
         buffer = io.BytesIO()
         np.save(buffer, ids.astype(self.type))
         return Sample(key, {"npy": buffer.getvalue()}, len(ids))
 
 
-Found = tuple[Dataset, dict[str, Any], dict[str, str]]
+Found = tuple[TokenStream, dict[str, Any], dict[str, str]]
 
 
 def _from_text(settings: Text, output: Output) -> Found:
-    """Tokens of text files, what is known of these, and those skipped."""
+    """The tokens of text files, what identifies the files, and those that were skipped."""
     root, reasons = settings.input, Reasons(settings.input)
     endings = ("",) if os.path.isfile(root) else ENDINGS
     files = {
         file: os.path.getsize(file)
         for file in scan(root, endings, check, reasons, settings.max_bad_share)
     }
-    transform = source_of([(below(file, root), size) for file, size in files.items()])
+    source = source_of([(below(file, root), size) for file, size in files.items()])
     given = _tokenizer_files(Path(settings.tokenizer)) if settings.tokenizer else {}
-    transform["tokenizer"] = _hash(given)
-    output.begin(transform)
+    source["tokenizer"] = _hash(given)
+    output.begin(source)
     there = sum(file.stat().st_size for file in output.working.iterdir())
-    output.check_space(_PER_BYTE * transform["bytes"] - there)
+    output.check_space(_PER_BYTE * source["bytes"] - there)
     folder = output.folder / "tokenizer"
     _copy(given, folder)
     if not given and not (folder / "tokenizer.json").exists():
-        size = min(settings.train_mb, transform["bytes"] / 1e6)
-        print(
-            f"training a tokenizer of {settings.vocab_size:,} ids on {size:,.0f} MB of text",
-            file=sys.stderr,
-        )
+        size = f"{min(settings.train_mb, source['bytes'] / 1e6):,.0f} MB of text"
+        what = f"a tokenizer of {settings.vocab_size:,} ids"
+        print(f"training {what} on {size}", file=sys.stderr)
         trained = tokenizer.train(_evenly(files, settings), settings.vocab_size)
         replace(folder / "tokenizer.json", trained.to_str(pretty=True).encode())
-    return tokenised(files, output.working, folder, settings), transform, reasons.reasons
+    return tokenised(files, output.working, folder, settings), source, reasons.reasons
 
 
 def _from_fairseq(settings: Text, output: Output) -> Found:
-    """The same of binarised data, which is read where it lies."""
+    """The same for fairseq's binarised data, which are read where they are."""
     path = Path(settings.input)
     dataset = binarised(path)
     names = [path, path.with_suffix(".idx"), path.with_name("dict.txt")]
-    transform = source_of([(file.name, file.stat().st_size) for file in names])
+    source = source_of([(file.name, file.stat().st_size) for file in names])
     given = _tokenizer_files(Path(settings.tokenizer)) if settings.tokenizer else {}
     kept = given | {"dict.txt": names[2]}
-    transform["tokenizer"] = _hash(kept)
-    output.begin(transform)
+    source["tokenizer"] = _hash(kept)
+    output.begin(source)
     _copy(kept, output.folder / "tokenizer")
-    if (
-        given
-        and (size := tokenizer.load(output.folder / "tokenizer").size) != dataset.tokens.vocab_size
-    ):
-        rule = f"has {size} ids, and the dictionary beside {path.name} {dataset.tokens.vocab_size}"
-        raise ConfigError(
-            "tokenizer", settings.tokenizer, rule, "give the one that the data were made with"
-        )
-    return dataset, transform, {}
+    size = dataset.tokens.vocab_size
+    if given and (own := tokenizer.load(output.folder / "tokenizer").size) != size:
+        rule = f"has {own} ids, and the dictionary beside {path.name} {size}"
+        remedy = "give the one that the data were made with"
+        raise ConfigError("tokenizer", settings.tokenizer, rule, remedy)
+    return dataset, source, {}
 
 
 def _evenly(files: dict[str, int], settings: Text) -> Iterator[str]:
-    """The lines of every n-th part, of about ``train_mb`` in all."""
+    """The lines of every n-th part of the text, about ``train_mb`` in all."""
     part_bytes = int(settings.part_mb * 1e6)
     every: list[Part] = [
         part for file, size in files.items() for part in parts(file, size, part_bytes)
@@ -150,17 +143,10 @@ def _evenly(files: dict[str, int], settings: Text) -> Iterator[str]:
 
 
 def _tokenizer_files(path: Path) -> dict[str, Path]:
-    """Name -> file of what ``datamodules.transforms.tokenizer.load`` reads of a path, which it has
-    read once to be sure."""
-    tokenizer.load(path)
-    one = path if path.is_file() else path / "tokenizer.json"
-    if one.exists() and one.name not in {vocab for vocab, _ in _PAIRS}:
-        return {"tokenizer.json": one}
-    folder = path if path.is_dir() else path.parent
-    pairs = [pair for pair in _PAIRS if all((folder / name).exists() for name in pair)]
-    vocab, merges = next(pair for pair in pairs if path in (folder, folder / pair[0]))
-    names = [vocab, merges, *sorted(file.name for file in folder.glob("*dict.txt"))[:1]]
-    return {name: folder / name for name in names}
+    """The files of a tokenizer, by the names that they get in the output."""
+    tokenizer.load(path)  # tells now if it cannot be read
+    files = tokenizer.files_of(path)
+    return {"tokenizer.json": files[0]} if len(files) == 1 else {file.name: file for file in files}
 
 
 def _copy(files: dict[str, Path], folder: Path) -> None:
@@ -170,10 +156,9 @@ def _copy(files: dict[str, Path], folder: Path) -> None:
 
 
 def _hash(files: dict[str, Path]) -> str | None:
-    """Of the names and bytes of files; None of none."""
+    """A hash of the names and bytes of files; None if there are none."""
     if not files:
         return None
-    rows = "".join(
-        f"{name} {hashlib.sha256(file.read_bytes()).hexdigest()}\n" for name, file in files.items()
-    )
+    sums = {name: hashlib.sha256(file.read_bytes()).hexdigest() for name, file in files.items()}
+    rows = "".join(f"{name} {digest}\n" for name, digest in sums.items())
     return hashlib.sha256(rows.encode()).hexdigest()

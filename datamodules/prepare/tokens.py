@@ -1,5 +1,5 @@
-"""A dataset as one stream of tokens, larger than memory if need be: text tokenised in parts, or
-fairseq's binarised."""
+"""TokenStream: text as one stream of tokens that may be larger than memory, tokenised in parts, or
+read from fairseq's binarised data."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 
 from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.types import EOS
 from datamodules.parallel import advance, spread
 from datamodules.prepare.output import replace
 from datamodules.prepare.settings import Text
 from datamodules.transforms import tokenizer
-from datamodules.transforms.tokenizer import EOS, Vocabulary
+from datamodules.transforms.tokenizer import Vocabulary
 
 _MMAP, _OTHER = b"MMIDIDX\x00\x00", b"TNTIDX\x00\x00"  # the first bytes of fairseq's index files
 _TYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2", 9: "<u4", 10: "<u8"}
@@ -27,22 +28,20 @@ _TYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2", 9: "<u4", 10
 
 @dataclass(frozen=True)
 class Part:
-    """A stretch of a text file, from the first line that begins at or after ``start`` (bytes) to
-    that of ``end``."""
+    """Part of a text file: the lines that begin at byte ``start`` or later, and before ``end``."""
 
     file: str
     start: int
     end: int
 
     def lines(self) -> Iterator[str]:
-        """Its lines, stripped, the blank ones too; a byte order mark is left out."""
+        """Its lines, stripped, including blank ones, without a byte order mark."""
         with open(self.file, "rb") as file:
             start, end = (_line_start(file, place) for place in (self.start, self.end))
             file.seek(start)
             data = file.read(end - start)
-        yield from map(
-            str.strip, io.TextIOWrapper(io.BytesIO(data), "utf-8" if start else "utf-8-sig")
-        )
+        encoding = "utf-8" if start else "utf-8-sig"
+        yield from map(str.strip, io.TextIOWrapper(io.BytesIO(data), encoding))
 
 
 def _line_start(file: io.BufferedReader, place: int) -> int:
@@ -54,7 +53,7 @@ def _line_start(file: io.BufferedReader, place: int) -> int:
 
 
 def parts(file: str, size: int, part: int) -> list[Part]:
-    """A file in parts of about ``part`` bytes."""
+    """A file of ``size`` bytes in parts of about ``part`` bytes."""
     starts = range(0, size, part)
     return [Part(file, start, min(start + part, size)) for start in starts]
 
@@ -64,9 +63,10 @@ class Tokens:
     """A stream of tokens in files.
 
     Args:
-        files: of the tokens, in order. type: of their numbers, as numpy names it.
-        starts: (files + 1,) place in the stream where each begins.
-        vocab_size: ids with the special ones.
+        files: of the tokens, in order.
+        type: of the ids in the files, as numpy names it.
+        starts: (files + 1,) place in the stream where each file begins, and the end.
+        vocab_size: number of ids, with the special ones.
     """
 
     files: list[str]
@@ -75,7 +75,7 @@ class Tokens:
     vocab_size: int
 
     def cut(self, start: int, end: int) -> np.ndarray:
-        """(end - start,) ids."""
+        """(end - start,) ids from a place in the stream on."""
         first, last = np.searchsorted(self.starts, [start, end - 1], "right") - 1
         found = [
             _opened(self.files[n], self.type)[max(start - self.starts[n], 0) : end - self.starts[n]]
@@ -85,18 +85,19 @@ class Tokens:
 
 
 @dataclass(frozen=True)
-class Dataset:
-    """A stream and its lines.
+class TokenStream:
+    """A stream of tokens and the sizes of its lines.
 
     Args:
-        sizes: per document, the files of the sizes of its lines; or one array.
+        tokens: the stream.
+        sizes: for each document, the files with the sizes of its lines; or one array.
     """
 
     tokens: Tokens
     sizes: list[list[str]] | np.ndarray
 
     def documents(self) -> Iterator[Iterator[np.ndarray]]:
-        """Of each file, the sizes of its lines, in parts."""
+        """For each document the sizes of its lines, in parts."""
         if isinstance(self.sizes, np.ndarray):
             yield (self.sizes[i : i + 1_000_000] for i in range(0, len(self.sizes), 1_000_000))
         else:
@@ -122,13 +123,15 @@ class _Task:
     blank: bool
 
 
-def tokenised(files: dict[str, int], folder: Path, vocabulary: Path, settings: Text) -> Dataset:
-    """Tokenise text files, each line with </s> behind it, into temporary files; what is there
-    already is kept.
+def tokenised(files: dict[str, int], folder: Path, vocabulary: Path, settings: Text) -> TokenStream:
+    """Tokenise text files, each line with </s> behind it, into temporary files; those that are
+    there already are kept.
 
     Args:
-        files: sizes in bytes. folder: of the temporary files. vocabulary: see
-            ``datamodules.transforms.tokenizer.load``.
+        files: file -> its size in bytes.
+        folder: of the temporary files.
+        vocabulary: see ``datamodules.transforms.tokenizer.load``.
+        settings: of the command.
     """
     size, megabyte = tokenizer.load(vocabulary).size, 1_000_000
     blank, type = settings.blank_lines == "keep", "<u2" if size <= 1 << 16 else "<u4"
@@ -150,21 +153,13 @@ def tokenised(files: dict[str, int], folder: Path, vocabulary: Path, settings: T
     every = [task for document in tasks for task in document]
     todo = [task for task in every if not task.sizes.exists()]
     found = sum(task.part.end - task.part.start for task in every if task.sizes.exists())
-    list(
-        spread(
-            _tokenise,
-            todo,
-            settings.processes,
-            sum(files.values()),
-            "tokenising",
-            "MB",
-            megabyte,
-            found,
-        )
-    )
+    total = sum(files.values())
+    done = spread(_tokenise, todo, settings.processes, total, "tokenising", "MB", megabyte, found)
+    for _ in done:
+        pass
     counts = [task.tokens.stat().st_size // np.dtype(type).itemsize for task in every]
     tokens = Tokens([str(task.tokens) for task in every], type, np.cumsum([0, *counts]), size)
-    return Dataset(tokens, [[str(task.sizes) for task in document] for document in tasks])
+    return TokenStream(tokens, [[str(task.sizes) for task in document] for document in tasks])
 
 
 def _tokenise(task: _Task) -> None:
@@ -172,9 +167,8 @@ def _tokenise(task: _Task) -> None:
     ids = [line for line in ids if task.blank or len(line) > 1]
     stream = np.concatenate(ids) if ids else np.empty(0)
     replace(task.tokens, stream.astype(task.type).tobytes())
-    replace(
-        task.sizes, np.array([len(line) for line in ids], "<u4").tobytes()
-    )  # last: with it the part is whole
+    # The sizes are written last: a part that has them is whole.
+    replace(task.sizes, np.array([len(line) for line in ids], "<u4").tobytes())
     advance(task.part.end - task.part.start)
 
 
@@ -183,58 +177,46 @@ def _vocabulary(path: str) -> Vocabulary:
     return tokenizer.load(Path(path))
 
 
-def binarised(path: Path) -> Dataset:
+def binarised(path: Path) -> TokenStream:
     """fairseq's ``NAME.bin`` with ``NAME.idx`` (``--dataset-impl mmap``) and ``dict.txt`` beside
-    it, where it lies.
+    it.
 
-    Transform: fairseq ``indexed_dataset.py:MMapIndexedDataset``. Ids are those of the dictionary:
-    line n is id n + 4.
+    Source: fairseq ``indexed_dataset.py:MMapIndexedDataset``. Ids are those of the dictionary: line
+    n is id n + 4.
 
     Raises:
-        ConfigError: a missing file, another format, sizes that do not agree.
+        ConfigError: if a file is missing or has another format, or sizes do not agree.
     """
     index, words = path.with_suffix(".idx"), path.with_name("dict.txt")
     for file in (path, index, words):
         if not file.is_file():
-            raise ConfigError(
-                "input", path, f"needs {file.name} beside it", "give the .bin of binarised data"
-            )
+            rule = f"needs {file.name} beside it"
+            raise ConfigError("input", path, rule, "give the .bin of binarised data")
     sizes, type = _mmap_index(index)
     total = int(sizes.sum(dtype=np.int64))
     if total * np.dtype(type).itemsize != path.stat().st_size:
-        raise ConfigError(
-            "input",
-            path,
-            f"does not have the {total:,} tokens that {index.name} says",
-            "copy it again",
-        )
-    size = (
-        4 + sum(1 for line in words.read_text("utf-8", "replace").splitlines() if line.strip()) + 1
-    )
-    return Dataset(Tokens([str(path)], type, np.array([0, total]), size), sizes)
+        rule = f"does not have the {total:,} tokens that {index.name} says"
+        raise ConfigError("input", path, rule, "copy it again")
+    lines = words.read_text("utf-8", "replace").splitlines()
+    size = 4 + sum(1 for line in lines if line.strip()) + 1
+    return TokenStream(Tokens([str(path)], type, np.array([0, total]), size), sizes)
 
 
 def _mmap_index(index: Path) -> tuple[np.ndarray, str]:
-    """The sizes of the lines, and the type of the ids."""
+    """Sizes of the lines in tokens, and numpy's name of the type of the ids."""
     head = len(_MMAP) + 17
     with index.open("rb") as file:
         start = file.read(head)
     if start.startswith(_OTHER[:6]) or not start.startswith(_MMAP) or len(start) < head:
-        rule = "is not in fairseq's mmap format"
-        raise ConfigError(
-            "input", index, rule, "binarise with fairseq-preprocess --dataset-impl mmap"
-        )
+        rule, remedy = "is not in fairseq's mmap format", "binarise with --dataset-impl mmap"
+        raise ConfigError("input", index, rule, remedy)
     version, code, count = struct.unpack("<QBQ", start[len(_MMAP) :])
     if version != 1 or code not in _TYPES or index.stat().st_size != head + count * 12:
         raise ConfigError("input", index, "is damaged, or of another version", "copy it again")
     sizes = np.memmap(index, "<i4", "r", head, (count,))
     places = np.fromfile(index, "<i8", offset=head + 4 * count)
-    before = (
-        np.concatenate([[0], np.cumsum(sizes[:-1], dtype=np.int64)])
-        * np.dtype(_TYPES[code]).itemsize
-    )
-    if not np.array_equal(places, before):
-        raise ConfigError(
-            "input", index, "names lines that are not in the order of the data", "binarise it again"
-        )
+    before = np.concatenate([[0], np.cumsum(sizes[:-1], dtype=np.int64)])
+    if not np.array_equal(places, before * np.dtype(_TYPES[code]).itemsize):
+        rule = "names lines that are not in the order of the data"
+        raise ConfigError("input", index, rule, "binarise it again")
     return sizes, _TYPES[code]

@@ -1,5 +1,4 @@
-"""Finished shards looked into again: checksums, indexes, and every member decoded; indexes written
-anew."""
+"""verify(): check finished shards, their checksums, indexes and members; index(): write indexes."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ import soundfile
 from PIL import Image
 
 from d2v_pretrain.errors import ConfigError
-from datamodules.datasets.audio_folder import ENDINGS as SOUNDS
+from datamodules.datasets.audio_folder import ENDINGS as AUDIO
 from datamodules.datasets.image_folder import ENDINGS as IMAGES
 from datamodules.parallel import advance, spread
 from datamodules.prepare.settings import Index, Verify
@@ -29,7 +28,10 @@ _SHOWN = 50  # faults that are printed
 
 
 def verify(settings: Verify) -> int:
-    """Check a folder of shards (or one tar file); prints what is wrong and returns 1, or 0.
+    """Check a folder of shards, or one tar file, and print what is wrong.
+
+    Returns:
+        0 if nothing is wrong, else 1.
 
     Raises:
         ConfigError: if there is no tar file.
@@ -45,15 +47,17 @@ def verify(settings: Verify) -> int:
         faults += found
     for fault in faults[:_SHOWN]:
         print(shown(fault))
-    print(
-        f"{settings.input}: {len(tars):,} shards{'' if manifest else ' without a manifest'}, {len(faults):,} faults"
-    )
+    shards = f"{len(tars):,} shards{'' if manifest else ' without a manifest'}"
+    print(f"{settings.input}: {shards}, {len(faults):,} faults")
     return 1 if faults else 0
 
 
 def index(settings: Index) -> int:
-    """Write the index beside each tar file; prints the samples that a reader cannot use, and then
-    returns 1."""
+    """Write the index beside each tar file, and print the samples that a reader cannot use.
+
+    Returns:
+        0 if there are no such samples, else 1.
+    """
     tars = _tars(settings.input)
     total = sum(os.path.getsize(tar) for tar in tars)
     faults = [
@@ -74,7 +78,7 @@ def _index_one(tar: str) -> list[str]:
 
 
 def shown(text: str) -> str:
-    """A text that can be printed: names of files need not be UTF-8."""
+    """A text that can be printed, though names of files in it need not be UTF-8."""
     return text.encode(errors="backslashreplace").decode()
 
 
@@ -83,9 +87,8 @@ def _tars(path: str) -> list[str]:
         return [path]
     found = sorted(str(tar) for tar in Path(path).glob("*.tar"))
     if not found:
-        raise ConfigError(
-            "input", path, "has no .tar file in it", "give a folder of shards, or a tar file"
-        )
+        remedy = "give a folder of shards, or a tar file"
+        raise ConfigError("input", path, "has no .tar file in it", remedy)
     return found
 
 
@@ -96,17 +99,14 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
     try:
         return json.loads(file.read_text("utf-8"))
     except ValueError as error:
-        raise ConfigError(
-            "input", file, f"cannot be read ({error})", "remove it to verify without it"
-        ) from None
+        rule = f"cannot be read ({error})"
+        raise ConfigError("input", file, rule, "remove it to verify without it") from None
 
 
 def _against(manifest: dict[str, Any], tars: list[str]) -> Iterator[str]:
-    """Shards that are on one side only, and sums that do not agree."""
-    named, there = (
-        {row["name"] for row in manifest["shards"]},
-        {os.path.basename(tar) for tar in tars},
-    )
+    """Shards that are only in the manifest or only in the folder, and sums that do not agree."""
+    named = {row["name"] for row in manifest["shards"]}
+    there = {os.path.basename(tar) for tar in tars}
     yield from (f"{name}: missing" for name in sorted(named - there))
     yield from (f"{name}: not in the manifest" for name in sorted(there - named))
     for key in ("samples", "length", "bytes"):
@@ -118,9 +118,9 @@ def check_shard(tar: str, rows: dict[str, dict[str, Any]], vocab_size: int | Non
     """The faults of one shard, each with the names of shard and member.
 
     Args:
-        tar: the file. rows: of the manifest, by name; a shard that is not among them has no
-            checksum.
-        vocab_size: that every id of a ``npy`` member must be below, or None.
+        tar: the file.
+        rows: of the manifest, by name; the checksum of other shards is not known.
+        vocab_size: every id of a ``npy`` member must be below it; None if it is not known.
     """
     name, row = os.path.basename(tar), rows.get(os.path.basename(tar))
     faults, samples = [], set()
@@ -154,19 +154,19 @@ def _index_fault(tar: str) -> str | None:
             found = scan(file, os.path.getsize(tar))[0]
     except (OSError, Damaged) as error:
         return f"cannot be read ({error})"
-    if (said.tar_bytes, said.tar_crc) != (found.tar_bytes, found.tar_crc) or not np.array_equal(
-        said.entries, found.entries
-    ):
-        return f"is not that of its tar; if the tar is right: python -m datamodules.prepare index input={tar}"
-    return None
+    same = (said.tar_bytes, said.tar_crc) == (found.tar_bytes, found.tar_crc)
+    if same and np.array_equal(said.entries, found.entries):
+        return None
+    command = f"python -m datamodules.prepare index input={tar}"
+    return f"is not that of its tar; if the tar is right: {command}"
 
 
 def fault(extension: str, data: bytes, vocab_size: int | None) -> str | None:
-    """Why a member cannot be decoded, or None; a kind that is not known is never at fault."""
+    """Why a member cannot be decoded, or None if it can, or is of an unknown kind."""
     check = _CHECKS.get(extension.rpartition(".")[2])
     try:
         return check(data, vocab_size) if check else None
-    except Exception as error:  # whatever a decoder raises for wrong bytes
+    except Exception as error:  # decoders raise many kinds of exceptions for wrong bytes
         return f"cannot be decoded ({type(error).__name__}: {error})"
 
 
@@ -202,7 +202,7 @@ def _number(data: bytes, _: int | None) -> None:
 
 
 _CHECKS: dict[str, Callable[[bytes, int | None], str | None]] = {
-    **{ending[1:]: _sound for ending in SOUNDS},
+    **{ending[1:]: _sound for ending in AUDIO},
     **{ending[1:]: _image for ending in IMAGES},
     "npy": _ids,
     "json": _json,

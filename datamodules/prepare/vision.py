@@ -7,25 +7,30 @@ import json
 import os
 import sys
 from functools import partial
+from operator import attrgetter
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
-from datamodules.datasets.image_folder import ImageFolder, decode
+from datamodules.datasets.image_folder import ImageFolder, decode, short_side
 from datamodules.datasets.labels import from_folders
-from datamodules.datasets.scan import Unusable
 from datamodules.prepare.output import Output
 from datamodules.prepare.packing import Plan, Reasons, arranged, below, bytes_of, cut, source_of
 from datamodules.prepare.settings import Vision
-from datamodules.prepare.tar import Sample, tar_bytes
+from datamodules.shards.tar import Sample, tar_bytes
 
-_JPEG = 0.35  # bytes a pixel at quality 90, about
+_JPEG = 0.35  # bytes per pixel at quality 90, about
 
 
-class Picture(NamedTuple):
-    """A sample to be: its file, the name below the input, and its class, or None where folders are
-    none."""
+class ImageItem(NamedTuple):
+    """What becomes a sample.
+
+    Args:
+        file: path of the image.
+        name: path below the input.
+        label: number of its class; None where folders are no classes.
+    """
 
     file: str
     name: str
@@ -38,34 +43,27 @@ def plan(settings: Vision, _: Output) -> Plan:
     folder.skipped = reasons = Reasons(settings.input)
     names = {file: below(file, settings.input) for file in folder.files}
     sizes = {file: os.path.getsize(file) for file in names}
-    items = from_folders([name.replace("/", os.sep) for name in names.values()])
-    tested = {
-        item.key.split(os.sep)[0] for item in items if item.test and item.key.count(os.sep) > 1
-    }
+    rows = from_folders([name.replace("/", os.sep) for name in names.values()])
+    tested = {row.key.split(os.sep)[0] for row in rows if row.test and row.key.count(os.sep) > 1}
     if tested:
-        print(
-            f"{', '.join(sorted(tested))} is packed too; input=…/train leaves it out",
-            file=sys.stderr,
-        )
-    classes = sorted({item.label for item in items})
-    labels = {item.key.replace(os.sep, "/"): classes.index(item.label) for item in items}
-    pictures = [Picture(file, name, labels.get(name)) for file, name in names.items()]
-    pictures = [pictures[i] for i in arranged(len(pictures), settings)]
-    short, most = settings.short_side, (settings.short_side or 0) ** 2 * 4 / 3 * _JPEG
+        folders = ", ".join(sorted(tested))
+        print(f"{folders} is packed too; input=…/train leaves it out", file=sys.stderr)
+    classes = sorted({row.label for row in rows})
+    labels = {row.key.replace(os.sep, "/"): classes.index(row.label) for row in rows}
+    items = [ImageItem(file, name, labels.get(name)) for file, name in names.items()]
+    items = [items[i] for i in arranged(len(items), settings)]
+    # The estimated size of each sample in the tar.
+    most = settings.short_side**2 * 4 / 3 * _JPEG if settings.short_side else float("inf")
     made = np.array(
-        [
-            tar_bytes(
-                int(min(sizes[p.file], most) if short else sizes[p.file]), len(p.name) + 40, 4
-            )
-            for p in pictures
-        ]
+        [tar_bytes(int(min(sizes[one.file], most)), len(one.name) + 40, 4) for one in items]
     )
-    make = partial(sample, short_side=short, quality=settings.quality, check=settings.check)
     return Plan(
-        pictures,
+        items,
         cut(made, settings),
-        make,
-        _name,
+        partial(
+            sample, smallest=settings.short_side, quality=settings.quality, check=settings.check
+        ),
+        attrgetter("name"),
         float(made.sum()),
         source_of([(names[file], size) for file, size in sizes.items()]),
         {"unit": "images", "classes": classes},
@@ -73,45 +71,37 @@ def plan(settings: Vision, _: Output) -> Plan:
     )
 
 
-def _name(picture: Picture) -> str:
-    return picture.name
+def sample(item: ImageItem, key: str, smallest: int | None, quality: int, check: str) -> Sample:
+    """An item as a sample: the image, ``cls`` (the number of its class, if it has one) and ``json``
+    (the name of the file).
 
-
-def sample(picture: Picture, key: str, short_side: int | None, quality: int, check: str) -> Sample:
-    """The members of an image: itself, ``cls`` (the number of its class, if it has one) and
-    ``json`` (file).
+    Args:
+        item: the image.
+        key: of the sample.
+        smallest: shorter side in pixels to which larger images are reduced; None to keep all.
+        quality: of the JPEG of a reduced image.
+        check: "decode" to decode images whose bytes are kept.
 
     Raises:
         Unusable: if it cannot be decoded.
     """
-    extension, data = os.path.splitext(picture.file)[1][1:].lower(), bytes_of(picture.file)
-    if short_side and _short_side(picture.file) > short_side:
-        extension, data = "jpg", smaller(decode(picture.file), short_side, quality)
+    extension, data = os.path.splitext(item.file)[1][1:].lower(), bytes_of(item.file)
+    if smallest and short_side(item.file) > smallest:
+        extension, data = "jpg", smaller(decode(item.file), smallest, quality)
     elif check == "decode":
-        decode(picture.file)
-    members = {extension: data, "json": json.dumps({"file": picture.name}).encode()}
-    if picture.label is not None:
-        members["cls"] = str(picture.label).encode()
+        decode(item.file)
+    members = {extension: data, "json": json.dumps({"file": item.name}).encode()}
+    if item.label is not None:
+        members["cls"] = str(item.label).encode()
     return Sample(key, members, 1)
 
 
-def smaller(pixels: np.ndarray, short_side: int, quality: int) -> bytes:
-    """A JPEG whose shorter side is ``short_side`` pixels, of the same shape but for rounding.
-
-    Args:
-        pixels: (3, H, W) uint8, upright.
-    """
+def smaller(pixels: np.ndarray, side: int, quality: int) -> bytes:
+    """A JPEG of an image (3, H, W) uint8 whose shorter side is ``side`` pixels, of the same aspect
+    ratio up to rounding."""
     image = Image.fromarray(pixels.transpose(1, 2, 0))
-    scale = short_side / min(image.size)
-    width, height = (max(short_side, round(side * scale)) for side in image.size)
+    scale = side / min(image.size)
+    width, height = (max(side, round(old * scale)) for old in image.size)
     buffer = io.BytesIO()
     image.resize((width, height), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=quality)
     return buffer.getvalue()
-
-
-def _short_side(file: str) -> int:
-    try:
-        with Image.open(file) as image:
-            return min(image.size)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise Unusable(f"not readable as an image ({error})") from None

@@ -1,1 +1,1 @@
-"""Public data sets by name: LibriSpeech, CIFAR-10, WikiText and others."""
+"""Public datasets by name: LibriSpeech, CIFAR-10, WikiText and others."""

@@ -1,5 +1,4 @@
-"""Downloads through classes of torchaudio and torchvision, whole or not at all; what to say if
-files are missing."""
+"""Downloads through dataset classes of torchaudio and torchvision, whole or not at all."""
 
 from __future__ import annotations
 
@@ -15,69 +14,65 @@ from typing import Any
 from d2v_pretrain.errors import ConfigError
 
 
-def fetch(root: str, dataset: str | None, parts: Sequence[Mapping[str, Any]]) -> None:
+def fetch(root: str, library_class: str | None, parts: Sequence[Mapping[str, Any]]) -> None:
     """Download each part that is not there yet into ``root/<class>-<n>``.
 
-    A part is built in a hidden folder and then renamed: the libraries take a half unpacked archive
-    for a whole one.
+    A part is built in a hidden folder and then renamed, because the libraries take a half unpacked
+    archive for a whole one.
 
     Args:
-        root: folder of the set, made if need be.
-        dataset: dotted name of a class with an argument ``download``; it is imported here and
-            nowhere else.
+        root: folder of the set; it is made if it is missing.
+        library_class: dotted name of a class with an argument ``download``, imported here only;
+            None if no library offers the set.
         parts: further arguments of the class, one mapping for each download.
 
     Raises:
         ConfigError: if no library offers the set, or the download fails.
     """
-    if dataset is None:
-        raise ConfigError(
-            "data.download",
-            True,
-            "is not offered for this set",
-            "leave it out and put the files there",
-        )
+    if library_class is None:
+        remedy = "leave it out and put the files there"
+        raise ConfigError("data.download", True, "is not offered for this set", remedy)
     with alone(root):
         for n, arguments in enumerate(parts):
-            target = Path(root, f"{dataset.rpartition('.')[2]}-{n}")
-            if not target.exists():
-                _fetch_one(target, dataset, arguments)
+            target = Path(root, f"{library_class.rpartition('.')[2]}-{n}")
+            if target.exists():
+                continue
+            temporary = target.with_name(f".{target.name}")
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+            print(f"downloading {library_class} {dict(arguments)} to {target}", flush=True)
+            remedy = "try again, or put the files there"
+            build(
+                library_class, temporary, {**arguments, "download": True}, "data.download", remedy
+            )
+            temporary.rename(target)
 
 
 @contextmanager
 def alone(root: str) -> Iterator[None]:
-    """Make the folder if need be, and let one process (rank) of a machine at a time download into
-    it."""
+    """Make the folder, and let one process of a machine at a time download into it."""
     Path(root).mkdir(parents=True, exist_ok=True)
     with open(os.path.join(root, ".download.lock"), "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def _fetch_one(target: Path, dataset: str, arguments: Mapping[str, Any]) -> None:
-    temporary = target.with_name(f".{target.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
-    print(f"downloading {dataset} {dict(arguments)} to {target}", flush=True)
-    build(
-        dataset,
-        temporary,
-        {**arguments, "download": True},
-        "data.download",
-        "try again, or put the files there",
-    )
-    temporary.rename(target)
-
-
-def build(dataset: str, root: str | Path, arguments: Mapping[str, Any], key: str, get: str) -> Any:
-    """An object of a library's data set class; what goes wrong (network, disk, missing files) is
-    one sentence.
+def build(
+    library_class: str, root: str | Path, arguments: Mapping[str, Any], key: str, get: str
+) -> Any:
+    """An object of a library's dataset class.
 
     Args:
-        dataset: dotted name of the class. root: its folder. arguments: its further arguments.
-        key: setting to name in the error. get: the remedy.
+        library_class: dotted name of the class.
+        root: its folder.
+        arguments: its further arguments.
+        key: setting to name in the error.
+        get: remedy for the error.
+
+    Raises:
+        ConfigError: if that fails (network, disk, missing files).
     """
-    module, _, name = dataset.rpartition(".")
+    module, _, name = library_class.rpartition(".")
     try:
         return getattr(importlib.import_module(module), name)(str(root), **arguments)
     except (OSError, RuntimeError, ImportError) as error:
@@ -85,11 +80,16 @@ def build(dataset: str, root: str | Path, arguments: Mapping[str, Any], key: str
 
 
 def demand(there: object, root: str, what: str, get: str) -> None:
-    """Raise a ``ConfigError`` that says what to put where unless ``there`` is true.
+    """Check that files were found.
 
     Args:
-        there: whether the files were found.
-        root: where. what: was looked for. get: how to get it.
+        there: what was found; anything false for nothing.
+        root: where it was looked for.
+        what: the files that were looked for.
+        get: how to get them.
+
+    Raises:
+        ConfigError: if nothing was found.
     """
     if not there:
         raise ConfigError("data.root", root, f"has no {what}", get)

@@ -1,4 +1,4 @@
-"""HubTexts: a data set of Hugging Face `datasets`, by name or from a folder (optional package)."""
+"""HubTexts: texts of Hugging Face `datasets` (an optional package), by name or from a folder."""
 
 from __future__ import annotations
 
@@ -8,22 +8,23 @@ from pathlib import Path
 from typing import Any
 
 from d2v_pretrain.errors import ConfigError
-from datamodules.datasets.labels import Item, labelled
+from datamodules.datasets.base import TextDataset
+from datamodules.datasets.labels import LabelRow, labelled
 from datamodules.datasets.probe_tasks import Labelled
 
 
-class HubTexts:
-    """Every line of a text column that is not empty.
+class HubTexts(TextDataset):
+    """The lines of a text column that are not empty.
 
     Args:
         root: name on the hub ("wikitext"), a folder that ``save_to_disk`` wrote, or one that
             ``load_dataset`` can read.
-        config: of the data set ("wikitext-103-raw-v1"), or None.
+        config: of the dataset ("wikitext-103-raw-v1"), or None.
         split: to pretrain on.
-        text_column: with the text.
-        label_column: with the class, for a probe; or None.
+        text_column: column of the text.
+        label_column: column of the class, for a probe; None for no probe.
         test_split: what the probe tests; not read without ``label_column``.
-        download: whether the hub may be asked; what was downloaded before is found without.
+        download: whether to ask the hub; what was downloaded before is found without.
     """
 
     def __init__(
@@ -37,44 +38,31 @@ class HubTexts:
         download: bool,
     ) -> None:
         self.root, self.config, self.split = root, config, split
-        self.text, self.label, self.test_split, self.download = (
-            text_column,
-            label_column,
-            test_split,
-            download,
-        )
+        self.text, self.label = text_column, label_column
+        self.test_split, self.download = test_split, download
 
     def _load(self, split: str) -> Any:
         """One split, memory-mapped."""
         try:
             import datasets
         except ImportError:
-            rule = "needs the package datasets"
-            raise ConfigError(
-                "data", "hf", rule, "type pip install 'd2v-pretrain[datasets]'"
-            ) from None
+            rule, remedy = "needs the package datasets", "type pip install -e '.[datasets]'"
+            raise ConfigError("data", "hf", rule, remedy) from None
         try:
             if (Path(self.root) / "dataset_dict.json").is_file():
                 return datasets.load_from_disk(self.root)[split]
             asked = datasets.DownloadConfig(local_files_only=not self.download)
             return datasets.load_dataset(self.root, self.config, split=split, download_config=asked)
-        except (
-            OSError,
-            ValueError,
-            KeyError,
-        ) as error:  # what the library raises for names, columns and no network
-            remedy = "check data.root, data.config and data.split; a name on the hub needs data.download=true once"
+        except (OSError, ValueError, KeyError) as error:  # names, splits, no network
+            remedy = "check data.root, data.config and data.split; a name on the hub needs "
+            remedy += "data.download=true once"
             rule = f"cannot be loaded ({error})".replace("\n", " ")
             raise ConfigError("data.root", self.root, rule, remedy) from None
 
     def _column(self, rows: Any, key: str, column: str) -> Any:
         if column not in rows.column_names:
-            raise ConfigError(
-                key,
-                column,
-                f"is no column of {self.root}",
-                f"it has {', '.join(rows.column_names)}",
-            )
+            there = f"it has {', '.join(rows.column_names)}"
+            raise ConfigError(key, column, f"is no column of {self.root}", there)
         return rows[column]
 
     @cached_property
@@ -88,7 +76,6 @@ class HubTexts:
             yield from filter(None, map(str.strip, text.splitlines()))
 
     def describe(self) -> str:
-        """One line for the log."""
         return f"{self.root}, {self.split}: {len(self.rows):,} texts"
 
     def labelled(self) -> list[Labelled[str]]:
@@ -96,8 +83,8 @@ class HubTexts:
         column."""
         if self.label is None:
             return []
-        items = [
-            Item(text, str(label), rows is not self.rows)
+        found = [
+            LabelRow(text, str(label), rows is not self.rows)
             for rows in (self.rows, self._load(self.test_split))
             for text, label in zip(
                 self._column(rows, "data.text_column", self.text),
@@ -105,4 +92,4 @@ class HubTexts:
                 strict=True,
             )
         ]
-        return [labelled(self.label, items, str, f"tested on the split {self.test_split}")]
+        return [labelled(self.label, found, str, f"tested on the split {self.test_split}")]

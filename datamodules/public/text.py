@@ -1,4 +1,4 @@
-"""Standard sets of texts: their files, the texts to pretrain on, and the classes of the others."""
+"""TextSet, Wikitext: public datasets of texts, read from their own files."""
 
 from __future__ import annotations
 
@@ -8,47 +8,45 @@ from functools import cached_property
 from pathlib import Path
 
 from d2v_pretrain.errors import ConfigError
-from datamodules.datasets.labels import Item, hashed, labelled
+from datamodules.datasets.base import TextDataset
+from datamodules.datasets.labels import LabelRow, hashed, labelled
 from datamodules.datasets.probe_tasks import Labelled
 from datamodules.public.fetch import demand
 
 TOPICS = {"1": "world", "2": "sports", "3": "business", "4": "science"}
 
 
-class TextSet:
-    """Labelled texts; what the probe tests is left out of pretraining.
+class TextSet(TextDataset):
+    """Labelled texts; the test texts of the probe are left out of pretraining.
 
     Args:
         root: folder of the set; its files may lie deeper.
-        rows: reads them (``ag_news``, ``sst2``, ``trec`` or ``subjectivity`` of this module, by its
-            dotted name).
-        task: what the label is.
+        rows: the reader of its files: ``ag_news``, ``sst2``, ``trec`` or ``subjectivity``.
+        task: what the label is ("topic").
         get: what to put where, for the error if nothing is there.
     """
 
     def __init__(self, root: str, rows: str, task: str, get: str) -> None:
-        self.root, self.task, self.get, self.rows = root, task, get, _READERS[rows]
+        self.root, self.task, self.get, self.reader = root, task, get, _READERS[rows]
 
     @cached_property
-    def items(self) -> list[Item]:
+    def rows(self) -> list[LabelRow]:
         """All texts, with their classes."""
-        return list(self.rows(self.root, self.get))
+        return list(self.reader(self.root, self.get))
 
     def texts(self) -> Iterator[str]:
         """The texts to pretrain on."""
-        return (item.key for item in self.items if not item.test)
+        return (row.key for row in self.rows if not row.test)
 
     def describe(self) -> str:
-        """One line for the log."""
-        seen = sum(not item.test for item in self.items)
-        return f"{self.root}: {seen:,} texts to pretrain on, {len(self.items) - seen:,} to test"
+        seen = sum(not row.test for row in self.rows)
+        return f"{self.root}: {seen:,} texts to pretrain on, {len(self.rows) - seen:,} to test"
 
     def labelled(self) -> list[Labelled[str]]:
-        """The class."""
-        return [labelled(self.task, self.items, str, "tested on the set's test texts")]
+        return [labelled(self.task, self.rows, str, "tested on the set's test texts")]
 
 
-class Wikitext:
+class Wikitext(TextDataset):
     """The training lines of WikiText-2 or -103, words and ``<unk>`` as they are published; no
     labels.
 
@@ -70,59 +68,50 @@ class Wikitext:
         return filter(None, map(str.strip, _lines(self.file)))
 
     def describe(self) -> str:
-        """One line for the log."""
         return str(self.file)
 
-    def labelled(self) -> list[Labelled[str]]:
-        """None."""
-        return []
 
-
-def ag_news(root: str, get: str) -> Iterator[Item]:
-    """``train.csv`` and ``test.csv`` with class, title, text; if only the test file is there, one
-    in five is tested."""
+def ag_news(root: str, get: str) -> Iterator[LabelRow]:
+    """``train.csv`` and ``test.csv`` with class, title and text; if there is only the test file,
+    one text in five is tested."""
     test = _find(root, ("test.csv",), get)
     train = next(iter(sorted(Path(root).rglob("train.csv"))), None)
     for file in filter(None, (train, test)):
         for topic, title, body in csv.reader(_lines(file)):
-            if topic in TOPICS:  # not the line of column names
+            if topic in TOPICS:  # the first line may be column names
                 text = f"{title} {body}"
-                yield Item(text, TOPICS[topic], hashed(text) if train is None else file == test)
+                yield LabelRow(text, TOPICS[topic], hashed(text) if train is None else file == test)
 
 
-def sst2(root: str, get: str) -> Iterator[Item]:
+def sst2(root: str, get: str) -> Iterator[LabelRow]:
     """``train.tsv`` and ``dev.tsv``, columns ``sentence`` (or ``content``) and ``label``; GLUE's
     test has no labels."""
     for name in ("train.tsv", "dev.tsv"):
         file = _find(root, (name,), get)
         rows = csv.DictReader(_lines(file), delimiter="\t", quoting=csv.QUOTE_NONE)
         columns = set(rows.fieldnames or ())
-        demand(
-            "label" in columns and columns & {"sentence", "content"},
-            str(file),
-            "columns sentence and label",
-            get,
-        )
+        there = "label" in columns and columns & {"sentence", "content"}
+        demand(there, str(file), "columns sentence and label", get)
         text = "sentence" if "sentence" in columns else "content"
-        yield from (Item(row[text].strip(), row["label"], name == "dev.tsv") for row in rows)
+        yield from (LabelRow(row[text].strip(), row["label"], name == "dev.tsv") for row in rows)
 
 
-def trec(root: str, get: str) -> Iterator[Item]:
-    """Lines "COARSE:fine question", Latin-1; the coarse one of six classes."""
+def trec(root: str, get: str) -> Iterator[LabelRow]:
+    """Lines "COARSE:fine question", Latin-1; the label is the coarse class, one of six."""
     for names in (("train.txt", "train_5500.label"), ("test.txt", "TREC_10.label")):
         for line in _lines(_find(root, names, get), "latin-1"):
             kind, _, question = line.strip().partition(" ")
-            yield Item(question, kind.partition(":")[0], names[0] == "test.txt")
+            yield LabelRow(question, kind.partition(":")[0], names[0] == "test.txt")
 
 
-def subjectivity(root: str, get: str) -> Iterator[Item]:
+def subjectivity(root: str, get: str) -> Iterator[LabelRow]:
     """One sentence a line, Latin-1, a file for each class; every tenth line is tested."""
     for label, name in (("objective", "plot.tok.gt9.5000"), ("subjective", "quote.tok.gt9.5000")):
         for number, line in enumerate(_lines(_find(root, (name,), get), "latin-1")):
-            yield Item(line.strip(), label, number % 10 == 0)
+            yield LabelRow(line.strip(), label, number % 10 == 0)
 
 
-_READERS: dict[str, Callable[[str, str], Iterator[Item]]] = {
+_READERS: dict[str, Callable[[str, str], Iterator[LabelRow]]] = {
     "ag_news": ag_news,
     "sst2": sst2,
     "trec": trec,
@@ -142,6 +131,5 @@ def _lines(file: Path, encoding: str = "utf-8-sig") -> Iterator[str]:
         with file.open(encoding=encoding, newline="") as lines:
             yield from lines
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            "data.root", file, f"cannot be read ({error})", "get the file again"
-        ) from None
+        rule = f"cannot be read ({error})"
+        raise ConfigError("data.root", file, rule, "get the file again") from None

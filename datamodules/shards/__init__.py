@@ -1,2 +1,1 @@
-"""Shards: WebDataset tar files with an index beside each, read at random from a disk or through a
-local cache."""
+"""Shards: WebDataset tar files with an index beside each, so that samples are read in any order."""

@@ -1,4 +1,4 @@
-"""AudioShards: sounds in shards as mono waveforms at 16 kHz."""
+"""AudioShards: mono waveforms at 16 kHz from shards."""
 
 from __future__ import annotations
 
@@ -7,20 +7,24 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from datamodules.datasets.audio_folder import ENDINGS, RATE, waveform
+from datamodules.datasets.audio_folder import ENDINGS, waveform
+from datamodules.datasets.base import RATE
 from datamodules.datasets.scan import Unusable
-from datamodules.shards.dataset import ShardDataset, one_of
+from datamodules.shards.dataset import ShardDataset
+from datamodules.shards.tar import one_of
 
 
 class AudioShards(ShardDataset[np.ndarray]):
-    """Utterances, one a sample: the first member that is wav, flac, ogg or mp3.
+    """Waveforms, one of each sample: its first audio member.
 
     Args:
         root, max_bad_share, skipped_path, cache_folder, cache_gb, label_key, test_shards: see
             ``ShardDataset``.
-        min_seconds, max_seconds: others are left out, and counted (``datamodules.prepare`` cuts
-            long ones).
+        min_seconds, max_seconds: samples of another length are left out and counted
+            (``datamodules.prepare`` cuts long ones).
     """
+
+    holds = "waveform"
 
     def __init__(
         self,
@@ -42,19 +46,12 @@ class AudioShards(ShardDataset[np.ndarray]):
             f"shorter than min_seconds={min_seconds:g} or longer than max_seconds={max_seconds:g}"
         )
 
-    @property
-    def frames(self) -> np.ndarray:
-        """(N,) samples of each utterance at 16 kHz."""
-        return self.lengths
-
     def decode(self, members: dict[str, bytes], length: int) -> np.ndarray:
-        """(S,) float32."""
         wave = waveform(io.BytesIO(one_of(members, ENDINGS)))
         if len(wave) != length:
             raise Unusable(f"has {len(wave):,} samples at 16 kHz, and {length:,} in the index")
         return wave
 
     def describe(self) -> str:
-        """One line for the log."""
-        hours = self.frames.sum(dtype=np.int64) / RATE / 3600
+        hours = self.lengths.sum(dtype=np.int64) / RATE / 3600
         return f"{self.place}: {len(self):,} utterances, {hours:,.1f} h"

@@ -1,11 +1,9 @@
-"""A shard from elsewhere to a file: in one stream, gone on with where the connection broke, tried
-again."""
+"""Download a remote shard to a file: resumed where the connection broke, and tried again."""
 
 from __future__ import annotations
 
 import errno
 import http.client
-import subprocess
 import sys
 import time
 import zlib
@@ -16,24 +14,30 @@ from typing import BinaryIO, NamedTuple
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
+from webdataset.gopen import gopen, set_options
+
 from datamodules.datasets.scan import Unusable
 from datamodules.shards.names import PIPE, shown
 
 TRIES = 12
-WAIT, LONGEST_WAIT = (
-    1.0,
-    60.0,
-)  # seconds before the second try, twice as many before each further one: 6 minutes in all
+# Seconds before the second try, doubled before each further one: 6 minutes in all.
+WAIT, LONGEST_WAIT = 1.0, 60.0
 STALL = 30.0  # seconds without a byte after which a connection counts as broken
-_AGAIN = {408, 425, 429, *range(500, 600)}  # HTTP's answers after which another try may do
-_OURS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # nothing that waiting for the server would mend
+_RETRIED = {408, 425, 429, *range(500, 600)}  # HTTP codes after which another try may succeed
+_LOCAL = {errno.ENOSPC, errno.EDQUOT, errno.EROFS}  # errors of our disk, not of the server
 _CHUNK = 1 << 20
 _QUIET = 30  # seconds between lines of progress
 
 
 class Stream(NamedTuple):
-    """What a place sends: from byte ``begin`` on, of ``total`` (None: unknown); ``version`` tells
-    it from another."""
+    """An open download.
+
+    Args:
+        file: the bytes.
+        begin: place of its first byte in the shard.
+        total: size of the shard, None if unknown.
+        version: what the server calls this version of the file, None if it does not say.
+    """
 
     file: BinaryIO
     begin: int
@@ -42,14 +46,15 @@ class Stream(NamedTuple):
 
 
 def fetch(url: str, path: Path) -> int:
-    """Write the whole of ``url`` to ``path``; returns its CRC-32. Every further try is told with
-    its cause.
+    """Write the whole of ``url`` to ``path``, and return its CRC-32.
+
+    Every further try is printed with its cause.
 
     Raises:
         Unusable: if it is not there, or may not be read, or the tries are used up.
         OSError: if it cannot be written.
     """
-    fetched = _Part(url, path)
+    fetched = _Download(url, path)
     for tried in range(TRIES):
         try:
             fetched.go_on()
@@ -57,23 +62,21 @@ def fetch(url: str, path: Path) -> int:
         except (FileNotFoundError, PermissionError) as error:
             raise Unusable(f"not there, or may not be read ({error})") from None
         except (OSError, http.client.HTTPException) as error:
-            if isinstance(error, OSError) and error.errno in _OURS:
+            if isinstance(error, OSError) and error.errno in _LOCAL:
                 raise
-            if isinstance(error, HTTPError) and error.code not in _AGAIN:
+            if isinstance(error, HTTPError) and error.code not in _RETRIED:
                 raise Unusable(f"the server says {error}") from None
             cause = f"{type(error).__name__}: {error}"
         if tried < TRIES - 1:
             wait = min(LONGEST_WAIT, WAIT * 2**tried)
-            print(
-                f"{shown(url)}: {cause}; trying again from byte {fetched.done:,} in {wait:g} s",
-                file=sys.stderr,
-            )
+            told = f"trying again from byte {fetched.done:,} in {wait:g} s"
+            print(f"{shown(url)}: {cause}; {told}", file=sys.stderr)
             time.sleep(wait)
     raise Unusable(f"cannot be fetched, {TRIES} times tried ({cause})")
 
 
-class _Part:
-    """The part of a shard that is there so far."""
+class _Download:
+    """The part of a shard that was downloaded so far."""
 
     def __init__(self, url: str, path: Path) -> None:
         self.url, self.path = url, path
@@ -82,9 +85,9 @@ class _Part:
         self.told = time.monotonic()
 
     def go_on(self) -> None:
-        """Fetch what is missing; raises OSError where that breaks off."""
+        """Download what is missing; raises OSError if the connection breaks."""
         with _opener(self.url)(self.url, self.done, self.version) as stream:
-            if stream.begin == 0 or stream.begin != self.done:  # not the rest, but all of it
+            if stream.begin == 0 or stream.begin != self.done:  # it begins anew
                 self.done = self.crc = 0
             self.version = stream.version
             with self.path.open("r+b" if self.done else "wb") as file:
@@ -111,13 +114,13 @@ def _opener(url: str) -> Callable[[str, int, str | None], AbstractContextManager
 
 @contextmanager
 def _http(url: str, begin: int, version: str | None) -> Iterator[Stream]:
-    """The rest if the server can and the file is the same as before (``If-Range``), else all of
-    it."""
+    """The rest of the file if the server supports that and the file is still the same
+    (``If-Range``), else all of it."""
     rest = {"Range": f"bytes={begin}-", "If-Range": version} if begin and version else {}
     with urlopen(Request(url, headers=rest), timeout=STALL) as answer:
         version = answer.headers["ETag"] or answer.headers["Last-Modified"]
         if version is not None and version.startswith("W/"):
-            version = None  # weak: other bytes may have the same
+            version = None  # a weak one: other bytes may have the same
         length = answer.headers["Content-Length"]
         if answer.status != 206:
             yield Stream(answer, 0, int(length) if length else None, version)
@@ -130,17 +133,17 @@ def _http(url: str, begin: int, version: str | None) -> Iterator[Stream]:
 
 @contextmanager
 def _pipe(url: str, begin: int, version: str | None) -> Iterator[Stream]:
-    """What a command writes, from its beginning: a pipe cannot be gone on with."""
-    with subprocess.Popen(url.removeprefix(PIPE), shell=True, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        yield Stream(process.stdout, 0, None, None)  # type: ignore[arg-type]
-    if process.returncode:
-        raise OSError(f"the command ended with code {process.returncode}")
+    """The output of a command, from its beginning: a pipe cannot be resumed."""
+    with gopen(url, "rb") as pipe:
+        set_options(pipe, ignore_errors=True)  # the exit code is checked here, for a plain message
+        yield Stream(pipe, 0, None, None)
+    if pipe.status:
+        raise OSError(f"the command ended with code {pipe.status}")
 
 
 @contextmanager
 def _elsewhere(url: str, begin: int, version: str | None) -> Iterator[Stream]:
-    """s3, gs and all else that fsspec knows, if its package for them is installed."""
+    """s3, gs and whatever else fsspec knows, if its package for it is installed."""
     import fsspec
 
     try:
@@ -151,5 +154,5 @@ def _elsewhere(url: str, begin: int, version: str | None) -> Iterator[Stream]:
             yield Stream(file, begin, total, None)
     except (OSError, ImportError, ValueError):
         raise
-    except Exception as error:  # each store has errors of its own
+    except Exception as error:  # each object store has exceptions of its own
         raise OSError(f"{type(error).__name__}: {error}") from error

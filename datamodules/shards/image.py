@@ -1,4 +1,4 @@
-"""ImageShards: images in shards as colours of 8 bits."""
+"""ImageShards: colour images from shards."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ import io
 import numpy as np
 
 from datamodules.datasets.image_folder import ENDINGS, decode
-from datamodules.shards.dataset import ShardDataset, one_of
+from datamodules.shards.dataset import ShardDataset
+from datamodules.shards.tar import one_of
 
 
 class ImageShards(ShardDataset[np.ndarray]):
-    """Images, one a sample: the first member that is jpg, png or webp."""
+    """Images, one of each sample: its first member that is jpg, png or webp."""
+
+    holds = "image"
 
     def decode(self, members: dict[str, bytes], length: int) -> np.ndarray:
-        """(3, H, W) uint8."""
         return decode(io.BytesIO(one_of(members, ENDINGS)))
 
     def describe(self) -> str:
-        """One line for the log."""
         return f"{self.place}: {len(self):,} images"

@@ -14,12 +14,13 @@ from typing import BinaryIO
 import numpy as np
 import soundfile
 
-from datamodules.datasets.audio_folder import ENDINGS as SOUNDS
-from datamodules.datasets.audio_folder import RATE
+from d2v_pretrain.files import atomic
+from datamodules.datasets.audio_folder import ENDINGS as AUDIO
+from datamodules.datasets.base import RATE
 from datamodules.shards.tar import BLOCK, Damaged, Member, is_unsafe, parts, walk
 
-# Where a sample's first header is, the bytes of all its members, and its length: samples at 16 kHz,
-# tokens, else 1; 0 for a sample that cannot be used. Sequence of samples as in the tar.
+# Place of a sample's first header, bytes of all its members, and its length: samples at 16 kHz,
+# tokens, else 1; 0 for a sample that cannot be used. In the order of the tar.
 ENTRY = np.dtype([("offset", "<u8"), ("bytes", "<u4"), ("length", "<u4")])
 _HEAD = struct.Struct("<8sII")  # magic, version, CRC-32 of all after it
 _TOLD = struct.Struct("<QQQ")  # samples, bytes of the tar, CRC-32 of the tar
@@ -30,7 +31,13 @@ _MOST = 2**32 - 1
 
 @dataclass(frozen=True)
 class Index:
-    """What is known of a tar; ``entries`` (n,) of type ``ENTRY``."""
+    """The index of a tar.
+
+    Args:
+        entries: (n,) of type ``ENTRY``.
+        tar_bytes: size of the tar.
+        tar_crc: its CRC-32.
+    """
 
     entries: np.ndarray
     tar_bytes: int
@@ -43,14 +50,15 @@ def index_path(tar: str) -> str:
 
 
 def build_index(tar: str | Path, idx: str | Path | None = None) -> dict[str, str]:
-    """Read a tar once and write its index, at once or not at all.
+    """Read a tar once and write its index, whole or not at all.
 
     Args:
-        tar: plain tar file. idx: where to write; None for beside it.
+        tar: plain tar file.
+        idx: where to write; None for beside it.
 
     Returns:
-        Samples that cannot be used, and where the tar breaks off: name -> reason. The index has
-            what came before.
+        Samples that cannot be used, and where the tar breaks off: name -> reason. The index has the
+        samples before that place.
 
     Raises:
         OSError: if the tar cannot be read or the index not written.
@@ -62,8 +70,8 @@ def build_index(tar: str | Path, idx: str | Path | None = None) -> dict[str, str
 
 
 def scan(file: BinaryIO, size: int) -> tuple[Index, dict[str, str]]:
-    """The index of a tar of ``size`` bytes that is read from its beginning, and what
-    ``build_index`` returns."""
+    """The index of a tar of ``size`` bytes, read from its beginning, and what ``build_index``
+    returns."""
     summed, refused, rows = _Summed(file), dict[str, str](), []
     try:
         for sample in _samples(walk(summed, size)):  # type: ignore[arg-type]
@@ -75,13 +83,13 @@ def scan(file: BinaryIO, size: int) -> tuple[Index, dict[str, str]]:
             rows.append((sample.begin, min(sample.end - sample.begin, _MOST), length))
     except Damaged as error:
         refused[f"after sample {len(rows)}"] = str(error)
-    while summed.read(1 << 20):
+    while summed.read(1 << 20):  # the rest of the file, for its checksum
         pass
     return Index(np.array(rows, ENTRY), size, summed.crc), refused
 
 
 class _Summed:
-    """A file and the CRC-32 of what was read of it."""
+    """A file, and the CRC-32 of what was read from it."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.file, self.crc = file, 0
@@ -109,7 +117,7 @@ class _Sample:
         self.end = member.end
 
     def measure(self) -> int:
-        """Its length; 0, with a reason, if it has none."""
+        """The length of the sample; 0, and ``reason`` set, if it cannot be used."""
         try:
             length = 0 if self.reason else length_of(self.members)
         except Damaged as error:
@@ -120,7 +128,10 @@ class _Sample:
 
 
 def _samples(members: Iterator[Member]) -> Iterator[_Sample]:
-    """Members next to one another with the same key."""
+    """Samples: members with the same key that follow each other.
+
+    What was complete before a damaged place is yielded before the error is raised.
+    """
     sample: _Sample | None = None
     broken: Damaged | None = None
     try:
@@ -136,21 +147,21 @@ def _samples(members: Iterator[Member]) -> Iterator[_Sample]:
         broken = error
     if sample is not None:
         yield sample
-    if broken is not None:  # after what came before it
+    if broken is not None:
         raise broken
 
 
 def length_of(members: dict[str, bytes]) -> int:
-    """Samples at 16 kHz of a sound, tokens of a ``npy`` row of ids, 1 of anything else.
+    """Samples at 16 kHz of an audio member, tokens of a ``npy`` member, 1 for anything else.
 
     Raises:
-        Damaged: if the sound or the row cannot be read.
+        Damaged: if that member cannot be read.
     """
     for extension, data in members.items():
         ending = f".{extension.rpartition('.')[2]}"
-        if ending in SOUNDS or ending == ".npy":
+        if ending in AUDIO or ending == ".npy":
             try:
-                return _frames(data) if ending in SOUNDS else _tokens(data)
+                return _frames(data) if ending in AUDIO else _tokens(data)
             except (soundfile.SoundFileError, RuntimeError, ValueError, EOFError) as error:
                 raise Damaged(f"its {extension} cannot be read ({error})") from None
     return 1
@@ -169,27 +180,19 @@ def _tokens(data: bytes) -> int:
 
 
 def save(index: Index, path: Path) -> None:
-    """Write an index so that it is there whole or not at all."""
+    """Write an index, whole or not at all."""
     rows = index.entries.tobytes()
     told = _TOLD.pack(len(index.entries), index.tar_bytes, index.tar_crc)
     head = _HEAD.pack(_MAGIC, _VERSION, zlib.crc32(told + rows)) + told
-    half = path.with_name(f"{path.name}.{os.getpid()}.half")
-    try:
-        with half.open("wb") as file:
-            file.write(head + rows)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(half, path)
-    except OSError:
-        half.unlink(missing_ok=True)
-        raise
+    with atomic(path) as temporary:
+        temporary.write_bytes(head + rows)
 
 
 def load(path: str | Path, verified: bool = False) -> Index:
     """Read an index, its entries mapped from the file.
 
     Args:
-        verified: whether this process has loaded it before and need not check it again.
+        verified: whether this process has loaded it before and need not check its checksum again.
 
     Raises:
         Damaged: if it is not whole, or of another version.
@@ -212,7 +215,7 @@ def load(path: str | Path, verified: bool = False) -> Index:
 
 
 def is_whole(tar: str) -> bool:
-    """Whether a tar ends as one should: with a block of zeros."""
+    """Whether a tar ends as it should, with a block of zeros."""
     size = os.path.getsize(tar)
     with open(tar, "rb") as file:
         file.seek(max(0, size - BLOCK))

@@ -1,5 +1,4 @@
-"""The names of shards: a folder, a pattern or addresses -> every shard, sorted; and how they are
-shown."""
+"""expand(): the sorted names of all shards, from a folder, a pattern or addresses."""
 
 from __future__ import annotations
 
@@ -10,10 +9,15 @@ import re
 from collections.abc import Iterator, Sequence
 from urllib.parse import urlsplit
 
+from braceexpand import braceexpand
+
 from d2v_pretrain.errors import ConfigError
 
 PIPE = "pipe:"
-_GIVE = "give a folder of .tar files, a pattern such as 'DIR/train-{000..127}.tar', an address, or a list of them"
+_GIVE = (
+    "give a folder of .tar files, a pattern such as 'DIR/train-{000..127}.tar', an address, "
+    "or a list of them"
+)
 
 
 def is_remote(name: str) -> bool:
@@ -22,7 +26,7 @@ def is_remote(name: str) -> bool:
 
 
 def shown(name: str) -> str:
-    """A name without what may be a secret in it: user, password and query of an address."""
+    """A name for printing, without what may be secret: user, password and query of an address."""
     if name.startswith(PIPE) or not is_remote(name):
         return name
     address = urlsplit(name)
@@ -33,10 +37,10 @@ def expand(root: str | Sequence[str]) -> list[str]:
     """Every shard, sorted by name, whether it is there or not.
 
     Args:
-        root: a folder (its ``.tar`` files, those that an index or a ``manifest.json`` tells of
-            included), a path or address, in which ``{000..127}`` and ``{a,b}`` are expanded and,
-            where the place can be listed, ``*`` and ``?``; or a list of such. ``pipe:COMMAND`` is
-            what a command writes.
+        root: a folder (its ``.tar`` files, and those that only an index or ``manifest.json``
+            names), or a path or address, in which ``{000..127}`` and ``{a,b}`` are expanded and,
+            where the place can be listed, ``*`` and ``?``; or a list of these. ``pipe:COMMAND``
+            is a shard that a command writes to its standard output.
 
     Raises:
         ConfigError: if there is none, or one is compressed.
@@ -53,8 +57,6 @@ def expand(root: str | Sequence[str]) -> list[str]:
 
 
 def _expand(one: str) -> Iterator[str]:
-    from braceexpand import braceexpand  # webdataset's own
-
     if one.startswith(PIPE) or not re.search(r"\{.*\}", one):
         yield from _places(one)
     else:
@@ -79,8 +81,7 @@ def _globbed(path: str) -> list[str]:
 
 
 def _in_folder(folder: str) -> set[str]:
-    """Tars that are there, and those of which only the index or the line in the manifest is
-    left."""
+    """Tars that are there, and those of which only the index or a line of the manifest is left."""
     names = {name for name in os.listdir(folder) if not name.startswith(".")}
     tars = {name for name in names if name.endswith(".tar")}
     tars |= {f"{name.removesuffix('.idx')}.tar" for name in names if name.endswith(".idx")}
@@ -94,11 +95,11 @@ def _in_manifest(file: str) -> list[str]:
         with open(file, encoding="utf-8") as text:
             return [os.path.basename(row["name"]) for row in json.load(text)["shards"]]
     except (OSError, ValueError, KeyError, TypeError):
-        return []  # somebody else's manifest
+        return []  # a manifest of another program
 
 
 def _listed(name: str) -> list[str]:
-    """What an object store lists."""
+    """The matches that an object store lists."""
     import fsspec
 
     place, path = fsspec.core.url_to_fs(name)

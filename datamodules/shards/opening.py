@@ -1,5 +1,5 @@
-"""Every index of a set of shards: found beside its tar or in the cache, compared with the tar, or
-made now."""
+"""Find the index of every shard, beside its tar or in the cache; compare it with the tar; make it
+where there is none."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import track
 
 from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.files import atomic
 from datamodules.datasets.scan import Unusable
 from datamodules.parallel import advance, spread
 from datamodules.shards.fetch import fetch
@@ -25,14 +26,17 @@ from datamodules.shards.store import Cache
 from datamodules.shards.tar import Damaged
 
 _THREADS = 16
-_PER_PROCESS = 1 << 28  # bytes of tar that are worth a process of their own
+_PER_PROCESS = 1 << 28  # bytes of tar that are worth starting a process for
 
 
 class Shard(NamedTuple):
-    """What is kept of an index in memory: where it is, what it says of the tar, and each sample's
-    length.
+    """What is kept of an index in memory.
 
-    ``bad`` counts the samples that are known to be unreadable.
+    Args:
+        idx: where the index is.
+        tar_bytes, tar_crc: size and CRC-32 of the tar.
+        lengths: (n,) of its samples, 0 for those that cannot be used.
+        bad: number of samples that are known to be unreadable.
     """
 
     idx: Path
@@ -46,25 +50,23 @@ def open_all(names: Sequence[str], cache: Cache, reasons: dict[str, str]) -> lis
     """The indexes of all shards; those that are missing or stale are made, in parallel, and kept.
 
     Args:
-        names: of the shards. cache: for what is fetched and for indexes of folders that cannot be
-            written.
-        reasons: gets what is wrong with shards and samples: name -> reason.
+        names: of the shards.
+        cache: for what is downloaded, and for indexes of folders that cannot be written.
+        reasons: is filled with what is wrong with shards and samples, name -> reason.
 
     Raises:
-        ConfigError: if a shard is not there and neither is its index, so that the plan is not
-            known.
+        ConfigError: if neither a shard nor its index is there, so that the number of its samples is
+            not known.
     """
     look = partial(_look, cache=cache, reasons=reasons)
     shards = dict(zip(names, _at_once(look, names, "reading indexes")))
     missing = [name for name, shard in shards.items() if shard is None]
     if missing:
         with ExitStack() as stack:
-            with suppress(
-                ConfigError
-            ):  # without a cache the other ranks of the node do not wait, and make them too
+            # Without a cache folder, other ranks of the node do not wait but make them too.
+            with suppress(ConfigError):
                 stack.enter_context(cache.alone(f"index {missing[0]}"))
-            missing = [name for name in missing if look(name) is None]
-            _make(missing, cache, reasons)
+            _make([name for name in missing if look(name) is None], cache, reasons)
         shards |= {name: look(name) for name, shard in shards.items() if shard is None}
     return [shard for shard in shards.values() if shard is not None]
 
@@ -90,21 +92,19 @@ def _look_here(name: str, cache: Cache, reasons: dict[str, str]) -> Shard | None
     except OSError as error:
         reason = str(error.strerror or error)
         if found is None:
-            rule = (
-                f"cannot be read ({reason}) and has no index, so that its samples cannot be counted"
-            )
-            raise ConfigError(
-                "data.root", name, rule, "bring it back, or name the shards without it"
-            ) from None
+            rule = f"cannot be read ({reason}) and has no index to count its samples"
+            remedy = "bring it back, or name the shards without it"
+            raise ConfigError("data.root", name, rule, remedy) from None
         reasons[name] = f"{reason}: its {len(found[1].entries):,} samples are passed over"
         return _shard(*found, 0)
     if found is None or size == found[1].tar_bytes:
         return found and _shard(*found, size)
-    if is_whole(name):  # another tar than the one that was indexed
+    if is_whole(name):  # a whole tar of another size is not the one that was indexed
         return None
     shard = _shard(*found, size)
     reasons[name] = (
-        f"breaks off after {size:,} of {shard.tar_bytes:,} bytes: {shard.bad:,} samples are passed over"
+        f"breaks off after {size:,} of {shard.tar_bytes:,} bytes: "
+        f"{shard.bad:,} samples are passed over"
     )
     return shard
 
@@ -113,14 +113,11 @@ def _look_far(name: str, cache: Cache, reasons: dict[str, str]) -> Shard | None:
     path = cache.path(name, ".idx")
     if not path.exists() and not name.startswith(PIPE):
         head, mark, query = name.partition("?")
-        with cache.alone(name):
-            half = path.with_suffix(".idx.part")
-            try:
-                fetch(index_path(head) + mark + query, half)
-                load(half)
-                os.replace(half, path)
-            except (Unusable, Damaged, OSError):  # then from the shard itself
-                half.unlink(missing_ok=True)
+        # If the index cannot be downloaded, it will be made from the shard itself.
+        errors = (Unusable, Damaged, OSError)
+        with cache.alone(name), suppress(*errors), atomic(path) as temporary:
+            fetch(index_path(head) + mark + query, temporary)
+            load(temporary)
     found = _load([path], reasons)
     return found and _shard(*found, found[1].tar_bytes)
 
@@ -137,7 +134,7 @@ def _load(paths: list[Path], reasons: dict[str, str]) -> tuple[Path, Index] | No
 
 
 def _shard(path: Path, index: Index, size: int) -> Shard:
-    """As it is kept, if the tar has ``size`` bytes."""
+    """What is kept of an index whose tar has ``size`` bytes now."""
     lengths = index.entries["length"].copy()
     beyond = index.entries["offset"] + index.entries["bytes"] > size
     return Shard(
@@ -146,7 +143,7 @@ def _shard(path: Path, index: Index, size: int) -> Shard:
 
 
 def _make(names: list[str], cache: Cache, reasons: dict[str, str]) -> None:
-    """The indexes of shards that have none, with a bar."""
+    """Make the indexes of these shards, with a progress bar."""
     far, here = [n for n in names if is_remote(n)], [n for n in names if not is_remote(n)]
     total = sum(map(os.path.getsize, here))
     processes = min(os.cpu_count() or 1, 1 + total // _PER_PROCESS)
@@ -158,13 +155,12 @@ def _make(names: list[str], cache: Cache, reasons: dict[str, str]) -> None:
 
 
 def _make_here(name: str, cache: Cache) -> dict[str, str]:
-    """Beside the tar, or in the cache where that folder cannot be written."""
+    """Make an index beside its tar, or in the cache where that folder cannot be written."""
     with open(name, "rb") as file:
         index, refused = scan(file, os.fstat(file.fileno()).st_size)
     try:
         save(index, Path(index_path(name)))
     except OSError:
-        cache.folder.mkdir(parents=True, exist_ok=True)
         save(index, cache.path(os.path.abspath(name), ".idx"))
     advance(index.tar_bytes)
     return {f"{name}: {sample}": reason for sample, reason in refused.items()}
@@ -175,9 +171,7 @@ def _make_far(name: str, cache: Cache) -> dict[str, str]:
         with os.fdopen(cache.open(name, None), "rb") as file:
             index, refused = scan(file, os.fstat(file.fileno()).st_size)
     except Unusable as error:
-        rule = f"has no index beside it and {error}"
-        raise ConfigError(
-            "data.root", shown(name), rule, "check the address, or name the shards without it"
-        ) from None
+        rule, remedy = f"has no index beside it and {error}", "check the address, or leave it out"
+        raise ConfigError("data.root", shown(name), rule, remedy) from None
     save(index, cache.path(name, ".idx"))
     return {f"{shown(name)}: {sample}": reason for sample, reason in refused.items()}

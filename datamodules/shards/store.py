@@ -1,5 +1,4 @@
-"""Where the bytes of shards are: files that are read in place, or a bounded cache of those fetched
-from elsewhere."""
+"""Store: the bytes of shards, from local files or from a cache of bounded size for remote ones."""
 
 from __future__ import annotations
 
@@ -15,25 +14,27 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.files import atomic
 from datamodules.datasets.scan import Unusable
 from datamodules.shards.fetch import fetch
 from datamodules.shards.names import is_remote
 
 Sum = tuple[int, int]  # bytes and CRC-32 of a whole shard
 _OPEN = 64  # files that a process keeps open
-_FETCHERS = 4  # shards that a process fetches prefetch at a time
+_FETCHERS = 4  # shards that a process downloads ahead at a time
 _EVICTED = 20  # times that a shard may be deleted before it is opened
-_CACHED = ".shard"  # no name that a user's file has: what ends so may be deleted
+_CACHED = ".shard"  # files with this ending may be deleted; no file of a user has it
 
 
 class Cache:
-    """Whole shards from elsewhere in a folder, the longest unused deleted when it is full.
+    """Whole remote shards in a folder; when it is full, the longest unused are deleted.
 
-    Processes of a node share it: a lock lets one of them fetch a shard and the others wait. A
-    deleted file that is still open can be read on.
+    The processes of a node share it: a lock lets one of them download a shard while the others
+    wait. A deleted file that is still open can be read to its end.
 
     Args:
-        folder: local to the node. gigabytes: that the shards in it may take.
+        folder: on a disk of the node.
+        gigabytes: size that the shards in it may take.
     """
 
     def __init__(self, folder: str, gigabytes: float) -> None:
@@ -42,47 +43,42 @@ class Cache:
         self.pid = os.getpid()
 
     def path(self, url: str, ending: str = _CACHED) -> Path:
-        """Where it is kept: a name of its own for every address."""
+        """Where a shard is kept: every address has a name of its own."""
         last = re.sub(r"[^\w.-]+", "_", url.rstrip("/").rpartition("/")[2].partition("?")[0])[-80:]
-        return (
-            self.folder
-            / f"{hashlib.sha256(url.encode()).hexdigest()[:12]}-{last.removesuffix('.tar')}{ending}"
-        )
+        key = hashlib.sha256(url.encode()).hexdigest()[:12]
+        return self.folder / f"{key}-{last.removesuffix('.tar')}{ending}"
 
     @contextmanager
     def alone(self, url: str) -> Iterator[None]:
-        """Nobody else on this node is here for this address.
+        """Hold the lock of an address against all threads and processes of this node.
 
         Raises:
             ConfigError: if the folder cannot be written.
         """
-        if (
-            self.pid != os.getpid()
-        ):  # a fork: a lock that a thread of the parent held would never be free
+        # After a fork: a lock that a thread of the parent held would never become free.
+        if self.pid != os.getpid():
             self.locks, self.pid = defaultdict(threading.Lock), os.getpid()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             file = self.path(url, ".lock").open("a")
         except OSError as error:
             rule = f"cannot be written ({error.strerror or error})"
-            raise ConfigError(
-                "data.cache_folder", self.folder, rule, "give a folder on a disk of the node"
-            ) from None
+            remedy = "give a folder on a disk of the node"
+            raise ConfigError("data.cache_folder", self.folder, rule, remedy) from None
         with self.locks[url], file:
-            fcntl.lockf(
-                file, fcntl.LOCK_EX
-            )  # not flock: a forked child does not hold the lock of its parent
+            fcntl.lockf(file, fcntl.LOCK_EX)  # not flock, whose lock a forked child would share
             yield
 
     def open(self, url: str, expected: Sum | None) -> int:
-        """The shard as an open file (its descriptor), fetched if it is not there. It stays readable
-        if it is deleted.
+        """The descriptor of an open shard, downloaded if it is not there. It stays readable if the
+        file is deleted.
 
         Args:
-            expected: what it must be like, or None if that is not known yet.
+            url: address of the shard.
+            expected: its size and checksum, or None if they are not known yet.
 
         Raises:
-            Unusable: if it cannot be fetched, or is not the shard that was indexed.
+            Unusable: if it cannot be downloaded, or is not the shard that was indexed.
         """
         path = self.path(url)
         for _ in range(_EVICTED):
@@ -91,45 +87,42 @@ class Cache:
             with self.alone(url):
                 if not path.exists():
                     self._fetch(url, path, expected)
-                with suppress(
-                    FileNotFoundError
-                ):  # others, whose shards found no room, were quick to delete it
+                # Another process that needs room may have deleted it again already.
+                with suppress(FileNotFoundError):
                     file = self._open(path)
-                    self._make_room(0, path)  # for what was fetched meanwhile
+                    self._make_room(0, path)
                     return file
         raise Unusable("is deleted as soon as it is fetched: data.cache_gb is too small")
 
     def _open(self, path: Path) -> int:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         with suppress(OSError):
-            os.utime(file)  # used now
+            os.utime(file)  # the time of its last use
         return file
 
     def __getstate__(self) -> dict[str, object]:
-        """For another process: without the locks of this one."""
+        """State for another process, without the locks of this one."""
         return {name: value for name, value in self.__dict__.items() if name != "locks"} | {
             "pid": -1
         }
 
     def _fetch(self, url: str, path: Path, expected: Sum | None) -> None:
-        part = path.with_suffix(".part")
         try:
             self._make_room(expected[0] if expected else 0, path)
-            for _ in range(2):
-                crc = fetch(url, part)
-                if expected in (None, (part.stat().st_size, crc)):
-                    os.replace(part, path)
-                    return
+            with atomic(path, path.with_suffix(".part")) as part:
+                for _ in range(2):
+                    crc = fetch(url, part)
+                    if expected in (None, (part.stat().st_size, crc)):
+                        return
+                raise Unusable("is not the shard that was indexed: size or checksum differ")
         except OSError as error:  # the disk is full, or the folder cannot be written
             raise Unusable(f"cannot be kept in {self.folder} ({error.strerror or error})") from None
-        finally:
-            part.unlink(missing_ok=True)
-        raise Unusable("is not the shard that was indexed: size or checksum differ")
 
     def _make_room(self, more: int, keep: Path) -> None:
+        """Delete the longest unused shards until ``more`` bytes fit, but not ``keep``."""
         there = []
         for file in self.folder.glob(f"*{_CACHED}"):
-            with suppress(FileNotFoundError):  # another process makes room too
+            with suppress(FileNotFoundError):  # another process may delete it too
                 there.append((file.stat().st_mtime, file.stat().st_size, file))
         excess = sum(size for _, size, _ in there) + more - self.limit
         for _, size, file in sorted(there):
@@ -142,20 +135,20 @@ class Store:
     """Bytes of numbered shards.
 
     Args:
-        names: of the shards. cache: for those elsewhere.
+        names: paths or addresses of the shards.
+        cache: for the remote ones.
         sums: (bytes, CRC-32) of each.
     """
 
     def __init__(self, names: Sequence[str], cache: Cache, sums: Sequence[Sum]) -> None:
         self.names, self.cache, self.sums = names, cache, sums
-        self.files: OrderedDict[int, int] = OrderedDict()  # open ones, the last used last
-        self.gone: dict[
-            int, str
-        ] = {}  # shards that could not be fetched: not tried again by this process
+        self.files: OrderedDict[int, int] = OrderedDict()  # descriptors, the last used last
+        # Shards that could not be downloaded, with the reason: this process does not try again.
+        self.gone: dict[int, str] = {}
         self.wanted: queue.SimpleQueue[int] | None = None
 
     def span(self, number: int, begin: int, size: int) -> bytes:
-        """That many bytes of a shard, or fewer if it ends before.
+        """``size`` bytes of a shard, or fewer if it ends before.
 
         Raises:
             Unusable: if the shard cannot be read.
@@ -163,16 +156,14 @@ class Store:
         for again in (True, False):
             try:
                 return _read(self._open(number), begin, size)
-            except (
-                OSError
-            ) as error:  # a stale handle of a network disk, or a file deleted between two lines
+            except OSError as error:  # such as a stale handle of a network disk: tried once more
                 self._close(number)
                 if not again:
                     raise Unusable(f"cannot be read ({error.strerror or error})") from None
         raise AssertionError
 
     def prefetch(self, numbers: Sequence[int]) -> None:
-        """Begin to fetch the shards among these that are elsewhere, in this order.
+        """Start to download those of these shards that are remote, in this order.
 
         Raises:
             ConfigError: if the cache cannot hold them.
@@ -180,19 +171,15 @@ class Store:
         far = [n for n in dict.fromkeys(map(int, numbers)) if is_remote(self.names[n])]
         size = sum(self.sums[n][0] for n in far)
         if size > self.cache.limit:
-            rule = f"is less than the {size / 1e9:.3g} GB of the {len(far)} shards that are read beside one another"
-            raise ConfigError(
-                "data.cache_gb",
-                self.cache.limit / 1e9,
-                rule,
-                "raise it, or set a smaller window_shards",
-            )
+            rule = f"is less than the {size / 1e9:.3g} GB of the {len(far)} shards that are read "
+            rule += "at the same time"
+            remedy = "raise it, or set a smaller window_shards"
+            raise ConfigError("data.cache_gb", self.cache.limit / 1e9, rule, remedy)
         if far and self.wanted is None:
             self.wanted = queue.SimpleQueue()
-            for _ in range(_FETCHERS):  # daemons: nobody waits for them at the end
-                threading.Thread(
-                    target=self._keep_fetching, args=(self.wanted,), daemon=True
-                ).start()
+            for _ in range(_FETCHERS):  # daemons, so that the process can end without them
+                args = (self.wanted,)
+                threading.Thread(target=self._keep_fetching, args=args, daemon=True).start()
         for n in far:
             assert self.wanted is not None
             self.wanted.put(n)
@@ -200,7 +187,7 @@ class Store:
     def _keep_fetching(self, wanted: queue.SimpleQueue[int]) -> None:
         while True:
             number = wanted.get()
-            with suppress(Unusable):  # who reads it will be told
+            with suppress(Unusable):  # whoever reads the shard will report it
                 os.close(self.cache.open(self.names[number], self.sums[number]))
 
     def _open(self, number: int) -> int:
@@ -223,7 +210,8 @@ class Store:
             raise
 
     def _sweep(self) -> None:
-        """Close what was deleted (its space is free only then) and what is one too many."""
+        """Close files that were deleted (their space is free only then), and one if too many are
+        open."""
         for number, file in list(self.files.items()):
             if len(self.files) >= _OPEN or os.fstat(file).st_nlink == 0:
                 self._close(number)
@@ -234,12 +222,12 @@ class Store:
                 os.close(self.files.pop(number))
 
     def __getstate__(self) -> dict[str, object]:
-        """For another process: without what only this one has."""
+        """State for another process, without open files and threads."""
         return self.__dict__ | {"files": OrderedDict(), "wanted": None}
 
 
 def _read(file: int, begin: int, size: int) -> bytes:
     data = os.pread(file, size, begin)
     while len(data) < size and (more := os.pread(file, size - len(data), begin + len(data))):
-        data += more  # one call gives 2 GiB at most
+        data += more  # one call returns 2 GiB at most
     return data

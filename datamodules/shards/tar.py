@@ -1,22 +1,30 @@
-"""The members of a tar file, walked header by header, and how WebDataset makes samples of them."""
+"""Tar files of WebDataset's samples: read member by member, and written so that equal samples give
+equal bytes."""
 
 from __future__ import annotations
 
+import hashlib
+import io
+import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import BinaryIO, NamedTuple
+
+from webdataset import TarWriter
+from webdataset.tariterators import base_plus_ext
+
+from datamodules.datasets.scan import Unusable
 
 BLOCK = 512
 _ZERO = bytes(BLOCK)
-_META = re.compile(r"__[^/]*__($|/)")  # names that WebDataset passes over
-_NAME = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
+_META = re.compile(r"__[^/]*__($|/)")  # names that WebDataset ignores
 _RECORD = re.compile(rb"(\d+) ([^=]+)=")
-_REGULAR, _EMPTY = (
-    {b"0", b"\0", b"7"},
-    {b"1", b"2", b"3", b"4", b"5", b"6"},
-)  # links and folders have no data
+_REGULAR = {b"0", b"\0", b"7"}
+_EMPTY = {b"1", b"2", b"3", b"4", b"5", b"6"}  # links, folders and devices have no data
 _LONG_NAME, _PAX, _SPARSE = b"L", b"x", b"S"
-_OF_THE_NEXT = {_LONG_NAME, _PAX, b"X", b"K"}
+_OF_THE_NEXT = {_LONG_NAME, _PAX, b"X", b"K"}  # headers that describe the next member
 
 
 class Damaged(Exception):
@@ -24,8 +32,14 @@ class Damaged(Exception):
 
 
 class Member(NamedTuple):
-    """A regular file in a tar: ``begin`` is where its first header is (a long name has headers of
-    its own), ``end`` where what follows begins."""
+    """A regular file in a tar.
+
+    Args:
+        name: path in the tar.
+        begin: place of its first header (a long name has headers of its own).
+        end: place where the next member begins.
+        data: its bytes.
+    """
 
     name: str
     begin: int
@@ -34,17 +48,17 @@ class Member(NamedTuple):
 
 
 def walk(file: BinaryIO, size: int) -> Iterator[Member]:
-    """The regular members in order, up to the end mark or ``size`` bytes: ustar, GNU and pax, as
-    Python's tarfile.
+    """The regular members in order, up to the end mark or ``size`` bytes.
 
-    Several times as fast as tarfile, which would cost more than reading the sample does.
+    Reads ustar, GNU and pax headers as Python's tarfile does, but several times as fast: with
+    tarfile the headers would cost more than the data.
 
     Raises:
-        Damaged: at a wrong header, or where a member goes beyond ``size``; what came before is
-            sound.
+        Damaged: at a wrong header, or where a member goes beyond ``size``. The members before it
+            are sound.
     """
     place = begin = 0
-    better: dict[str, str] = {}  # what headers of the next member say of it
+    better: dict[str, str] = {}  # path and size from headers that describe the next member
     while place < size:
         block = file.read(BLOCK)
         if block == _ZERO:
@@ -69,7 +83,7 @@ def walk(file: BinaryIO, size: int) -> Iterator[Member]:
 
 
 def _header(block: bytes, place: int) -> tuple[bytes, str, int]:
-    """Type, name and size."""
+    """Type, name and size of the member that a header block describes."""
     try:
         told, length = _number(block[148:156]), _number(block[124:136])
     except ValueError:
@@ -83,7 +97,7 @@ def _header(block: bytes, place: int) -> tuple[bytes, str, int]:
 
 
 def _number(field: bytes) -> int:
-    if field[:1] == b"\x80":  # GNU: binary, for more than eight gigabytes
+    if field[:1] == b"\x80":  # GNU: a binary number, for more than 8 GB
         return int.from_bytes(field[1:], "big")
     return int(field.split(b"\0", 1)[0].strip() or b"0", 8)
 
@@ -97,29 +111,120 @@ def _records(data: bytes) -> dict[str, str]:
     feed."""
     found, place = {}, 0
     while (match := _RECORD.match(data, place)) and int(match[1]) > 0:
-        found[match[2].decode("utf-8", "replace")] = _text(
-            data[match.end() : place + int(match[1]) - 1]
-        )
-        place += int(match[1])
-    return {
-        key: value
-        for key, value in found.items()
-        if key == "path" or (key == "size" and value.isdigit())
-    }
+        key, end = match[2].decode("utf-8", "replace"), place + int(match[1])
+        value = _text(data[match.end() : end - 1])
+        if key == "path" or (key == "size" and value.isdigit()):
+            found[key] = value
+        place = end
+    return found
 
 
 def parts(name: str) -> tuple[str, str] | None:
-    """Key of the sample and extension (lower case) of a member, as WebDataset has them; None if it
-    passes it over.
+    """Key of the sample and extension (lower case) of a member; None if WebDataset ignores it.
 
-    The key reaches to the first dot after the last slash, and members next to one another with one
-    key are a sample."""
-    if _META.match(name) or not (match := _NAME.fullmatch(name)):
-        return None
-    return match[1], match[2].lower()
+    The key reaches to the first dot after the last slash. Members with one key that follow each
+    other are a sample.
+    """
+    key, extension = base_plus_ext(name)
+    return None if key is None or _META.match(name) else (key, extension.lower())
 
 
 def is_unsafe(name: str) -> bool:
-    """Whether a name points out of its folder. We extract nothing, but who means well does not
-    write such names."""
+    """Whether a name points out of its folder. We extract nothing to the disk, but such a tar is
+    not to be trusted."""
     return name.startswith("/") or ".." in name.split("/")
+
+
+def sample_of(span: bytes) -> tuple[str, dict[str, bytes]]:
+    """Key of a sample, and its members by extension (lower case), from its bytes in the tar.
+
+    Raises:
+        Unusable: if they are not one whole sample.
+    """
+    key, members = "", dict[str, bytes]()
+    try:
+        for member in walk(io.BytesIO(span), len(span)):
+            if (named := parts(member.name)) is None:
+                continue
+            if is_unsafe(member.name) or named[1] in members:
+                raise Unusable(f"has a member that is refused: {member.name}")
+            key, members[named[1]] = named[0], member.data
+    except Damaged as error:
+        raise Unusable(str(error)) from None
+    if not members:
+        raise Unusable("no member where the index has one")
+    return key, members
+
+
+def one_of(members: dict[str, bytes], endings: tuple[str, ...]) -> bytes:
+    """The first member with one of these endings (``.flac``).
+
+    Raises:
+        Unusable: if there is none.
+    """
+    for extension, data in members.items():
+        if f".{extension.rpartition('.')[2]}" in endings:
+            return data
+    raise Unusable(f"has no member {' or '.join(endings)}; it has {', '.join(members)}")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sample to write.
+
+    Args:
+        key: name of its members before the first dot.
+        members: extension -> bytes.
+        length: in samples at 16 kHz, tokens, or 1.
+    """
+
+    key: str
+    members: dict[str, bytes]
+    length: int
+
+
+@dataclass(frozen=True)
+class Written:
+    """A tar file that was written: its samples, the sum of their lengths, its bytes and SHA-256
+    (hexadecimal)."""
+
+    samples: int
+    length: int
+    bytes: int
+    sha256: str
+
+
+class _Hashed(io.RawIOBase):
+    """A file that is hashed while it is written."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.file, self.hash, self.bytes = file, hashlib.sha256(), 0
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        self.hash.update(data)
+        self.bytes += len(data)
+        return self.file.write(data)
+
+
+def write_tar(path: Path, samples: Iterable[Sample]) -> Written:
+    """Write a tar file through webdataset, without times and owners, so that equal samples give
+    equal bytes.
+
+    It is on the disk when this returns. It is not atomic: ``path`` should be a temporary name.
+    """
+    count = length = 0
+    with path.open("wb") as file:
+        hashed = _Hashed(file)
+        # encoder=False: the members are bytes already.
+        with TarWriter(hashed, user="", group="", mode=0o644, mtime=0, encoder=False) as tar:
+            for sample in samples:
+                tar.write({"__key__": sample.key, **sample.members})
+                count, length = count + 1, length + sample.length
+        file.flush()
+        os.fsync(file.fileno())
+    return Written(count, length, hashed.bytes, hashed.hash.hexdigest())
+
+
+def tar_bytes(*sizes: int) -> int:
+    """Bytes that members of these sizes take in a tar, with their headers."""
+    return sum(BLOCK + -(-size // BLOCK) * BLOCK for size in sizes)

@@ -1,1 +1,1 @@
-"""Data made on the spot or shipped with Python, the same on every machine."""
+"""Data that are computed, or shipped with Python: the same on every machine, without a download."""

@@ -1,5 +1,5 @@
-"""Embedded text: Python's language reference (real), and documents of a small grammar with a probe
-of word order."""
+"""SyntheticText: Python's language reference (real text), and documents of a small grammar with a
+probe of word order."""
 
 from __future__ import annotations
 
@@ -13,24 +13,23 @@ from random import Random
 import numpy as np
 
 from d2v_pretrain.rng import fold_in
+from datamodules.datasets.base import TextDataset
 from datamodules.datasets.probe_tasks import Labelled, Split
 
 TOPICS = 4
-_LONG = (
-    40,
-    40,
-)  # sentences of a document to pretrain on: most blocks of 64 tokens then lie in one document
-_SHORT = (3, 5)  # and of a document of the probe: it fits a block
+# Fewest and most sentences of a document: in pretraining so long that most blocks of 64 tokens lie
+# in one document, in the probe so short that a document fits a block.
+_LONG, _SHORT = (40, 40), (3, 5)
 
 
-class SyntheticText:
-    """Two kinds of pretraining text, and a probe on documents of the second kind that are not in
-    it.
+class SyntheticText(TextDataset):
+    """The language reference and documents of a grammar; the probe has other documents of the
+    grammar.
 
     In the grammar, article, adjective and noun agree in number, and so do verb and subject.
-    Subjects are persons, objects and what follows "pe" are things. All sentences of a document run
-    subject-verb-object or all object-verb-subject: which words there are never tells the order,
-    only which of them come before the verb.
+    Subjects are persons; objects, and nouns after "pe", are things. The sentences of a document are
+    all subject-verb-object, or all object-verb-subject. The words that occur never tell which; only
+    which of them come before the verb does.
 
     Args:
         documents: grammar documents to pretrain on, 40 sentences each.
@@ -51,22 +50,19 @@ class SyntheticText:
         yield from (self.grammar.document(i, _LONG)[0] for i in range(self.documents))
 
     def describe(self) -> str:
-        """One line for the log."""
         real = f"Python's language reference (real, {len(topics)} topics)"
         return f"{real} and a synthetic grammar ({self.documents:,} documents, none of the probe's)"
 
     def labelled(self) -> list[Labelled[str]]:
-        """Word order, and the topic as a check of sanity (words alone tell it)."""
+        """Word order; and the topic, which words alone tell, as a sanity check."""
         first = [self.grammar.document(self.documents + i, _SHORT) for i in range(self.train)]
         after = self.documents + self.train
         second = [self.grammar.document(after + i, _SHORT) for i in range(self.test)]
         note = "grammar documents that are not in the pretraining text"
-        order = Labelled("order", _split(first, 1), _split(second, 1), 2, f"S-V-O or O-V-S; {note}")
+        order, topic = f"S-V-O or O-V-S; {note}", f"a check of sanity; {note}"
         return [
-            order,
-            Labelled(
-                "topic", _split(first, 2), _split(second, 2), TOPICS, f"a check of sanity; {note}"
-            ),
+            Labelled("order", _split(first, 1), _split(second, 1), 2, order),
+            Labelled("topic", _split(first, 2), _split(second, 2), TOPICS, topic),
         ]
 
 
@@ -75,22 +71,29 @@ def _split(documents: list[tuple[str, int, int]], field: int) -> Split[str]:
 
 
 class Grammar:
-    """A lexicon of pseudo-words, and documents in it; both are functions of the seed and the
-    document's index."""
+    """A lexicon of pseudo-words, a function of the seed, and documents, functions of seed and
+    index."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed
         words = _words(Random(fold_in(seed, 0)))
         people, verbs, self.adjectives = (list(islice(words, n)) for n in (24, 16, 20))
-        # Shared words come after a topic's own, so that Zipf's law makes the own ones frequent
+        # Zipf's law makes the first words frequent: a topic's own come before the shared ones.
         self.people = [list(islice(words, 6)) + people for _ in range(TOPICS)]
         things = list(islice(words, 24))
         self.things = [list(islice(words, 6)) + things for _ in range(TOPICS)]
         self.verbs = [list(islice(words, 4)) + verbs for _ in range(TOPICS)]
 
     def document(self, index: int, sentences: tuple[int, int]) -> tuple[str, int, int]:
-        """The text, its order (0 subject first, 1 object first) and its topic; ``sentences`` is
-        (fewest, most)."""
+        """A document.
+
+        Args:
+            index: of the document.
+            sentences: fewest and most of them.
+
+        Returns:
+            The text, its order (0 subject first, 1 object first) and its topic.
+        """
         rng = Random(fold_in(self.seed, 1, index))
         order, topic = int(rng.random() * 2), int(rng.random() * TOPICS)
         least, most = sentences
@@ -100,12 +103,10 @@ class Grammar:
     def _sentence(self, rng: Random, order: int, topic: int) -> str:
         people, things = self.people[topic], self.things[topic]
         plural = rng.random() >= 0.5
-        subject, other = (
-            self._phrase(rng, people, plural),
-            self._phrase(rng, things, rng.random() >= 0.5),
-        )
-        # 's and 're are tokens of their own in GPT-2's pre-tokenizer: the ending can be masked and
-        # predicted
+        subject = self._phrase(rng, people, plural)
+        other = self._phrase(rng, things, rng.random() >= 0.5)
+        # 's and 're are tokens of their own in GPT-2's pre-tokenizer, so that the ending can be
+        # masked and predicted.
         verb = _zipf(rng, self.verbs[topic]) + ("'re" if plural else "'s")
         parts = [other, verb, subject] if order else [subject, verb, other]
         if rng.random() < 0.3:

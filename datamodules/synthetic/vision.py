@@ -1,5 +1,4 @@
-"""Embedded images: ten textured shapes at 32x32, drawn in numpy; image i is a function of (seed,
-i)."""
+"""SyntheticVision: ten textured shapes at 32x32, drawn in numpy."""
 
 from __future__ import annotations
 
@@ -8,6 +7,7 @@ from functools import cached_property
 import numpy as np
 
 from d2v_pretrain.rng import fold_in
+from datamodules.datasets.base import Dataset
 from datamodules.datasets.probe_tasks import Labelled, Split
 
 SHAPES = (
@@ -23,19 +23,21 @@ SHAPES = (
     "diamond",
 )
 SIDE = 32
-_CHUNK = 500  # images drawn at once; more is no faster and takes memory
-_NUMBERS = 32  # uniform numbers that describe an image
+_CHUNK = 500  # images drawn at once; more would take memory and be no faster
+_NUMBERS = 32  # uniform random numbers that describe an image
 
 
-class SyntheticVision:
-    """Filled shapes of random colour, size, place and turn under a sinusoidal texture, shading, a
-    distractor and noise.
+class SyntheticVision(Dataset[np.ndarray]):
+    """Filled shapes of random colour, size, place and rotation, with a sinusoidal texture, shading,
+    a small square as a distractor, and noise; image i is a function of (seed, i).
 
     Args:
         images: unlabelled images for pretraining.
         train, test: labelled images of the probe, never seen in pretraining.
         seed: of the data, not of the run.
     """
+
+    holds = "image"
 
     def __init__(self, images: int, train: int, test: int, seed: int) -> None:
         self.images, self.train, self.test, self.seed = images, train, test, seed
@@ -48,12 +50,11 @@ class SyntheticVision:
         return self._draw(0, self.images)[0]
 
     def read(self, index: int) -> np.ndarray:
-        """(3, 32, 32) uint8."""
         return self._pixels[index]
 
     def describe(self) -> str:
-        """One line for the log."""
-        return f"synthetic shapes (not photographs): {self.images:,} images of {SIDE}x{SIDE}, {len(SHAPES)} shapes"
+        size = f"{self.images:,} images of {SIDE}x{SIDE}, {len(SHAPES)} shapes"
+        return f"synthetic shapes (not photographs): {size}"
 
     def labelled(self) -> list[Labelled[np.ndarray]]:
         """The shape, on images that are not in the pretraining data."""
@@ -92,18 +93,13 @@ def _paint(shapes: np.ndarray, u: np.ndarray, noise: np.ndarray) -> np.ndarray:
     axis = (np.arange(SIDE, dtype=np.float32) + 0.5) * (2 / SIDE) - 1
     y, x = axis[:, None], axis[None, :]
     at = u[:, :, None, None]  # (N, 32, 1, 1)
-    inside = np.stack([_coverage(shape, *_place(at[i], x, y)) for i, shape in enumerate(shapes)])[
-        :, None
-    ]
+    covered = [_coverage(shape, *_place(at[i], x, y)) for i, shape in enumerate(shapes)]
+    inside = np.stack(covered)[:, None]
     fore, back = _colours(u)
     image = back + (fore - back) * inside
     wave = at[:, 11] * x + at[:, 12] * y
-    image += (
-        0.08
-        * np.sin(2 * np.pi * (2 + 6 * at[:, 13]) * (wave - 0.5 * (x + y)) + 6.28 * at[:, 14])[
-            :, None
-        ]
-    )
+    phase = 2 * np.pi * (2 + 6 * at[:, 13]) * (wave - 0.5 * (x + y)) + 6.28 * at[:, 14]
+    image += 0.08 * np.sin(phase)[:, None]
     image += 0.12 * ((2 * at[:, 15] - 1) * x + (2 * at[:, 16] - 1) * y)[:, None]
     corners = (u[:, 17:19] * (SIDE - 4)).astype(np.int64)
     for i, (row, column) in enumerate(corners):
@@ -114,14 +110,14 @@ def _paint(shapes: np.ndarray, u: np.ndarray, noise: np.ndarray) -> np.ndarray:
 
 def _place(u: np.ndarray, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Coordinates (32, 32) in the frame of a shape of half-width 1, from its numbers (32, 1, 1)."""
-    size, turn = 0.5 + 0.3 * u[1], 0.8 * u[2] - 0.4  # half-widths of the image, radians
+    size, turn = 0.5 + 0.3 * u[1], 0.8 * u[2] - 0.4  # in half-widths of the image; in radians
     x, y = x - (0.4 * u[3] - 0.2), y - (0.4 * u[4] - 0.2)
     c, s = np.cos(turn), np.sin(turn)
     return (c * x + s * y) / size, (c * y - s * x) / size
 
 
 def _colours(u: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Colours (N, 3, 1, 1) of shape and ground whose mean difference is at least .25."""
+    """Colours (N, 3, 1, 1) of shapes and backgrounds, whose mean difference is at least .25."""
     fore, back = u[:, 5:8], u[:, 8:11]
     difference = fore - back
     contrast = np.abs(difference).mean(1, keepdims=True)

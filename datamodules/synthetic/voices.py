@@ -1,4 +1,4 @@
-"""Twenty synthetic speakers: phones as filtered pulses and noise, words as phones, all in numpy."""
+"""Voices: twenty synthetic speakers, whose phones are filtered pulses and noise, in numpy."""
 
 from __future__ import annotations
 
@@ -7,33 +7,27 @@ from dataclasses import dataclass
 import numpy as np
 
 from d2v_pretrain.rng import fold_in
+from datamodules.datasets.base import RATE
 
-RATE = 16_000
-WORDS = (
-    "sai",
-    "ias",
-    "tum",
-    "mut",
-    "lofe",
-    "felo",
-    "xame",
-    "mexa",
-    "otil",
-    "lito",
-)  # pairs of the same phones
+# Pairs of words with the same phones.
+WORDS = ("sai", "ias", "tum", "mut", "lofe", "felo", "xame", "mexa", "otil", "lito")
 SPEAKERS = 20
-HOP, FFT = (
-    160,
-    512,
-)  # 10 ms; windows of two hops, the rest of the transform takes the ringing of the resonators
+# A hop is 10 ms. Windows are two hops long; the filters ring in the rest of the transform.
+HOP, FFT = 160, 512
 _WINDOW = np.hanning(2 * HOP + 1)[:-1].astype(np.float32)  # shifted by a hop they sum to one
 _Z = np.exp(-2j * np.pi * np.arange(FFT // 2 + 1) / FFT)
 
 
 @dataclass(frozen=True)
 class Phone:
-    """Resonances and their widths in Hz (of noise only the first counts), level, and length in
-    frames of 10 ms."""
+    """A speech sound.
+
+    Args:
+        centres, widths: of its resonances, in Hz; noise has only the first.
+        level: amplitude.
+        frames: length in frames of 10 ms.
+        voiced: whether it is filtered pulses, or filtered noise.
+    """
 
     centres: tuple[float, float, float]
     widths: tuple[float, float, float]
@@ -63,10 +57,10 @@ PHONES = {
 
 
 class Voices:
-    """The speakers, the table of which word follows which, and the synthesis of what they say.
+    """The speakers, the table of which words follow which, and the synthesis of speech.
 
     Args:
-        seed: everything is a function of it and of the index asked for.
+        seed: everything is a function of it and of the index of the item.
     """
 
     def __init__(self, seed: int) -> None:
@@ -74,15 +68,15 @@ class Voices:
         rng = np.random.default_rng(fold_in(seed, 0))
         height = rng.permutation(np.linspace(0, 1, SPEAKERS))
         self.pitch = 85 * (260 / 85) ** height  # Hz
-        # Small speakers have high voices and short tracts, but not strictly so
+        # Speakers with high voices tend to have short vocal tracts.
         self.tract = np.clip(0.85 + 0.35 * height + rng.normal(0, 0.04, SPEAKERS), 0.85, 1.2)
         self.successors = np.stack([rng.permutation(len(WORDS))[:3] for _ in WORDS])
-        # One long noise, cut at random: drawing it anew would double the time
+        # Noise is cut from one long stretch at random places: new noise would double the time.
         self.noise = rng.standard_normal(1 << 20, np.float32)
 
     def sequence(self, index: int, speakers: int) -> np.ndarray:
-        """(S,) int16: 3 to 6 words, each of three successors (.6, .3, .1) of the last, by one of
-        some speakers."""
+        """(S,) int16: 3 to 6 words by one of the first ``speakers`` speakers. Each word is one of
+        three successors of the word before, with probabilities .6, .3 and .1."""
         rng = np.random.default_rng(fold_in(self.seed, 1, index))
         said = [int(rng.integers(len(WORDS)))]
         for _ in range(int(rng.integers(2, 6))):
@@ -105,9 +99,8 @@ class Voices:
         speech = _filter(transform, filters[of_frame])
         hiss = np.sqrt(np.mean(speech**2)) * 10 ** (-rng.uniform(5, 25) / 20)  # 5 to 25 dB below
         sound = speech + np.float32(hiss) * self.noise[starts[1] : starts[1] + n]
-        return (sound * np.float32(32767 * rng.uniform(0.1, 0.9) / np.abs(sound).max())).astype(
-            np.int16
-        )
+        scale = 32767 * rng.uniform(0.1, 0.9) / np.abs(sound).max()
+        return (sound * np.float32(scale)).astype(np.int16)
 
     def _score(
         self, rng: np.random.Generator, speaker: int, said: list[int]
@@ -128,18 +121,14 @@ class Voices:
         for i in np.flatnonzero([PHONES["t"] is p for p in phones]):
             end = int(ends[order == i][0])
             loud[end - int(frames[i]) : end - 1] = 0
-        return (
-            _responses(phones, scale),
-            of_frame,
-            loud,
-            np.append([p.voiced for p in phones], False)[of_frame],
-        )
+        voiced = np.append([p.voiced for p in phones], False)[of_frame]
+        return _responses(phones, scale), of_frame, loud, voiced
 
     def _with_pauses(
         self, rng: np.random.Generator, said: list[int], frames: np.ndarray
     ) -> tuple[np.ndarray, ...]:
-        """Which filter, for how many frames: the phones, 0 to 80 ms between words and 30 to 120 ms
-        around them (-1)."""
+        """Number of the filter and of frames of each phone and pause; pauses (filter -1) are 0 to
+        80 ms between words, 30 to 120 ms before the first and after the last."""
         pauses = rng.integers(9, size=len(said) + 1)
         pauses[[0, -1]] = rng.integers(3, 13, size=2)
         before = np.cumsum([0, *(len(WORDS[word]) for word in said)])
@@ -149,8 +138,9 @@ class Voices:
 def _responses(phones: list[Phone], scale: np.ndarray) -> np.ndarray:
     """(P + 1, FFT/2 + 1) complex64 all-pole filters of unit power; the last one is silence.
 
-    ``scale`` (P, 3) moves the formants of a voice; bands of noise move half as far, and only their
-    first pole counts."""
+    ``scale`` (P, 3) is a factor of the resonances; those of noise move half as far, and only their
+    first one is used.
+    """
     centres = np.array([phone.centres for phone in phones], np.float64)
     widths = np.array([phone.widths for phone in phones], np.float64)
     voiced = np.array([phone.voiced for phone in phones])[:, None]
@@ -160,7 +150,7 @@ def _responses(phones: list[Phone], scale: np.ndarray) -> np.ndarray:
     poles[~voiced[:, 0], 1:] = 0
     # (1 - p z)(1 - p* z) = 1 - 2 Re(p) z + |p|^2 z^2
     denominators = 1 - (2 * poles.real)[..., None] * _Z + (np.abs(poles) ** 2)[..., None] * _Z**2
-    denominators = denominators.prod(1) * np.where(voiced, 1 - 0.94 * _Z, 1)  # the tilt of a voice
+    denominators = denominators.prod(1) * np.where(voiced, 1 - 0.94 * _Z, 1)  # spectral tilt
     filters = np.zeros((len(phones) + 1, len(_Z)), np.complex64)
     filters[:-1] = 1 / (
         denominators * np.sqrt(np.mean(np.abs(denominators) ** -2.0, axis=1, keepdims=True))
@@ -178,7 +168,7 @@ def _melody(rng: np.random.Generator, frames: int) -> np.ndarray:
 def _pulses(pitch: np.ndarray) -> np.ndarray:
     """(frames * HOP,) float32 pulse train of unit power at ``pitch`` (frames,) in Hz."""
     phase = np.cumsum(np.repeat(pitch / RATE, HOP))
-    at = np.searchsorted(phase, np.arange(1, int(phase[-1]) + 1))  # where a turn is complete
+    at = np.searchsorted(phase, np.arange(1, int(phase[-1]) + 1))  # where a period ends
     train = np.zeros(len(phase), np.float32)
     train[at] = np.sqrt(RATE / pitch[at // HOP])
     return train

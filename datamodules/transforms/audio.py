@@ -1,162 +1,73 @@
-"""AudioTransform: waveforms of a dataset, normalised, then cropped at random; log-mel features as
-the floor of probes."""
+"""AudioTransform: random crops of normalised waveforms; log-mel features are what probes compare
+with."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import cached_property, lru_cache
-from typing import Any, Protocol
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import layer_norm
 
-from d2v_pretrain.rng import fold_in
 from d2v_pretrain.types import Batch
+from datamodules.datasets.base import RATE, Dataset
 from datamodules.datasets.joined import Joined
-from datamodules.datasets.probe_tasks import FixedBatches, Labelled, ProbeTask
+from datamodules.transforms.base import CropTransform
 
-RATE = 16_000
-_CROP = 2  # what the randomness is for
-_PROBE_SECONDS = 10  # of an item that a probe reads; more is time without insight
+_PROBE_SECONDS = 10  # probes read the beginning of an item; more takes time and changes little
 
 
-class AudioDataset(Protocol):
-    """Mono waveforms at 16 kHz: ``frames`` (N,) their lengths, ``read(i)`` (S,) float32, or None if
-    unreadable."""
-
-    @property
-    def frames(self) -> np.ndarray: ...
-
-    def __len__(self) -> int: ...
-
-    def read(self, index: int) -> np.ndarray | None: ...
-
-    def describe(self) -> str: ...
-
-    def labelled(self) -> list[Labelled[np.ndarray]]: ...
-
-
-class AudioTransform:
-    """Crops of at most ``crop_seconds`` of normalised waveforms, at a place that (seed, epoch,
-    index) decide.
-
-    The whole utterance is normalised before the crop, as the reference does (fairseq
-    ``RawAudioDataset.postprocess``):
-    a crop itself has neither zero mean nor unit variance.
+class AudioTransform(CropTransform):
+    """Crops of at most ``crop_seconds`` of mono waveforms at 16 kHz.
 
     Args:
         dataset: the waveforms.
-        crop_seconds: longest crop; shorter utterances stay whole and are padded in the batch.
+        crop_seconds: longest crop; shorter items stay whole and are padded in the batch.
         seed: of the run.
-        join: put short clips together to about ``crop_seconds`` (``datamodules.datasets.joined``).
-        crop_to_shortest: crop every row of a micro-batch to its shortest and pad none, as the
-            reference does (fairseq ``RawAudioDataset.collater``).
+        join: put short items together to about ``crop_seconds``, see ``Joined``.
+        crop_to_shortest: see ``CropTransform``.
     """
 
-    fill = 0.0
-
-    gives = "waveform"
-
-    @classmethod
-    def longest_input(cls, crop_seconds: float, **_: Any) -> tuple[int, ...]:
-        """(S,) of the longest crop."""
-        return (round(crop_seconds * RATE),)
+    takes = "waveform"
+    raw_baseline_name = "log-mel mean + std"
 
     def __init__(
         self,
-        dataset: AudioDataset,
+        dataset: Dataset[np.ndarray],
         crop_seconds: float,
         seed: int,
         join: bool = False,
         crop_to_shortest: bool = False,
     ) -> None:
-        self.crop, self.seed, self.crop_to_shortest = (
-            round(crop_seconds * RATE),
-            seed,
-            crop_to_shortest,
+        self.check_dataset(type(dataset))
+        (crop,) = self.longest_input(crop_seconds=crop_seconds)
+        super().__init__(
+            Joined(dataset, crop, seed) if join else dataset, crop, seed, crop_to_shortest
         )
-        self.dataset: AudioDataset = Joined(dataset, self.crop, seed) if join else dataset
 
-    def __len__(self) -> int:
-        return len(self.dataset)
+    @classmethod
+    def longest_input(cls, **settings: Any) -> tuple[int, ...]:
+        """(samples,) of a crop."""
+        return (round(settings["crop_seconds"] * RATE),)
 
-    @cached_property
-    def lengths(self) -> np.ndarray:
-        """(N,) samples after the crop."""
-        return np.minimum(self.dataset.frames, self.crop)
+    def probe_view(self, item: np.ndarray) -> Tensor:
+        return self.plain_view(item)[: _PROBE_SECONDS * RATE]
 
-    def cut(self, ids: np.ndarray) -> int | None:
-        """What the rows of a micro-batch are cropped to, from the lengths alone; None if each keeps
-        its own."""
-        return int(self.lengths[ids].min()) if self.crop_to_shortest else None
+    def placeholder(self, length: int | None) -> Tensor:
+        """Silence."""
+        return torch.zeros(self.crop if length is None else length)
 
-    def read(self, index: int, epoch: int, longest: int | None = None) -> Tensor | None:
-        """(S,) float32 crop of at most ``longest`` samples, or None if the file cannot be read any
-        more."""
-        wave = self.dataset.read(index)
-        return None if wave is None else self.varied(wave, index, epoch, longest)
-
-    def varied(
-        self, wave: np.ndarray, index: int, epoch: int, longest: int | None = None
-    ) -> Tensor:
-        """What training sees of a waveform in one pass: its crop, normalised."""
-        crop = self.crop if longest is None else longest
-        spare = len(wave) - crop
-        if spare <= 0:
-            return normalise(wave)
-        start = int(
-            np.random.default_rng(fold_in(self.seed, _CROP, epoch, index)).integers(spare + 1)
-        )
-        return normalise(wave)[start : start + crop]
-
-    def placeholder(self, index: int) -> Tensor:
-        """(S,) silence of the planned length."""
-        return torch.zeros(int(self.lengths[index]))
+    def raw_baseline(self, batch: Batch) -> Tensor:
+        return log_mel(batch)
 
     def describe(self) -> str:
-        """One line for the log."""
         return f"{self.dataset.describe()}, crops of up to {self.crop / RATE:g} s"
-
-    def plain(self) -> Iterator[Tensor | None]:
-        """Every utterance, whole: (S,) normalised waveform; None for one that cannot be read."""
-        for i in range(len(self.dataset)):
-            wave = self.dataset.read(i)
-            yield None if wave is None else normalise(wave)
-
-    def probe_tasks(self) -> list[ProbeTask]:
-        """The dataset's labels over pooled log-mel features as the floor."""
-        return [self._task(task) for task in self.dataset.labelled()]
-
-    def _task(self, task: Labelled[np.ndarray]) -> ProbeTask:
-        train, test = (FixedBatches(split, _whole) for split in (task.train, task.test))
-        return ProbeTask(
-            task.name,
-            train,
-            test,
-            task.classes,
-            log_mel,
-            "log-mel mean + std",
-            task.headline,
-            task.note,
-        )
-
-
-def normalise(wave: np.ndarray) -> Tensor:
-    """(S,) float32 of zero mean and unit (biased) variance, eps 1e-5 (fairseq ``F.layer_norm`` over
-    the utterance)."""
-    tensor = torch.from_numpy(np.ascontiguousarray(wave, np.float32))
-    return layer_norm(tensor, tensor.shape)
-
-
-def _whole(wave: np.ndarray) -> Tensor:
-    return normalise(wave)[: _PROBE_SECONDS * RATE]
 
 
 def log_mel(batch: Batch) -> Tensor:
-    """(B, 80) mean and standard deviation over time of 40 log-mel bands (25 ms every 10 ms),
-    padding left out."""
+    """(B, 80) mean and standard deviation over time of 40 log-mel bands (25 ms windows every
+    10 ms), padding left out."""
     frames = _mel()(batch.inputs).clamp_min(1e-6).log().transpose(1, 2)  # (B, T, 40)
     samples = (
         torch.full((len(batch),), batch.inputs.shape[1]) if batch.lengths is None else batch.lengths
@@ -170,6 +81,6 @@ def log_mel(batch: Batch) -> Tensor:
 
 @lru_cache(maxsize=1)
 def _mel() -> nn.Module:
-    import torchaudio  # half a second, and only the probe needs it
+    import torchaudio  # imported here: it takes half a second, and only probes need it
 
     return torchaudio.transforms.MelSpectrogram(RATE, n_fft=400, hop_length=160, n_mels=40)

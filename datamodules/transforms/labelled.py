@@ -1,5 +1,5 @@
-"""LabelledTransform: the labelled training items of a dataset as the transform of a run, seen as
-pretraining sees them."""
+"""LabelledTransform: the samples of fine-tuning, which are the labelled training items of a
+dataset."""
 
 from __future__ import annotations
 
@@ -7,91 +7,76 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from d2v_pretrain.errors import ConfigError
 from datamodules.datasets.probe_tasks import ProbeTask
+from datamodules.transforms.base import Samples, Transform
 
 
-class LabelledTransform:
-    """Items with classes: crops and augmentation are those of the transform, tests see what its
-    probes see.
+class LabelledTransform(Samples):
+    """Labelled items, cropped or augmented as in pretraining; test items as probes see them.
 
     Args:
-        transform: of the modality, with ``varied(item, index, epoch)``.
-        task: which of its ``probe_tasks`` by name; None for the first.
+        transform: of the modality.
+        task: name of one of its ``probe_tasks``; None for the first.
 
     Raises:
-        ConfigError: the data have no labels, or no such task.
+        ConfigError: if the data have no labels, or no such task.
     """
 
-    def __init__(self, transform: Any, task: str | None = None) -> None:
-        tasks = {made.name: made for made in transform.probe_tasks()}
+    def __init__(self, transform: Transform[Any], task: str | None = None) -> None:
+        tasks = {one.name: one for one in transform.probe_tasks()}
         if not tasks:
-            remedy = "give labels (class folders, or data.labels=TABLE data.label_column=COLUMN), or another data="
+            remedy = (
+                "give labels (class folders, or data.labels=TABLE data.label_column=COLUMN), "
+                "or another data="
+            )
             raise ConfigError("data", transform.describe(), "has no labels to fine-tune on", remedy)
         if task is not None and task not in tasks:
-            raise ConfigError(
-                "labels",
-                task,
-                "is no classification of this data",
-                f"choose one of {', '.join(tasks)}",
-            )
-        self.transform, self.task = transform, tasks[next(iter(tasks)) if task is None else task]
-        self.split, self.classes, self.fill = (
-            self.task.train.split,
-            self.task.classes,
-            transform.fill,
-        )
-        if hasattr(transform, "finish"):
-            self.finish = transform.finish
+            rule = "is no classification of this data"
+            raise ConfigError("labels", task, rule, f"choose one of {', '.join(tasks)}")
+        self.transform, self.fill = transform, transform.fill
+        self.task = tasks[next(iter(tasks)) if task is None else task]
+        self.split, self.classes = self.task.train.split, self.task.classes
 
     @cached_property
-    def _items(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """Ids of the items, without those that cannot be read now, and their lengths; images need
-        no look."""
+    def _readable(self) -> tuple[np.ndarray, np.ndarray | None]:
+        """Ids of the items that can be read, and their lengths; images are not looked at."""
+        if self.transform.equal_sizes:
+            return np.arange(len(self.split)), None
         lengths = {}
         for index in range(len(self.split)):
-            if (raw := self.split.read(index)) is not None:
-                item = self.transform.varied(raw, index, 0)
-                if item.ndim > 1:
-                    return np.arange(len(self.split)), None
-                lengths[index] = len(item)
+            if (item := self.split.read(index)) is not None:
+                lengths[index] = self.transform.train_view(item, index, 0).shape[-1]
         return np.array(list(lengths), np.int64), np.array(list(lengths.values()), np.int64)
 
     @property
     def lengths(self) -> np.ndarray | None:
-        """(N,) length of each item as ``read`` returns it; None for images."""
-        return self._items[1]
+        return self._readable[1]
 
     @cached_property
     def labels(self) -> np.ndarray:
-        """(N,) int64 classes."""
-        return self.split.labels[self._items[0]].astype(np.int64)
+        return self.split.labels[self._readable[0]].astype(np.int64)
 
     def __len__(self) -> int:
-        return len(self._items[0])
+        return len(self._readable[0])
 
-    def read(self, index: int, epoch: int) -> Tensor | None:
-        """Item ``index`` as the encoder takes it, cropped or augmented for this pass; None if it
-        cannot be read."""
-        raw = self.split.read(int(self._items[0][index]))
-        return None if raw is None else self.transform.varied(raw, index, epoch)
+    def read(self, index: int, epoch: int, longest: int | None = None) -> Tensor | None:
+        item = self.split.read(int(self._readable[0][index]))
+        return None if item is None else self.transform.train_view(item, index, epoch, longest)
 
-    def placeholder(self, index: int) -> Tensor:
-        """Of the planned size."""
-        return (
-            self.transform.placeholder(0)
-            if self.lengths is None
-            else torch.full((int(self.lengths[index]),), self.fill)
-        )
+    def placeholder(self, length: int | None) -> Tensor:
+        return self.transform.placeholder(length)
+
+    def finish(self, inputs: Tensor) -> Tensor:
+        return self.transform.finish(inputs)
 
     def describe(self) -> str:
-        """One line for the log."""
-        size = f"{len(self):,} to train on, {len(self.task.test.split):,} to test, {self.classes} classes"
-        return f"labels '{self.task.name}' of {self.transform.describe()}: {size}"
+        sizes = f"{len(self):,} to train on, {len(self.task.test.split):,} to test"
+        what = f"labels '{self.task.name}' of {self.transform.describe()}"
+        return f"{what}: {sizes}, {self.classes} classes"
 
     def probe_tasks(self) -> list[ProbeTask]:
-        """The one that is tested."""
+        """The classification that is trained, whose test items measure the accuracy."""
         return [self.task]

@@ -1,62 +1,56 @@
-"""TextTransform: the text of a dataset as one stream of tokens, cut into blocks; hashed n-grams as
-the floor of probes."""
+"""TextTransform: text as one stream of tokens, cut into blocks; TokenBlocks: blocks from shards.
+Hashed n-grams are what probes compare with."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterator
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from d2v_pretrain.errors import ConfigError
-from d2v_pretrain.types import Batch
-from datamodules.datasets.probe_tasks import FixedBatches, Labelled, ProbeTask
+from d2v_pretrain.files import atomic
+from d2v_pretrain.types import BOS, EOS, PAD, Batch
+from datamodules.datasets.base import Numbered, TextDataset
+from datamodules.shards.text import TextShards
 from datamodules.transforms import tokenizer
-from datamodules.transforms.tokenizer import BOS, EOS, PAD, Vocabulary
+from datamodules.transforms.base import Transform
+from datamodules.transforms.tokenizer import Vocabulary
 
 _BINS = 2048  # of the hashed n-grams
 
 
-class TextDataset(Protocol):
-    """Pieces of text (paragraphs, sentences), each a string without line breaks, in reading
-    order."""
+class TextTransform(Transform[Any]):
+    """Blocks of ``block`` tokens: <s>, then a piece of the stream of texts, each followed by </s>.
 
-    def texts(self) -> Iterable[str]: ...
-
-    def describe(self) -> str: ...
-
-    def labelled(self) -> list[Labelled[str]]: ...
-
-
-class TextTransform:
-    """Blocks of ``block`` tokens: <s>, then a cut of the stream of pieces and </s> (fairseq's break
-    mode "none").
-
-    What is left at the end and does not fill a block is not used.
+    This is fairseq's break mode "none". Tokens at the end that do not fill a block are not used.
+    Called with a dataset of token ids (``dataset.in_tokens``), the class makes its subclass
+    ``TokenBlocks`` instead.
 
     Args:
-        dataset: the text.
+        dataset: the texts.
         block: tokens of a sample, with its <s>.
         vocab_size: number of ids, as the model has them; <mask> is the last.
         tokenizer: path, see ``datamodules.transforms.tokenizer.load``; None trains a byte-level BPE
             on the dataset.
-        cache: file that keeps the trained tokenizer with the run, and is read instead if it exists;
-            None for none.
+        cache: file that keeps the trained tokenizer, and is read instead if it exists; None for
+            none.
     """
 
+    takes = "text"
     fill = float(PAD)
-    lengths = None
+    raw_baseline_name = "hashed 1-3-grams"
+    dataset: TextDataset
 
-    gives = "tokens"
-
-    @classmethod
-    def longest_input(cls, block: int, **_: Any) -> tuple[int, ...]:
-        """(T,) of a block."""
-        return (int(block),)
+    def __new__(cls, dataset: TextDataset | None = None, *_: Any, **__: Any) -> TextTransform:
+        stored = cls is TextTransform and isinstance(dataset, TextDataset) and dataset.in_tokens
+        return super().__new__(TokenBlocks if stored else cls)
 
     def __init__(
         self,
@@ -66,101 +60,178 @@ class TextTransform:
         tokenizer: str | None,
         cache: str | None,
     ) -> None:
-        self.dataset, self.block, self.vocab_size = dataset, block, vocab_size
+        super().__init__(dataset)
+        self.block, self.vocab_size = block, vocab_size
         self.tokenizer, self.cache = tokenizer, cache
+
+    @classmethod
+    def longest_input(cls, **settings: Any) -> tuple[int, ...]:
+        """(block,)"""
+        return (int(settings["block"]),)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """The tokenizer given, kept with the run, or trained now.
+        """The tokenizer that was given or kept, or one that is trained now.
 
         Raises:
-            ConfigError: if its size is not the model's.
+            ConfigError: if it does not have as many ids as the model.
         """
         given = self.tokenizer or self.cache
-        if self.tokenizer or (self.cache and Path(self.cache).exists()):
-            vocabulary = tokenizer.load(Path(str(given)))
+        if given and (self.tokenizer or Path(given).exists()):
+            vocabulary = tokenizer.load(Path(given))
             if vocabulary.size != self.vocab_size:
-                rule = f"must be {vocabulary.size}, the size of {given} with <s>, <pad>, </s>, <unk> and <mask>"
-                raise ConfigError(
-                    "transform.vocab_size", self.vocab_size, rule, f"set it to {vocabulary.size}"
-                )
+                rule = f"must be {vocabulary.size}, the size of {given} with its five special ids"
+                remedy = f"set it to {vocabulary.size}"
+                raise ConfigError("transform.vocab_size", self.vocab_size, rule, remedy)
             return vocabulary
         trained = tokenizer.train(self.dataset.texts(), self.vocab_size)
         if self.cache:
-            Path(self.cache).parent.mkdir(parents=True, exist_ok=True)
-            trained.save(self.cache)
+            with atomic(Path(self.cache)) as temporary:
+                trained.save(str(temporary))
         return Vocabulary(trained)
 
     @cached_property
     def tokens(self) -> np.ndarray:
-        """(N,) int32, the whole text."""
-        pieces = [
-            np.append(ids, np.int32(EOS))
-            for ids in self.vocabulary.encode(self.dataset.texts())
-            if len(ids)
-        ]
-        stream = np.concatenate(pieces) if pieces else np.empty(0, np.int32)
+        """(T,) int32, the whole stream."""
+        encoded = self.vocabulary.encode(self.dataset.texts())
+        parts = [np.append(ids, np.int32(EOS)) for ids in encoded if len(ids)]
+        stream = np.concatenate(parts) if parts else np.empty(0, np.int32)
         if len(stream) < self.block - 1:
             rule = f"is more than the whole text, {len(stream)} tokens"
-            raise ConfigError(
-                "transform.block", self.block, rule, "set a smaller block or give more text"
-            )
+            remedy = "set a smaller block or give more text"
+            raise ConfigError("transform.block", self.block, rule, remedy)
         return stream
+
+    @property
+    def numbered(self) -> Numbered:
+        """The blocks themselves: they are not the dataset's items."""
+        return self
+
+    @property
+    def checksums(self) -> np.ndarray:
+        return self.dataset.checksums
 
     def __len__(self) -> int:
         return len(self.tokens) // (self.block - 1)
 
-    def read(self, index: int, epoch: int) -> Tensor:
+    def read(self, index: int, epoch: int, longest: int | None = None) -> Tensor | None:
         """(block,) int64 ids, the same in every epoch."""
         start = index * (self.block - 1)
-        return torch.from_numpy(
-            np.append(np.int64(BOS), self.tokens[start : start + self.block - 1]).astype(np.int64)
-        )
+        ids = np.append(np.int64(BOS), self.tokens[start : start + self.block - 1])
+        return torch.from_numpy(ids.astype(np.int64))
 
-    def placeholder(self, index: int) -> Tensor:
-        """Never asked for: all text is in memory."""
-        raise NotImplementedError
+    def placeholder(self, length: int | None) -> Tensor:
+        """(T,) of <s>."""
+        return torch.full((self.block if length is None else length,), BOS)
 
     def describe(self) -> str:
-        """One line for the log."""
         kind = "given tokenizer" if self.tokenizer else "byte-level BPE trained on it"
         size = f"{len(self.tokens):,} tokens, {len(self):,} blocks of {self.block}"
         return f"{self.dataset.describe()}: {size} ({self.vocab_size:,} ids, {kind})"
 
-    def varied(self, text: str, index: int, epoch: int) -> Tensor:
-        """What fine-tuning sees of a text: (T,) ids with <s> and </s>, cut to ``block``, the same
-        in every pass."""
-        return self._whole(text)
+    def train_view(self, item: Any, index: int, epoch: int, longest: int | None = None) -> Tensor:
+        """What fine-tuning sees of a text, the same in every epoch."""
+        return self.plain_view(item)
 
-    def plain(self) -> Iterator[Tensor]:
-        """Every piece of text: (T,) ids with <s> and </s>, cut to ``block``."""
-        yield from map(self._whole, self.dataset.texts())
-
-    def probe_tasks(self) -> list[ProbeTask]:
-        """The dataset's labels over hashed 1-3-grams as the floor."""
-        return [self._task(task) for task in self.dataset.labelled()]
-
-    def _task(self, task: Labelled[str]) -> ProbeTask:
-        train, test = (FixedBatches(split, self._whole, PAD) for split in (task.train, task.test))
-        return ProbeTask(
-            task.name,
-            train,
-            test,
-            task.classes,
-            n_grams,
-            "hashed 1-3-grams",
-            task.headline,
-            task.note,
-        )
-
-    def _whole(self, text: str) -> Tensor:
-        ids = next(self.vocabulary.encode([text]))[: self.block - 2]
+    def plain_view(self, item: Any) -> Tensor:
+        """(T,) int64 ids of a text with <s> and </s>, cut to ``block``."""
+        ids = next(self.vocabulary.encode([item]))[: self.block - 2]
         return torch.from_numpy(np.concatenate([[BOS], ids, [EOS]]).astype(np.int64))
+
+    def plain(self) -> Iterator[Tensor | None]:
+        yield from map(self.plain_view, self.dataset.texts())
+
+    def raw_baseline(self, batch: Batch) -> Tensor:
+        return n_grams(batch)
+
+
+class TokenBlocks(TextTransform):
+    """Blocks of token ids as shards hold them; nothing is cut or joined.
+
+    Args:
+        dataset: the shards.
+        block: the longest that the model takes.
+        vocab_size: number of ids, as the model has them.
+        tokenizer: path, see ``datamodules.transforms.tokenizer.load``; None for the folder
+            ``tokenizer`` beside the shards.
+        cache: not used, for there is nothing to train.
+
+    Raises:
+        ConfigError: if blocks are longer, or ids more, than the model takes.
+    """
+
+    dataset: TextShards
+
+    def __init__(
+        self,
+        dataset: TextShards,
+        block: int,
+        vocab_size: int,
+        tokenizer: str | None,
+        cache: str | None = None,
+    ) -> None:
+        beside = dataset.folder / "tokenizer" if dataset.folder else None
+        given = tokenizer or (str(beside) if beside else None)
+        super().__init__(dataset, block, vocab_size, given, cache)
+        if (longest := int(dataset.lengths.max())) > block:
+            rule = f"is less than the blocks in the shards, {longest} tokens"
+            raise ConfigError("transform.block", block, rule, f"set it to {longest}")
+        if (size := self._stored_size()) not in (None, vocab_size):
+            rule = f"must be {size}, what the shards were made with"
+            raise ConfigError("transform.vocab_size", vocab_size, rule, f"set it to {size}")
+
+    def _stored_size(self) -> int | None:
+        """Number of ids, if the manifest or a tokenizer beside the shards tells it."""
+        if self.dataset.folder is not None:
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                manifest = (self.dataset.folder / "manifest.json").read_text("utf-8")
+                return int(json.loads(manifest)["vocab_size"])
+        known = self.tokenizer is not None and Path(self.tokenizer).exists()
+        return self.vocabulary.size if known else None
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The tokenizer that made the ids; training does not need it.
+
+        Raises:
+            ConfigError: if it is not known.
+        """
+        if self.tokenizer is None:
+            rule, remedy = "is not beside the shards", "name the one they were made with"
+            raise ConfigError("transform.tokenizer", None, rule, remedy)
+        return tokenizer.load(Path(self.tokenizer))
+
+    @property
+    def numbered(self) -> Numbered:
+        return self.dataset
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """(N,) tokens."""
+        return self.dataset.lengths
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def read(self, index: int, epoch: int, longest: int | None = None) -> Tensor | None:
+        """(T,) int64 ids, the same in every epoch, or None."""
+        ids = self.dataset.read(index)
+        return None if ids is None else self.plain_view(ids)
+
+    def plain_view(self, item: Any) -> Tensor:
+        return torch.from_numpy(item)
+
+    def plain(self) -> Iterator[Tensor | None]:
+        return (self.read(index, 0) for index in range(len(self)))
+
+    def describe(self) -> str:
+        tokens = int(self.lengths.sum(dtype=np.int64))
+        return f"{self.dataset.describe()}, {tokens:,} tokens ({self.vocab_size:,} ids)"
 
 
 def n_grams(batch: Batch) -> Tensor:
     """(B, 2048) float32 log(1 + count) of 1-, 2- and 3-grams of tokens, hashed into bins; <s> and
-    </s> left out."""
+    </s> are left out."""
     ids, rows = batch.inputs, len(batch)
     counts = torch.zeros(rows, _BINS)
     word = (ids != BOS) & (ids != EOS) & (ids != PAD)
@@ -168,9 +239,8 @@ def n_grams(batch: Batch) -> Tensor:
         width = ids.shape[1] - n + 1
         key, whole = torch.full((rows, width), n), torch.ones(rows, width, dtype=torch.bool)
         for i in range(n):
-            key = (
-                key * 1_000_003 + ids[:, i : i + width] + 1
-            ) % 2_147_483_647  # a prime: products stay in 63 bits
+            # The modulus is a prime: products stay in 63 bits.
+            key = (key * 1_000_003 + ids[:, i : i + width] + 1) % 2_147_483_647
             whole &= word[:, i : i + width]
         counts.scatter_add_(1, key % _BINS, whole.float())
     return counts.log1p()

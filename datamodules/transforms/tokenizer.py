@@ -1,5 +1,4 @@
-"""Vocabulary: any tokenizer of the `tokenizers` library with RoBERTa's special ids; or one trained
-on the data."""
+"""Vocabulary: a tokenizer of the `tokenizers` library with RoBERTa's special ids; training one."""
 
 from __future__ import annotations
 
@@ -11,22 +10,22 @@ import numpy as np
 from tokenizers import ByteLevelBPETokenizer, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.types import UNK
 
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")  # ids 0 to 3; "<mask>" is the last id
-BOS, PAD, EOS, UNK = range(4)
 _PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
-_LINES = 10_000  # encoded at once: bounds the memory
+_LINES = 10_000  # encoded at once, which bounds the memory
 
 
 class Vocabulary:
-    """Text -> ids with <s> 0, <pad> 1, </s> 2, <unk> 3 and <mask> last.
+    """Text to ids with <s> 0, <pad> 1, </s> 2, <unk> 3 and <mask> last.
 
-    A tokenizer that has these ids (RoBERTa's, or ours) is used as it is; another's ids are moved up
-    by four, or to the places that a fairseq dictionary gives them.
+    A tokenizer that has these ids (RoBERTa's, or ours) is used as it is. The ids of any other are
+    increased by four, or replaced by those that a fairseq dictionary gives them.
 
     Args:
         tokenizer: of the `tokenizers` library.
-        order: raw ids in the order of the dictionary (line n is id n + 4), or None.
+        order: the tokenizer's ids in the order of the dictionary (line n is id n + 4), or None.
     """
 
     def __init__(
@@ -54,19 +53,18 @@ class Vocabulary:
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE (GPT-2's pre-tokenizer) of exactly ``vocab_size`` ids; what the text does
-    not fill is unused."""
+    """Train a byte-level BPE (GPT-2's pre-tokenizer) of exactly ``vocab_size`` ids.
+
+    Ids that the text is too short for are unused tokens.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     least = len(SPECIALS) + len(alphabet) + 1
     if vocab_size < least:
-        raise ConfigError(
-            "transform.vocab_size",
-            vocab_size,
-            f"must be at least {least}, all bytes and the specials",
-        )
+        rule = f"must be at least {least}, all bytes and the special ids"
+        raise ConfigError("transform.vocab_size", vocab_size, rule, "raise it")
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - 1,
         special_tokens=list(SPECIALS),
@@ -80,42 +78,48 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     return tokenizer
 
 
-def load(path: Path) -> Vocabulary:
-    """Read a ``tokenizer.json``, a vocabulary whose merges lie beside it, or a folder that holds
-    either.
+def files_of(path: Path) -> list[Path]:
+    """The files of the tokenizer that ``load`` finds at a path; [] if there is none."""
+    if path.is_file() and path.name not in {vocab for vocab, _ in _PAIRS}:
+        return [path]
+    if path.is_dir() and (path / "tokenizer.json").exists():
+        return [path / "tokenizer.json"]
+    folder = path if path.is_dir() else path.parent
+    for vocab, merges in _PAIRS:
+        pair = [folder / vocab, folder / merges]
+        if all(file.exists() for file in pair) and path in (folder, pair[0]):
+            return [*pair, *sorted(folder.glob("*dict.txt"))[:1]]
+    return []
 
-    ``encoder.json`` + ``vocab.bpe`` with a ``*dict.txt`` beside them (lines "GPT-2 id, count") give
-    fairseq's ids.
+
+def load(path: Path) -> Vocabulary:
+    """Read a ``tokenizer.json``, a vocabulary whose merges lie beside it, or a folder with either.
+
+    A fairseq dictionary (``*dict.txt``, lines "GPT-2 id, count") beside ``encoder.json`` and
+    ``vocab.bpe`` gives the ids their order.
 
     Raises:
-        ConfigError: if there is nothing such, or it cannot be read.
+        ConfigError: if there is no tokenizer, or it cannot be read.
     """
-    folder = path if path.is_dir() else path.parent
+    files = files_of(path)
+    if not files:
+        rule = "must be a tokenizer.json, or a folder with one, or with vocab.json and merges.txt, "
+        rule += "or with encoder.json and vocab.bpe"
+        remedy = "give such a path, or leave it null to train one on the data"
+        raise ConfigError("transform.tokenizer", path, rule, remedy)
     try:
-        if path.is_file() and path.name not in {vocab for vocab, _ in _PAIRS}:
-            return Vocabulary(Tokenizer.from_file(str(path)))
-        if path.is_dir() and (path / "tokenizer.json").exists():
-            return Vocabulary(Tokenizer.from_file(str(path / "tokenizer.json")))
-        for vocab, merges in _PAIRS:
-            pair = (folder / vocab, folder / merges)
-            if all(file.exists() for file in pair) and path in (folder, pair[0]):
-                return Vocabulary(
-                    ByteLevelBPETokenizer.from_file(*map(str, pair)), _fairseq_order(folder)
-                )
-    except Exception as error:  # `tokenizers` raises bare Exception for a file that it cannot parse
-        raise ConfigError(
-            "transform.tokenizer", path, f"cannot be read ({error})", "give a tokenizer.json"
-        ) from None
-    rule = "must be a tokenizer.json, or a folder with one or with vocab.json + merges.txt or encoder.json + vocab.bpe"
-    raise ConfigError(
-        "transform.tokenizer", path, rule, "or leave it null to train one on the data"
-    )
+        if len(files) == 1:
+            return Vocabulary(Tokenizer.from_file(str(files[0])))
+        vocab, merges, *dictionary = files
+        order = _fairseq_order(dictionary[0]) if dictionary else None
+        return Vocabulary(ByteLevelBPETokenizer.from_file(str(vocab), str(merges)), order)
+    except Exception as error:  # `tokenizers` raises bare Exception for a file it cannot parse
+        rule, remedy = f"cannot be read ({error})", "give a tokenizer.json"
+        raise ConfigError("transform.tokenizer", path, rule, remedy) from None
 
 
-def _fairseq_order(folder: Path) -> list[int] | None:
-    """Raw ids in the order of the first ``*dict.txt`` in a folder; its made-up words are no id
-    (-1)."""
-    for file in sorted(folder.glob("*dict.txt")):
-        words = (line.split()[0] for line in file.read_text("utf-8").splitlines() if line.strip())
-        return [int(word) if word.isdigit() else -1 for word in words]
-    return None
+def _fairseq_order(dictionary: Path) -> list[int]:
+    """The tokenizer's ids in the order of a ``dict.txt``; -1 for lines that are no id."""
+    lines = dictionary.read_text("utf-8").splitlines()
+    words = (line.split()[0] for line in lines if line.strip())
+    return [int(word) if word.isdigit() else -1 for word in words]

@@ -38,7 +38,7 @@ def test_audio_items_do_not_depend_on_how_many_there_are() -> None:
     few, many = SyntheticAudio(3, 0, seed=0), SyntheticAudio(6, 0, seed=0)
     assert all(np.array_equal(few.read(i), many.read(i)) for i in range(3))
     assert not np.array_equal(SyntheticAudio(3, 0, seed=1).read(0), few.read(0))
-    assert few.frames.tolist() == [len(few.read(i)) for i in range(3)]
+    assert few.lengths.tolist() == [len(few.read(i)) for i in range(3)]
 
 
 def test_words_of_a_pair_have_the_same_phones() -> None:

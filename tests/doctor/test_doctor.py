@@ -17,11 +17,13 @@ import pytest
 import soundfile
 from PIL import Image
 
+from datamodules.datasets.base import Dataset
 from datamodules.doctor.__main__ import main
 from datamodules.doctor.report import histogram
 from datamodules.doctor.simulate import simulate
 from datamodules.module import PretrainDataModule
 from datamodules.order import StepSampler
+from datamodules.transforms.audio import AudioTransform
 
 
 def doctor(monkeypatch: pytest.MonkeyPatch, folder: Path, *words: str) -> int:
@@ -297,10 +299,11 @@ def test_the_command(tmp_path: Path) -> None:
     assert done.returncode == 0 and "sample=null" in done.stdout
 
 
-class Lengths:
-    """A source of nothing but lengths."""
+class Lengths(Dataset[np.ndarray]):
+    """Nothing but lengths."""
 
-    fill = 0.0
+    holds = "waveform"
+    lengths = None
 
     def __init__(self, lengths: list[int]) -> None:
         self.lengths = np.array(lengths)
@@ -308,11 +311,18 @@ class Lengths:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def read(self, index: int) -> None:
+        return None
+
+    def describe(self) -> str:
+        return "lengths"
+
 
 @pytest.mark.parametrize("max_tokens", [None, 120])
 def test_the_simulated_pass_against_loops(max_tokens: int | None) -> None:
     lengths = np.random.default_rng(0).integers(5, 60, 97).tolist()
-    data = PretrainDataModule(Lengths(lengths), 4, 16, seed=3, max_tokens=max_tokens)  # type: ignore[arg-type]
+    transform = AudioTransform(Lengths(lengths), 1.0, 0)
+    data = PretrainDataModule(transform, 4, 16, seed=3, max_tokens=max_tokens)
     pass_ = simulate(data)
     batches = data.plan.window(0)
     padded = sum(max(lengths[i] for i in batch) * len(batch) for batch in batches)

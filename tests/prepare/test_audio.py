@@ -13,7 +13,7 @@ import soundfile
 import torch
 import torchaudio
 
-from tests.prepare.made import manifest, prepare, read, said, skipped, sound, sounds
+from tests.prepare.commands import manifest, prepare, read, said, skipped, sound, sounds
 
 
 def test_bytes_are_kept_and_sources_named(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from datamodules.prepare import output, packing, tokens
-from tests.prepare.made import command, files, images, manifest, prepare, said, sounds
+from tests.prepare.commands import command, files, images, manifest, prepare, said, sounds
 
 WORDS = {
     "audio": ("shard_samples=1", "encode=flac"),

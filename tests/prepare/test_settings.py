@@ -11,7 +11,7 @@ from d2v_pretrain.config.options import read
 from d2v_pretrain.errors import ConfigError
 from datamodules.prepare.__main__ import main
 from datamodules.prepare.settings import COMMANDS, Audio, Text, Vision
-from tests.prepare.made import said
+from tests.prepare.commands import said
 
 
 def test_words_become_values_of_their_types() -> None:

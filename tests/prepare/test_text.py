@@ -13,7 +13,7 @@ import pytest
 from tokenizers import ByteLevelBPETokenizer, Tokenizer
 
 from datamodules.transforms import tokenizer
-from tests.prepare.made import files, manifest, prepare, read, said, skipped
+from tests.prepare.commands import files, manifest, prepare, read, said, skipped
 from tests.prepare.test_blocks import fairseq
 
 LINES = [

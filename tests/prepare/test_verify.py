@@ -13,7 +13,7 @@ import pytest
 
 from datamodules.prepare.__main__ import main
 from datamodules.shards.index import load
-from tests.prepare.made import files, images, manifest, prepare, said, sounds
+from tests.prepare.commands import files, images, manifest, prepare, said, sounds
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.prepare.made import images, manifest, prepare, read, said, skipped
+from tests.prepare.commands import images, manifest, prepare, read, said, skipped
 
 
 def test_bytes_and_classes_are_kept(tmp_path: Path) -> None:

@@ -71,7 +71,7 @@ def tones(root: Path, names: list[str]) -> None:
 
 
 def names_of(read: Any) -> set[str]:
-    return {Path(piece.file).name for piece in read.dataset.pieces}
+    return {Path(part.file).name for part in read.dataset.stretches}
 
 
 def test_fsdd_holds_one_speaker_out(tmp_path: Path) -> None:
@@ -122,13 +122,13 @@ def test_librispeech_pretrains_on_the_train_parts_and_names_speakers_of_dev_clea
         "10-7-0000 MISTER QUILTER IS\n10-7-0002 NOR IS\n",
     )
     read = transform("librispeech", root)
-    assert len(read) == 18 and all("/train-" in piece.file for piece in read.dataset.pieces)
+    assert len(read) == 18 and all("/train-" in part.file for part in read.dataset.stretches)
     (task,) = read.dataset.labelled()
     assert task.name == "speaker" and task.classes == 2 and len(task.train) + len(task.test) == 40
     assert transcripts(str(root)) == {"10-7-0000": "MISTER QUILTER IS", "10-7-0002": "NOR IS"}
     assert (
-        transform("librispeech", root / "LibriSpeech").dataset.frames.tolist()
-        == read.dataset.frames.tolist()
+        transform("librispeech", root / "LibriSpeech").dataset.lengths.tolist()
+        == read.dataset.lengths.tolist()
     )
 
 
@@ -145,7 +145,7 @@ def test_speech_commands_by_the_list_of_the_set(tmp_path: Path) -> None:
     write(root / "testing_list.txt", "\n".join(held))
     write(root / "validation_list.txt", names[0])
     read = transform("speechcommands", tmp_path)
-    assert {f"{Path(p.file).parent.name}/{Path(p.file).name}" for p in read.dataset.pieces} == {
+    assert {f"{Path(p.file).parent.name}/{Path(p.file).name}" for p in read.dataset.stretches} == {
         *names
     } - {*held}
     (task,) = read.dataset.labelled()
@@ -398,7 +398,7 @@ def test_hub_without_the_package_or_the_data(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(
         ConfigError,
-        match=r"needs the package datasets; type pip install 'd2v-pretrain\[datasets\]'",
+        match=r"needs the package datasets; type pip install -e '.\[datasets\]'",
     ):
         transform("hf", Path("name")).dataset.rows  # noqa: B018
 
@@ -447,7 +447,7 @@ def test_a_download_is_whole_or_not_there(
     """The library's class is given arguments that it has, and a hidden folder that becomes the real
     one at the end."""
     cfg = load([f"modality={MODALITY[name]}", f"data={name}", f"data.root={tmp_path / 'data'}"])
-    module, _, kind = cfg.data.dataset.rpartition(".")
+    module, _, kind = cfg.data.library_class.rpartition(".")
     signature = inspect.signature(getattr(pytest.importorskip(module), kind).__init__)
     calls: list[dict[str, Any]] = []
 

@@ -22,7 +22,7 @@ from datamodules.shards.audio import AudioShards
 from datamodules.shards.dataset import TooMuchBad
 from datamodules.shards.index import build_index, load
 from datamodules.transforms.audio import AudioTransform
-from tests.shards.made import audio, batches, images, png, sounds, write
+from tests.shards.tiny_shards import audio, batches, images, png, sounds, write
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@ dialect."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import tarfile
 from pathlib import Path
@@ -11,8 +12,8 @@ import pytest
 import webdataset
 
 from datamodules.shards.index import build_index, is_whole, load
-from datamodules.shards.tar import Damaged, parts, walk
-from tests.shards.made import flac, npy, write
+from datamodules.shards.tar import Damaged, Sample, parts, walk, write_tar
+from tests.shards.tiny_shards import flac, npy, write
 
 
 def theirs(tar: Path) -> list[dict[str, bytes]]:
@@ -143,3 +144,22 @@ def test_the_same_tar_has_the_same_index(tmp_path: Path) -> None:
     tar = write(tmp_path / "a.tar", ODD, tarfile.PAX_FORMAT)
     build_index(tar), build_index(tar, tmp_path / "b.idx")
     assert (tmp_path / "a.idx").read_bytes() == (tmp_path / "b.idx").read_bytes()
+
+
+def test_tars_are_written_as_tarfile_writes_them_without_times_and_owners(tmp_path: Path) -> None:
+    """Byte for byte: finished shards keep their checksums with any version of webdataset."""
+    samples = [
+        Sample(f"{n:09d}", {"json": b"{}", "flac": bytes(range(256)) * n, "cls": b"%d" % n}, n)
+        for n in range(5)
+    ]
+    written = write_tar(tmp_path / "ours.tar", samples)
+    with tarfile.open(tmp_path / "theirs.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        for sample in samples:
+            for extension, data in sorted(sample.members.items()):
+                member = tarfile.TarInfo(f"{sample.key}.{extension}")  # time and owner are 0
+                member.size = len(data)
+                tar.addfile(member, io.BytesIO(data))
+    ours = (tmp_path / "ours.tar").read_bytes()
+    assert ours == (tmp_path / "theirs.tar").read_bytes()
+    assert (written.samples, written.length, written.bytes) == (5, 10, len(ours))
+    assert written.sha256 == hashlib.sha256(ours).hexdigest()

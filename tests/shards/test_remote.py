@@ -25,8 +25,8 @@ from datamodules.shards.index import build_index
 from datamodules.shards.names import shown
 from datamodules.shards.store import Cache
 from datamodules.transforms.audio import AudioTransform
-from tests.shards.made import audio, batches, sounds
 from tests.shards.server import nginx, serving
+from tests.shards.tiny_shards import audio, batches, sounds
 
 PATTERN = "/s-{000..004}.tar"
 
@@ -90,7 +90,7 @@ def test_what_broke_off_is_gone_on_with(tmp_path: Path) -> None:
     file, content = tmp_path / "a" / "x", os.urandom(3_000_000)
     file.write_bytes(content)
     with serving(tmp_path / "a") as server:
-        part = fetch._Part(f"{server.url}/x", tmp_path / "part")
+        part = fetch._Download(f"{server.url}/x", tmp_path / "part")
         server.draw.choice, server.temper = lambda _: "cut", 1.0  # type: ignore[method-assign]
         for _ in range(2):
             with pytest.raises(OSError, match=r"broke off|reset"):

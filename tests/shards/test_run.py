@@ -13,8 +13,8 @@ import pytest
 from d2v_pretrain import cli
 from tests.resume import processes
 from tests.resume.processes import COMMON, RUNS
-from tests.shards.made import npy, png, sounds, write
 from tests.shards.server import serving
+from tests.shards.tiny_shards import npy, png, sounds, write
 
 
 def make(modality: str, root: Path) -> None:

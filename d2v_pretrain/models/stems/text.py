@@ -6,9 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from d2v_pretrain.models.stems.base import Stem
-from d2v_pretrain.types import Batch, Mask, Tokens
+from d2v_pretrain.types import PAD, Batch, Mask, Tokens
 
-BOS, PAD, EOS, UNK = 0, 1, 2, 3
 SPECIALS = 4
 
 

@@ -3,6 +3,7 @@ blocks, padding."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import islice
 
 import numpy as np
@@ -11,27 +12,30 @@ import torch
 from torch import Tensor
 
 from d2v_pretrain.errors import ConfigError
-from d2v_pretrain.types import Batch
+from d2v_pretrain.types import BOS, EOS, PAD, Batch
+from datamodules.datasets.base import Dataset, TextDataset
 from datamodules.datasets.probe_tasks import FixedBatches, Labelled, Split, collate
 from datamodules.module import PretrainDataModule
 from datamodules.synthetic.vision import SyntheticVision
 from datamodules.transforms.audio import AudioTransform, log_mel
 from datamodules.transforms.text import TextTransform, n_grams
-from datamodules.transforms.tokenizer import BOS, EOS, PAD
 from datamodules.transforms.vision import VisionTransform, pixels
 
 
-class Waves:
-    """Ramps with noise, of different lengths; number 3 cannot be read."""
+class Waves(Dataset[np.ndarray]):
+    """Ramps of different lengths; number 3 cannot be read."""
+
+    holds = "waveform"
+    lengths = None
 
     def __init__(self, lengths: list[int]) -> None:
-        self.frames = np.array(lengths)
+        self.lengths = np.array(lengths)
 
     def __len__(self) -> int:
-        return len(self.frames)
+        return len(self.lengths)
 
     def read(self, index: int) -> np.ndarray | None:
-        wave = np.arange(self.frames[index], dtype=np.float32) + index
+        wave = np.arange(self.lengths[index], dtype=np.float32) + index
         return None if index == 3 else wave
 
     def describe(self) -> str:
@@ -45,7 +49,7 @@ class Waves:
         ]
 
 
-class Lines:
+class Lines(TextDataset):
     """Some lines of text."""
 
     def __init__(self, lines: list[str]) -> None:
@@ -56,9 +60,6 @@ class Lines:
 
     def describe(self) -> str:
         return "lines"
-
-    def labelled(self) -> list[Labelled[str]]:
-        return []
 
 
 def audio(lengths: list[int], seed: int = 0, **settings: int) -> PretrainDataModule:
@@ -260,9 +261,7 @@ def test_augmentation_against_torchvisions_first_transforms_on_pillow(jitter: fl
         (90, 70), Image.Resampling.BICUBIC
     )  # smooth, as a photograph is
     transform = vision(scale=(0.2, 1), ratio=(3 / 4, 4 / 3), jitter=jitter)
-    transform.dataset = type(
-        "One", (), {"read": lambda self, i: np.array(image).transpose(2, 0, 1)}
-    )()
+    transform.dataset.read = lambda index: np.array(image).transpose(2, 0, 1)  # type: ignore[method-assign]
     crop = v1.RandomResizedCrop(32, (0.2, 1), (3 / 4, 4 / 3), v1.InterpolationMode.BICUBIC)
     steps = [v1.ColorJitter(jitter, jitter, jitter)] if jitter else []
     theirs = v1.Compose([*steps, crop, v1.RandomHorizontalFlip(0.5)])
@@ -350,17 +349,32 @@ def test_joined_clips_are_equally_loud_and_a_bad_one_is_silence() -> None:
                 0 if i == 3 else 1, abs=1e-3
             )
             place += lengths[i]
-        assert place == len(wave) == transform.dataset.frames[n]
+        assert place == len(wave) == transform.dataset.lengths[n]
     alone = AudioTransform(Waves([1600] * 4), 0.1, 0, join=True)
     assert [alone.read(n, 0) is None for n in range(4)] == [
         g.tolist() == [3] for g in alone.dataset.groups
     ]
 
 
+class ShardedWaves(Waves):
+    """Three shards, of which the first is at hand."""
+
+    shard_sizes = np.array([11, 0, 19])
+    checksums = np.array([7, 8, 9], np.uint32)
+
+    def __init__(self, lengths: list[int]) -> None:
+        super().__init__(lengths)
+        self.told: list[int] = []
+
+    def prefetch(self, shards: Sequence[int] | np.ndarray) -> None:
+        self.told.extend(map(int, shards))
+
+    def at_hand(self) -> np.ndarray:
+        return np.arange(7, 11)
+
+
 def test_joined_clips_stay_in_their_shard() -> None:
-    waves = Waves([200] * 30)
-    waves.shard_sizes, waves.told = np.array([11, 0, 19]), []
-    waves.ahead = waves.told.extend
+    waves = ShardedWaves([200] * 30)
     module = PretrainDataModule(
         AudioTransform(waves, 0.1, 0, join=True), 1, 1, seed=0, window_shards=1
     )
@@ -370,10 +384,7 @@ def test_joined_clips_stay_in_their_shard() -> None:
     seen = [
         int(i) for b in islice(module.train_dataloader(), 5) for i in dataset.groups[int(b.ids)]
     ]
-    assert sorted(seen) == list(range(30)) and {0, 2} <= set(map(int, waves.told))
-    plain = AudioTransform(Waves([200] * 30), 0.1, 0, join=True).dataset
-    assert not any(
-        hasattr(plain, name) for name in ("shard_sizes", "ahead", "spread_ids", "checksums")
-    )
-    waves.some = lambda n: np.arange(11 - n, 11)  # the last of the first shard are at hand
-    assert all(set(batch.ids.tolist()) <= {0, 1} for batch in module.health_batches(4))
+    assert sorted(seen) == list(range(30)) and {0, 2} <= set(waves.told)
+    assert dataset.checksums.tolist() == [7, 8, 9]
+    batches = module.health_batches(4)
+    assert batches and all(set(batch.ids.tolist()) <= {0, 1} for batch in batches)

@@ -11,9 +11,9 @@ from datamodules.datasets.image_folder import ImageFolder
 from datamodules.datasets.text_folder import TextFolder
 from datamodules.shards.audio import AudioShards
 from datamodules.shards.image import ImageShards
-from datamodules.shards.text import TextShards, TokenBlocks
-from datamodules.transforms.text import TextTransform
-from tests.prepare.made import images, prepare, sounds
+from datamodules.shards.text import TextShards
+from datamodules.transforms.text import TextTransform, TokenBlocks
+from tests.prepare.commands import images, prepare, sounds
 
 NO_LABELS = {"labels": None, "label_column": None, "split_column": None, "test_values": ()}
 COMMON = {"max_bad_share": 0.1, "skipped_path": None}
@@ -46,7 +46,7 @@ def test_sound(tmp_path: Path) -> None:
     assert same(
         [folder.read(i) for i in range(len(folder))], [made.read(i) for i in range(len(made))]
     )
-    assert sorted(folder.frames) == sorted(made.frames)
+    assert sorted(folder.lengths) == sorted(made.lengths)
 
 
 def test_images(tmp_path: Path) -> None:
@@ -65,7 +65,7 @@ def test_text(tmp_path: Path) -> None:
     assert prepare("text", tmp_path / "in", tmp_path / "out", *words) == 0
     made = TokenBlocks(TextShards(300, **shards(tmp_path / "out")), 16, 300, None)
     dataset = TextFolder(str(tmp_path / "in"), **COMMON, text_column="text", **NO_LABELS)
-    source = TextTransform(dataset, 16, 300, str(tmp_path / "out/tokenizer"), None)
-    assert len(made) == len(source) + 1, "the last block, which is not full, is kept as in fairseq"
-    assert all(made.read(i, 0).equal(source.read(i, 0)) for i in range(len(source)))
+    blocks = TextTransform(dataset, 16, 300, str(tmp_path / "out/tokenizer"), None)
+    assert len(made) == len(blocks) + 1, "the last block, which is not full, is kept as in fairseq"
+    assert all(made.read(i, 0).equal(blocks.read(i, 0)) for i in range(len(blocks)))
     assert made.vocabulary.size == 300

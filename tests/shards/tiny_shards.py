@@ -14,11 +14,12 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from d2v_pretrain.types import Batch
-from datamodules.module import MicroBatches, Transform
+from datamodules.module import MicroBatches
 from datamodules.order import EpochOrder, StepSampler
 from datamodules.shards.audio import AudioShards
 from datamodules.shards.image import ImageShards
 from datamodules.shards.text import TextShards
+from datamodules.transforms.base import Samples
 
 
 def write(
@@ -93,7 +94,7 @@ def texts(root: Any, tmp: Path, **changes: Any) -> TextShards:
 
 
 def batches(
-    transform: Transform,
+    transform: Samples,
     plan: EpochOrder,
     workers: int = 0,
     world: int = 1,
@@ -102,7 +103,7 @@ def batches(
     **more: Any,
 ) -> list[Iterator[Batch]]:
     """The micro-batches of each rank, through DataLoader workers."""
-    prefetch = transform.dataset.prefetch  # type: ignore[attr-defined]
+    prefetch = transform.numbered.prefetch
     streams = [
         StepSampler(plan, slots, rank, world, (), readers, prefetch) for rank in range(world)
     ]

@@ -19,11 +19,11 @@ from PIL import Image
 from d2v_pretrain.errors import ConfigError
 from datamodules.module import PretrainDataModule
 from datamodules.order import EpochOrder
-from datamodules.shards.text import TokenBlocks, text_transform
-from datamodules.transforms.audio import AudioTransform, normalise
-from datamodules.transforms.text import TextTransform
+from datamodules.transforms.audio import AudioTransform
+from datamodules.transforms.base import normalise
+from datamodules.transforms.text import TextTransform, TokenBlocks
 from datamodules.transforms.vision import VisionTransform
-from tests.shards.made import audio, batches, flac, images, npy, png, sounds, texts, write
+from tests.shards.tiny_shards import audio, batches, flac, images, npy, png, sounds, texts, write
 
 
 def test_sounds_are_those_of_the_files(tmp_path: Path) -> None:
@@ -40,7 +40,7 @@ def test_sounds_are_those_of_the_files(tmp_path: Path) -> None:
         for i, wave in enumerate((flac(0.5), *waves.values())):
             sound, rate = soundfile.read(io.BytesIO(wave), dtype="float32")
             read = dataset.read(i)
-            assert read is not None and len(read) == dataset.frames[i] == -(
+            assert read is not None and len(read) == dataset.lengths[i] == -(
                 -len(sound) * 16_000 // rate
             )
             assert rate != 16_000 or np.array_equal(read, sound)
@@ -153,18 +153,18 @@ def test_labels_from_a_field_of_json(tmp_path: Path) -> None:
 def test_blocks_of_tokens(tmp_path: Path) -> None:
     blocks = [[0, *range(5, 5 + n), 2] for n in (6, 6, 3)]
     write(tmp_path / "a" / "a.tar", [(f"{i}.npy", npy(b)) for i, b in enumerate(blocks)])
-    transform = text_transform(texts(tmp_path / "a", tmp_path), 8, 1000, None, None)
+    transform = TextTransform(texts(tmp_path / "a", tmp_path), 8, 1000, None, None)
     assert isinstance(transform, TokenBlocks)
     assert [transform.read(i, 0).tolist() for i in range(3)] == blocks  # type: ignore[union-attr]
-    assert transform.lengths.tolist() == [8, 8, 5] and transform.placeholder(2).shape == (5,)
+    assert transform.lengths.tolist() == [8, 8, 5] and transform.placeholder(5).shape == (5,)
     assert transform.describe().endswith("a, 1 shards: 3 blocks, 21 tokens (1,000 ids)")
     with pytest.raises(
         ConfigError, match=r"transform.block=7 is less than the blocks in the shards, 8 tokens"
     ):
-        text_transform(texts(tmp_path / "a", tmp_path), 7, 1000, None, None)
+        TextTransform(texts(tmp_path / "a", tmp_path), 7, 1000, None, None)
     (tmp_path / "a" / "manifest.json").write_text('{"vocab_size": 999, "shards": []}')
     with pytest.raises(ConfigError, match=r"transform.vocab_size=1000 must be 999"):
-        text_transform(texts(tmp_path / "a", tmp_path), 8, 1000, None, None)
+        TextTransform(texts(tmp_path / "a", tmp_path), 8, 1000, None, None)
     assert (
         texts(tmp_path / "a", tmp_path, vocab_size=10).read(0) is None
     )  # beyond the model's table
@@ -181,8 +181,8 @@ def test_plain_texts(tmp_path: Path) -> None:
     ]
     write(tmp_path / "a" / "a.tar", rows)
     dataset = texts(tmp_path / "a", tmp_path)
-    transform = text_transform(dataset, 8, 300, None, None)
-    assert isinstance(transform, TextTransform) and list(dataset.texts()) == [
+    transform = TextTransform(dataset, 8, 300, None, None)
+    assert type(transform) is TextTransform and list(dataset.texts()) == [
         "a first line",
         "and a second",
         "dritté",

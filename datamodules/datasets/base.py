@@ -1,0 +1,117 @@
+"""Dataset: what every dataset offers, with defaults; RATE, the sample rate of all waveforms."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from typing import Any, ClassVar, Generic, TypeVar
+
+import numpy as np
+
+from datamodules.datasets.probe_tasks import Labelled
+
+RATE = 16_000  # samples per second
+Item = TypeVar("Item")
+
+
+class Numbered(ABC):
+    """Items or samples with the ids 0 to N - 1, and how they are stored.
+
+    The defaults are for data that are not in shards.
+    """
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    @property
+    def shard_sizes(self) -> Sequence[int] | np.ndarray:
+        """(n,) number of items in each shard. The ids in a shard are consecutive."""
+        return [len(self)]
+
+    @property
+    def checksums(self) -> np.ndarray:
+        """(n,) uint32, one of each shard; they are part of the fingerprint of a run's data."""
+        return np.empty(0, np.uint32)
+
+    def prefetch(self, shards: Sequence[int] | np.ndarray) -> None:
+        """Start to download these shards. Called before their items are read."""
+        return
+
+    def at_hand(self) -> np.ndarray:
+        """Ids of items that can be read without downloading more than a few shards."""
+        return np.arange(len(self))
+
+    def spread_ids(self, n: int) -> np.ndarray:
+        """(n,) ids spread evenly over the items at hand, to look at and not to train on."""
+        ids = self.at_hand()
+        return ids[np.linspace(0, len(ids) - 1, n).astype(np.int64)]
+
+
+class Dataset(Numbered, Generic[Item]):
+    """Items of one kind, as they are stored: no crop, no augmentation.
+
+    A new dataset needs ``holds``, ``__len__``, ``read`` and ``describe``; ``labelled`` where it has
+    classes.
+    """
+
+    holds: ClassVar[str]
+    """What an item is: "waveform" ((S,) float32, mono, 16 kHz), "image" ((3, H, W) uint8), "text"
+    (str), or a word of your own that a transform names in ``takes``."""
+
+    @abstractmethod
+    def read(self, index: int) -> Item | None:
+        """Item ``index``, or None if it cannot be read (the dataset reports why)."""
+
+    @abstractmethod
+    def describe(self) -> str:
+        """The dataset and its size in one line, for the log."""
+
+    def name(self, index: int) -> str:
+        """What lists call an item, such as its file."""
+        return str(index)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """(N,) length of each item along its last axis.
+
+        The default reads every item once; override it where lengths are known. An item that cannot
+        be read has length 1. Transforms of images and texts do not ask for lengths.
+        """
+        items: Iterator[Any] = map(self.read, range(len(self)))
+        return np.array([1 if item is None else item.shape[-1] for item in items])
+
+    @property
+    def unjoined(self) -> Dataset[Item]:
+        """The dataset whose items are put together to the items of this one; usually itself."""
+        return self
+
+    def labelled(self) -> list[Labelled[Item]]:
+        """Classifications of (some of) the items, for probes and fine-tuning."""
+        return []
+
+
+class TextDataset(Dataset[str]):
+    """Texts (paragraphs, sentences) without line breaks, in reading order.
+
+    ``texts`` is enough for a new one. Texts by number, which only tools ask for, come from a list
+    that is kept in memory.
+    """
+
+    holds = "text"
+    in_tokens = False
+    """Whether the items are rows of token ids already."""
+
+    @abstractmethod
+    def texts(self) -> Iterable[str]:
+        """All texts."""
+
+    @cached_property
+    def _list(self) -> list[str]:
+        return list(self.texts())
+
+    def __len__(self) -> int:
+        return len(self._list)
+
+    def read(self, index: int) -> str | None:
+        return self._list[index]
