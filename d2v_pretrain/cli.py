@@ -48,7 +48,7 @@ def main() -> None:
             )
             return
         # argparse takes no more overrides after an option in their midst.
-        words = for_hydra(words, config_folder())
+        words = for_hydra(words)
         sys.argv[1:] = sorted(words, key=lambda a: a not in ("-m", "--multirun"))
         hydra.main(str(config_folder()), "pretrain", version_base="1.3")(_task)()
     except (ConfigError, HydraException, OmegaConfBaseException) as error:
@@ -68,7 +68,7 @@ def _task(cfg: DictConfig) -> None:
     )
 
     try:
-        settle(cfg, HydraConfig.get().overrides.task, config_folder())
+        settle(cfg, HydraConfig.get().overrides.task)
         trainer = pretrain(cfg)
         if trainer is not None and stopped(trainer) is not None:
             _go_again(trainer.is_global_zero)

@@ -187,7 +187,9 @@ def weights(file: Path, which: str) -> ForeignWeights:
             "which", which, f"is not in {file}: fine-tuning has no teacher", "type which=student"
         )
     what = f"the {which} of our checkpoint at step {checkpoint.step_of(file):,}"
-    return ForeignWeights(file, what, tensors, {name.removeprefix(prefix): name for name in tensors})
+    return ForeignWeights(
+        file, what, tensors, {name.removeprefix(prefix): name for name in tensors}
+    )
 
 
 def find(name: str, step: int | None = None, runs: Path = Path("runs")) -> Run:

@@ -5,12 +5,17 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from d2v_pretrain.config.recipes import Folders, changed_choices, folders_of, for_hydra, settle
+from d2v_pretrain.config.recipes import (
+    changed_choices,
+    config_folder,
+    folders_of,
+    for_hydra,
+    settle,
+)
 from d2v_pretrain.config.rules import METHOD_RULES, RULES, check_numbers
 from d2v_pretrain.errors import ConfigError
 
@@ -24,21 +29,9 @@ _SIMPLE: dict[str, Any] = {
 }
 
 
-def config_folder() -> Path:
-    """``conf/``: inside the package when installed from a wheel, beside it in a clone or an
-    editable install."""
-    package = Path(__file__).parent.parent
-    for folder in (package / "conf", package.parent / "conf"):
-        if (folder / "pretrain.yaml").is_file():
-            return folder
-    raise ConfigError(
-        "conf", package, "has no configurations beside it", "install d2v_pretrain again"
-    )
-
-
 def choices(group: str) -> list[str]:
     """The names that may follow ``group=``, e.g. of ``masking`` or ``hydra/launcher``."""
-    return Folders((config_folder(),)).choices(group)
+    return folders_of(()).choices(group)
 
 
 def _share(x: float, least: int = 0, *, _root_: DictConfig) -> int:
@@ -69,7 +62,7 @@ def run_name(chosen: Mapping[str, str | None]) -> str:
     """
     from hydra.core.hydra_config import HydraConfig
 
-    folders = folders_of(HydraConfig.get().overrides.task, config_folder())
+    folders = folders_of(HydraConfig.get().overrides.task)
     row = folders.recipe(str(chosen["recipe"]))
     return "_".join([row.name, *changed_choices(dict(chosen), row)])
 
@@ -110,13 +103,12 @@ def load(typed: Sequence[str]) -> DictConfig:
     from hydra.core.hydra_config import HydraConfig
 
     register_resolvers()
-    home = config_folder()
-    words = for_hydra(typed, home)
-    with initialize_config_dir(str(home), version_base="1.3"):
+    words = for_hydra(typed)
+    with initialize_config_dir(str(config_folder()), version_base="1.3"):
         cfg = compose("pretrain", words, return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
     cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-    settle(cfg, words, home)
+    settle(cfg, words)
     for key in ("recipe", "name"):  # they read Hydra's global state, which the next call replaces
         cfg[key] = cfg[key]
     return cfg

@@ -122,14 +122,13 @@ def _no_such_key(key: str, words: Sequence[str]) -> ConfigError:
         keys = set(_keys(load(kept)))
     except Exception:  # another key is wrong too: then look among those of a run without any
         keys = set(_keys(load(["modality=audio"])))
-    home = config_folder()
-    near = nearest(key, sorted(keys | folders_of(typed, home).groups()))
+    near = nearest(key, sorted(keys | folders_of(typed).groups()))
     if key.startswith("data.") and not near and str(given.get("data", "sample")) == "sample":
         rule = "is not a setting of the embedded data"
         remedy = "type data=folder too, or data=shards, or a set by name"
         return ConfigError(key, value, rule, remedy)
     first = key.partition(".")[0]
-    place = f"conf/{first}/" if (home / first).is_dir() else "conf/pretrain.yaml"
+    place = f"conf/{first}/" if (config_folder() / first).is_dir() else "conf/pretrain.yaml"
     return ConfigError(key, value, f"is not a setting{near}", f"the settings are in {place}")
 
 

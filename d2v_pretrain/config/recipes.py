@@ -17,6 +17,7 @@ from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import ConfigAttributeError, OmegaConfBaseException
 
@@ -24,6 +25,18 @@ from d2v_pretrain.errors import ConfigError, nearest
 
 NAMING = ("modality", "objective", "encoder")  # the words that name a recipe together
 _USUAL = {"objective": "data2vec2", "encoder": "tiny"}
+
+
+def config_folder() -> Path:
+    """``conf/``: inside the package when installed from a wheel, beside it in a clone or an
+    editable install."""
+    package = Path(__file__).parent.parent
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / "pretrain.yaml").is_file():
+            return folder
+    raise ConfigError(
+        "conf", package, "has no configurations beside it", "install d2v_pretrain again"
+    )
 
 
 @dataclass(frozen=True)
@@ -80,7 +93,7 @@ class Recipe:
                 raise ConfigError("recipe", self.name, rule, f"leave out {key}=, or recipe=")
 
 
-def for_hydra(typed: Sequence[str], home: Path) -> list[str]:
+def for_hydra(typed: Sequence[str]) -> list[str]:
     """The words of a command line as Hydra takes them.
 
     ``modality=``, ``objective=`` and ``encoder=`` become the recipe of that name, ``experiment=``
@@ -89,13 +102,13 @@ def for_hydra(typed: Sequence[str], home: Path) -> list[str]:
     them may be a list with commas.
 
     Args:
-        typed: the words. home: the folder ``conf/``.
+        typed: the words.
 
     Raises:
         ConfigError: there is no such recipe or data, no modality, or a folder that is not there.
     """
     typed = [f"recipe={w[11:]}" if w.startswith("experiment=") else w for w in typed]
-    folders = folders_of(typed, home)
+    folders = folders_of(typed)
     given = dict(word.split("=", 1) for word in typed if "=" in word and word[0] not in "-+~")
     naming = {key: given[key] for key in NAMING if key in given}
     if "recipe" in given:
@@ -117,7 +130,7 @@ def for_hydra(typed: Sequence[str], home: Path) -> list[str]:
     return words
 
 
-def folders_of(words: Iterable[str], home: Path) -> Folders:
+def folders_of(words: Iterable[str]) -> Folders:
     """``conf/`` and the folders typed as ``conf=DIR`` (several with commas)."""
     typed = [word[5:].strip("[]") for word in words if word.startswith("conf=")]
     parts = [part.strip("'") for value in typed for part in value.split(",")]
@@ -125,7 +138,7 @@ def folders_of(words: Iterable[str], home: Path) -> Folders:
     for folder in added:
         if not folder.is_dir():
             raise ConfigError("conf", folder, "is not a folder", "give one with groups as in conf/")
-    return Folders((home, *(folder.absolute() for folder in added)))
+    return Folders((config_folder(), *(folder.absolute() for folder in added)))
 
 
 def _search_path(folders: Folders) -> list[str]:
@@ -171,25 +184,36 @@ def _data(value: str, rows: Sequence[Recipe], folders: Folders) -> str:
 
 
 def usable_data(modality: str, folders: Folders) -> list[str]:
-    """What may follow ``data=`` for a modality, as it is typed."""
-    others = tuple(f"{name}_" for name in folders.choices("modality") if name != modality)
-    names = [name for name in folders.choices("data") if not name.startswith(others)]
+    """What may follow ``data=`` for a modality, as it is typed: data whose items it takes."""
+    transform = _class(folders, "modality", modality, "transform._target_")
+    names = [
+        name
+        for name in folders.choices("data")
+        if _class(folders, "data", name, "_target_").holds == transform.takes
+    ]
     return sorted(name.removeprefix(f"{modality}_") for name in names)
 
 
-def settle(cfg: DictConfig, words: Sequence[str], home: Path) -> None:
+def _class(folders: Folders, group: str, choice: str, key: str) -> Any:
+    """The class that a file of conf/ names."""
+    file = folders.find(group, choice)
+    assert file is not None
+    return get_object(OmegaConf.select(OmegaConf.load(file), key))
+
+
+def settle(cfg: DictConfig, words: Sequence[str]) -> None:
     """Let each group that is typed replace what the recipe says of it, as a whole.
 
     A value that the group's file leaves open (``???``) is still the recipe's.
 
     Args:
         cfg: composed by Hydra; changed in place.
-        words: as Hydra was given them. home: the folder ``conf/``.
+        words: as Hydra was given them.
 
     Raises:
         ConfigError: a value is typed that the typed group does not have.
     """
-    folders = Folders((home, *map(Path, cfg.conf)))
+    folders = folders_of(words)
     row = folders.recipe(cfg.recipe)
     typed = OverridesParser.create().parse_overrides(list(words))
     chosen = {w.key_or_group: str(w.value()) for w in typed if w.type == OverrideType.CHANGE}
@@ -272,7 +296,8 @@ def changed_choices(chosen: dict[str, Any], row: Recipe) -> list[str]:
     return list(changed.values())
 
 
-def relative(path: Path, home: Path) -> str:
+def relative(path: Path) -> str:
     """A configuration file as a reader names it: ``conf/masking/block.yaml``."""
+    home = config_folder()
     inside = path.is_relative_to(home)
     return (Path("conf") / path.relative_to(home)).as_posix() if inside else os.path.relpath(path)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from hydra.utils import get_object, instantiate
 
+from d2v_pretrain.config.recipes import folders_of, usable_data
 from d2v_pretrain.errors import ConfigError
 
 _WHOLE = ("steps", "global_batch", "micro_batch", "log_every", "checkpoint.keep_last")
@@ -113,9 +114,22 @@ def check_groups(cfg: Any) -> None:
                 raise ConfigError(f"{node}.groups", groups, f"must divide {node}.{side}={size}")
 
 
+def check_data(cfg: Any, transform: Any) -> None:
+    """The transform of the modality takes the items that the dataset holds."""
+    dataset: Any = get_object(cfg.data._target_)
+    if dataset.holds != transform.takes:
+        folders = folders_of([f"conf={','.join(cfg.conf)}"])
+        usable = ", ".join(usable_data(cfg["modality"], folders))
+        rule = f"holds items of kind {dataset.holds}, and modality={cfg['modality']} takes "
+        raise ConfigError(
+            "data", dataset.__name__, rule + transform.takes, f"choose one of {usable}"
+        )
+
+
 def check_parts(cfg: Any) -> None:
     """What stem, transform, mask, view and predictor say of one another, each by its own class."""
     transform: Any = get_object(cfg.transform._target_)
+    check_data(cfg, transform)
     with torch.device("meta"):
         stem = instantiate(cfg.architecture.stem, _convert_="all")
     if stem.reads != transform.gives:

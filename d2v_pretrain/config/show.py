@@ -8,7 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from d2v_pretrain.config.compose import config_folder, load
+from d2v_pretrain.config.compose import load
 from d2v_pretrain.config.recipes import NAMING, Folders, folders_of, relative
 
 
@@ -28,10 +28,9 @@ def job(typed: Sequence[str]) -> str:
 
 def _origins(cfg: DictConfig, typed: Sequence[str]) -> Iterator[str]:
     """One line for each typed word: what it chose or set, and what stood there before."""
-    home = config_folder()
-    folders = folders_of(typed, home)
+    folders = folders_of(typed)
     row = folders.recipe(cfg.recipe)
-    file, plain = relative(row.file, home), load([f"recipe={row.name}", *_search(typed)])
+    file, plain = relative(row.file), load([f"recipe={row.name}", *_search(typed)])
     naming = [w for w in typed if w.split("=")[0] in (*NAMING, "recipe", "experiment")]
     yield f"{' '.join(naming)}: {file}"
     for word in typed:
@@ -47,7 +46,7 @@ def _origins(cfg: DictConfig, typed: Sequence[str]) -> Iterator[str]:
 
 def _choice(key: str, value: str, cfg: DictConfig, usual: str | None, folders: Folders) -> str:
     found = folders.find(key, value) or folders.find(key, f"{cfg['modality']}_{value}")
-    what = relative(found, folders.paths[0]) if found else "none"
+    what = relative(found) if found else "none"
     return f"{what}, in place of {key}={usual} of the recipe" if usual else what
 
 

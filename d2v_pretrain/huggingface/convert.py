@@ -61,9 +61,14 @@ def read(folder: Path) -> ForeignWeights:
     model, others = load(folder)
     encoder = model.encoder_module
     _without_segments(encoder.stem)
-    tensors, what = encoder.state_dict(), f"transformers {model.config.model_type}"
+    tensors = encoder.state_dict()
     return ForeignWeights(
-        what, tensors, {name: name for name in tensors}, others, _first(encoder).attention.heads
+        path=folder,
+        what=f"transformers {model.config.model_type}",
+        tensors=tensors,
+        names={name: name for name in tensors},
+        left_out=others,
+        heads=_first(encoder).attention.heads,
     )
 
 

@@ -15,6 +15,7 @@ from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.models.encoder import Encoder
 from d2v_pretrain.weights.construct import construct
 from d2v_pretrain.weights.foreign import ForeignWeights
+from d2v_pretrain.weights.keymap import Names
 
 MODEL_TYPE = "d2v_pretrain"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
@@ -107,7 +108,7 @@ def read(folder: Path) -> ForeignWeights:
         raise ConfigError(
             "file", folder / WEIGHTS, rule, "copy it again, or export it again"
         ) from None
-    names = {name.removeprefix(_PREFIX): name for name in tensors}
+    names: Names = {name.removeprefix(_PREFIX): name for name in tensors}
     return ForeignWeights(folder, "d2v_pretrain bundle", tensors, names)
 
 

@@ -30,6 +30,7 @@ class AudioTransform(CropTransform):
     """
 
     takes = "waveform"
+    gives = "waveform"
     raw_baseline_name = "log-mel mean + std"
 
     def __init__(

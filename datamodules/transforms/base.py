@@ -92,6 +92,8 @@ class Transform(Samples, Generic[Item]):
 
     takes: ClassVar[str]
     """The kind of items, see ``Dataset.holds``."""
+    gives: ClassVar[str]
+    """The kind of samples, which the stem reads: see ``Stem.reads`` in ``d2v_pretrain.models``."""
     equal_sizes: ClassVar[bool] = False
     """Whether training views of any two items have the same shape."""
     raw_baseline_name: ClassVar[str] = "mean + std"

@@ -44,6 +44,7 @@ class TextTransform(Transform[Any]):
     """
 
     takes = "text"
+    gives = "tokens"
     fill = float(PAD)
     raw_baseline_name = "hashed 1-3-grams"
     dataset: TextDataset

@@ -42,6 +42,7 @@ class VisionTransform(Transform[np.ndarray]):
     """
 
     takes = "image"
+    gives = "image"
     equal_sizes = True
     raw_baseline_name = "pixels"
 

@@ -10,10 +10,10 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from d2v_pretrain.config import compose as config
 from d2v_pretrain.config import identity as provenance
+from d2v_pretrain.config import recipes
 from d2v_pretrain.config.compose import check, choices, config_folder, load
-from d2v_pretrain.config.recipes import Folders, usable_data
+from d2v_pretrain.config.recipes import folders_of, usable_data
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.training.module import Pretrain
 from tests.config.test_recipes import CROSSED
@@ -132,7 +132,7 @@ def test_the_rest_composes(group: str) -> None:
 
 @pytest.mark.parametrize("modality", MODALITIES)
 def test_data(modality: str) -> None:
-    usable = usable_data(modality, Folders((config_folder(),)))
+    usable = usable_data(modality, folders_of(()))
     assert {"sample", "folder", "shards"} <= set(usable), "what every modality has"
     for data in usable:
         root = [] if data == "sample" else ["data.root=."]
@@ -247,7 +247,7 @@ def test_conf_is_found_in_a_clone_and_in_a_wheel(
 ) -> None:
     assert (config_folder() / "pretrain.yaml").is_file()
     package = tmp_path / "d2v_pretrain"
-    monkeypatch.setattr(config, "__file__", str(package / "config" / "compose.py"))
+    monkeypatch.setattr(recipes, "__file__", str(package / "config" / "compose.py"))
     with pytest.raises(ConfigError, match="install d2v_pretrain again"):
         config_folder()
     (package / "conf").mkdir(parents=True)

@@ -98,12 +98,11 @@ def test_a_value_of_the_replaced_group_is_refused() -> None:
 
 
 def test_sweeps_become_lists_of_recipes() -> None:
-    home = config_folder()
-    words = for_hydra(["modality=audio,text", "objective=data2vec1,data2vec2", "seed=1,2"], home)
+    words = for_hydra(["modality=audio,text", "objective=data2vec1,data2vec2", "seed=1,2"])
     recipes = "audio_data2vec1_tiny,audio_data2vec2_tiny,text_data2vec1_tiny,text_data2vec2_tiny"
     assert words == [f"recipe={recipes}", "seed=1,2"]
-    assert for_hydra(["modality=audio", "data=folder,fsdd"], home)[1] == "data=audio_folder,fsdd"
-    assert "data=${modality}_folder" in for_hydra(["modality=audio,text", "data=folder"], home)
+    assert for_hydra(["modality=audio", "data=folder,fsdd"])[1] == "data=audio_folder,fsdd"
+    assert "data=${modality}_folder" in for_hydra(["modality=audio,text", "data=folder"])
 
 
 def test_cfg_job_is_resolved_and_says_where_values_come_from() -> None:

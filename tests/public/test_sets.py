@@ -508,7 +508,7 @@ def test_sets_that_no_library_fetches(tmp_path: Path, name: str) -> None:
 def test_every_set_says_where_its_data_come_from_and_on_what_terms(name: str) -> None:
     import d2v_pretrain.config.compose as config
 
-    text = (config.config_folder() / "dataset" / f"{MODALITY[name]}_{name}.yaml").read_text()
+    text = (config_folder() / "data" / f"{name}.yaml").read_text()
     assert text.startswith("# ")
     words = (
         "CC BY",
