@@ -21,6 +21,7 @@ from PIL import Image
 
 from d2v_pretrain.cli import in_words
 from d2v_pretrain.config.compose import check, load
+from d2v_pretrain.config.recipes import config_folder
 from d2v_pretrain.errors import ConfigError
 from datamodules.public.audio import transcripts
 
@@ -506,8 +507,6 @@ def test_sets_that_no_library_fetches(tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("name", MODALITY)
 def test_every_set_says_where_its_data_come_from_and_on_what_terms(name: str) -> None:
-    import d2v_pretrain.config.compose as config
-
     text = (config_folder() / "data" / f"{name}.yaml").read_text()
     assert text.startswith("# ")
     words = (
