@@ -1,6 +1,6 @@
 """The parts of README.md that are made from other files: recipes, and versions that were tested.
 
-    python -m docs.rows          write them into README.md
+``python -m docs.rows`` writes them into README.md.
 """
 
 from __future__ import annotations

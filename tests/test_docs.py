@@ -89,8 +89,9 @@ def test_links_lead_somewhere(page: Path) -> None:
 def test_what_is_named_is_there(page: Path) -> None:
     """Modules behind ``python -m``, targets behind ``make``, files and folders of the tree."""
     targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    ours = r"python -m ((?:d2v_pretrain|datamodules|benchmarks|notebooks|docs)[\w.]*)"
     for text in code(page):
-        for module in re.findall(r"python -m ((?:d2v_pretrain|datamodules|benchmarks|docs)\S*)", text):
+        for module in re.findall(ours, text):
             path = ROOT / module.replace(".", "/")
             assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), text
         for target in re.findall(r"^make ([a-z]+)", text):
