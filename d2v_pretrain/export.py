@@ -1,4 +1,4 @@
-"""A run's encoder as a folder for transformers, or as a bundle: ``python -m d2v_pretrain.export``."""
+"""A run's encoder as a folder for transformers or a bundle: ``python -m d2v_pretrain.export``."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ class Options:
         "d2v_pretrain",
     ] = "hf"
     step: Annotated[int | None, "of the checkpoint; null takes the newest", 0] = None
-    output: Annotated[
-        str | None, "a new or empty folder; null writes below runs/NAME/exports"
-    ] = None
+    output: Annotated[str | None, "a new or empty folder; null writes below runs/NAME/exports"] = (
+        None
+    )
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def export(run: Run, which: str, layout: str, output: str | None = None) -> Path
     print_line(f"{folder}: the {which} of {run.cfg.name} at step {run.step:,}, {written.what}")
     if note:
         print_line(f"[yellow]Note: {note}.[/]")
-    print_line(f"Read back, its activations differ by {difference:.1e}. README.md says how to use it.")
+    print_line(f"Read back, its activations differ by {difference:.1e}. See README.md for its use.")
     return folder
 
 

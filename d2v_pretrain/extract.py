@@ -71,7 +71,8 @@ def main(typed: Sequence[str]) -> Path:
     layers = number_of_layers(encoder, options.layers)
     encoder.to("cuda" if torch.cuda.is_available() else "cpu")
     folder.mkdir(parents=True, exist_ok=True)
-    names, rows = [], []
+    names: list[str] = []
+    rows: list[np.ndarray] = []
     for name, tokens in features(encoder, transform, layers):
         if options.pool == "none":
             np.save(folder / f"{len(names):08}.npy", tokens.numpy())

@@ -23,6 +23,7 @@ from d2v_pretrain.huggingface.inputs import INPUTS
 from d2v_pretrain.models.encoder import Encoder
 from d2v_pretrain.training.init_from import read
 from d2v_pretrain.types import Batch
+from d2v_pretrain.weights import bundle
 from d2v_pretrain.weights.foreign import load_weights
 from datamodules.transforms.vision import _standardised
 
@@ -147,7 +148,7 @@ def test_a_bundle_comes_back_and_starts_a_run(name: str, trained: Runs, tmp_path
     folder = export.export(run, "teacher", "bundle", str(tmp_path / "out"))
     encoder, loaded, fresh = (
         run.encoder("teacher"),
-        d2v_pretrain.load(folder),
+        d2v_pretrain.load(folder).network,
         run.encoder("student"),
     )
     load_weights([fresh], read(folder), folder)
@@ -199,7 +200,7 @@ def test_the_wrong_folder_for_an_encoder(trained: Runs, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"does not fit the encoder: missing in it: bias\.scale"):
         load_weights([trained("audio2").encoder("student")], read(folder), folder)
     with pytest.raises(ConfigError, match="holds a model of type data2vec-audio, not a bundle"):
-        d2v_pretrain.load(folder)
+        bundle.load(folder)
     (folder / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ConfigError, match="holds a model of type bert"):
         read(folder)
