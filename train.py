@@ -1,7 +1,11 @@
-"""Pretrain data2vec: `python train.py modality=audio|vision|text`. All of it is in
-d2v_pretrain/run.py and conf/."""
+"""Pretrain data2vec: ``python train.py modality=audio|vision|text``; ``-h`` prints the settings.
 
-from d2v_pretrain.cli import main
+The wiring is in d2v_pretrain/training/run.py, all values are in conf/.
+"""
+
+import sys
+
+from d2v_pretrain.cli import train
 
 if __name__ == "__main__":
-    main()
+    train(sys.argv[1:])

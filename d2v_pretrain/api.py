@@ -154,7 +154,7 @@ def pretrain(
 
 def _words(modality: str | None, data: str | Path | None, settings: Mapping[str, Any]) -> list[str]:
     """The command line that the arguments of ``pretrain`` stand for."""
-    words = [] if modality is None else [f"modality={modality}"]
+    words = [f"modality={modality}"] if modality else []
     if data is not None:
         sets = compose.choices("data")
         if str(data) in sets:

@@ -63,9 +63,8 @@ def main(typed: Sequence[str]) -> Path:
     data = transform.dataset.describe()
     tasks = transform.probe_tasks()
     if not tasks:
-        raise ConfigError(
-            "data", data, "has no labels to probe", "give data.labels=… or other data"
-        )
+        remedy = "give data.labels=… or other data"
+        raise ConfigError("data", data, "has no labels to probe", remedy)
     encoders = {"random": build_encoder(run.cfg), "pretrained": run.encoder(options.which)}
     results = [probe(task, encoders, options.layers) for task in tasks]
     console = Console(highlight=False)

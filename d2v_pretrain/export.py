@@ -1,4 +1,4 @@
-"""A run's encoder as a folder for transformers, or as a bundle: ``python -m d2v_pretrain.export``."""
+"""A run's encoder as a folder for transformers or a bundle: ``python -m d2v_pretrain.export``."""
 
 from __future__ import annotations
 
@@ -123,9 +123,7 @@ def export(run: Run, which: str, layout: str, output: str | None = None) -> Path
     print_line(f"{folder}: the {which} of {run.cfg.name} at step {run.step:,}, {written.what}")
     if note:
         print_line(f"[yellow]Note: {note}.[/]")
-    print_line(
-        f"Read back, its activations differ by {difference:.1e}. README.md says how to use it."
-    )
+    print_line(f"Read back, its activations differ by {difference:.1e}. See README.md for its use.")
     return folder
 
 

@@ -38,8 +38,9 @@ def read(kind: type[Kind], words: Iterable[str]) -> Kind:
     hints = get_type_hints(kind, include_extras=True)
     groups = {name for name in known if get_args(hints[name])[0] == Words}
     values: dict[str, Any] = {}
+    words = list(words)
+    refuse_dashes(words)
     for word in words:
-        refuse_dashes([word])
         name, equals, text = word.partition("=")
         if (group := name.partition(".")[0]) in groups and equals:
             values[group] = (*values.get(group, ()), word)
@@ -97,10 +98,8 @@ def run(command: Callable[[list[str]], Any], kind: type) -> None:
     if not typed or {"-h", "--help"} & set(typed):
         print(page(kind))
         return
-    from d2v_pretrain.config.explain import (
-        MISTAKES,
-        in_words,
-    )  # Hydra, which the page can do without
+    # These import Hydra, which the page can do without.
+    from d2v_pretrain.config.explain import MISTAKES, in_words
 
     try:
         command(typed)

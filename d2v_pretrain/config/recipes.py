@@ -24,7 +24,7 @@ from omegaconf.errors import ConfigAttributeError, OmegaConfBaseException
 from d2v_pretrain.errors import ConfigError, nearest
 
 NAMING = ("modality", "objective", "encoder")  # the words that name a recipe together
-_USUAL = {"objective": "data2vec2", "encoder": "tiny"}
+USUAL = {"objective": "data2vec2", "encoder": "tiny"}  # where they are not typed
 
 
 def config_folder() -> Path:
@@ -154,7 +154,7 @@ def _names(naming: dict[str, str], folders: Folders) -> list[str]:
     if "modality" not in naming:
         known = ", ".join(folders.choices("modality"))
         raise ConfigError("modality", "???", "has no value", f"choose one of {known}")
-    named = list(product(*((naming.get(key) or _USUAL[key]).split(",") for key in NAMING)))
+    named = list(product(*((naming.get(key) or USUAL[key]).split(",") for key in NAMING)))
     names, rows = ["_".join(part) for part in named], folders.choices("recipe")
     for name, part in zip(names, named, strict=True):
         if name in rows:

@@ -69,7 +69,10 @@ def test_a_missing_setting_is_told(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_an_unknown_command_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["vison", "input=x"]) == 2
-    assert "command=vison is not a command (did you mean vision?); type one of audio, vision" in said(capsys)
+    assert (
+        "command=vison is not a command (did you mean vision?); type one of audio, vision"
+        in said(capsys)
+    )
 
 
 @pytest.mark.parametrize("name", COMMANDS)

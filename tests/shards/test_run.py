@@ -72,7 +72,7 @@ def test_a_run_on_shards(
         monkeypatch.setattr(
             sys, "argv", ["train.py", *argv, f"steps={steps}", "checkpoint.every_steps=2"]
         )
-        cli.main()
+        cli.train(sys.argv[1:])
         tar.write_bytes(
             content[:1024] + bytes([255] * 512) + content[1536:]
         )  # the headers of samples, later

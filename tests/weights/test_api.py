@@ -30,9 +30,14 @@ Runs = Callable[[str], Run]
 ROOT = Path(__file__).parents[2]
 SENTENCES = ["one line of text", "another, longer line of text ∑"]
 TINY = {
-    **{"encoder.width": 32, "encoder.depth": 3, "encoder.heads": 2, "objective.clones": 2},
-    **{"objective.predictor.dim": 32, "objective.targets.top_k": 2, "micro_batch": 2},
-    **{"global_batch": 4, "log_every": 1, "trainer": "cpu", "transform.vocab_size": 400},
+    "encoder": {"width": 32, "depth": 3, "heads": 2},
+    "objective": {"clones": 2, "predictor": {"dim": 32}},
+    "objective.targets.top_k": 2,
+    "micro_batch": 2,
+    "global_batch": 4,
+    "log_every": 1,
+    "trainer": "cpu",
+    "transform.vocab_size": 400,
 }
 
 
@@ -217,7 +222,9 @@ def test_mistakes_are_one_sentence(
     assert sentence in str(error.value) and not any(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("value", ["it's", "a,b", "x=y {1} [2]", "back\\slash", "end\\", "\\'", "7", "1e-3", ""])
+@pytest.mark.parametrize(
+    "value", ["it's", "a,b", "x=y {1} [2]", "back\\slash", "end\\", "\\'", "7", "1e-3", ""]
+)
 def test_strings_reach_the_configuration_as_they_are(value: str) -> None:
     cfg = compose.load(["modality=audio", f"name={_spelled(value)}"])
     assert cfg.name == value
@@ -230,8 +237,8 @@ def test_arguments_are_the_words_of_the_command_line(tmp_path: Path) -> None:
         *("modality=audio", "data=librispeech", "checkpoint.keep_last=2", "probe=null"),
         *("profile=true", "steps=3", "trainer=cpu"),
     ]
-    words = _words("audio", tmp_path, {})
-    assert words == ["modality=audio", "data=folder", f"data.root='{tmp_path}'", "trainer.devices=1"]
+    folder = ["data=folder", f"data.root='{tmp_path}'"]
+    assert _words("audio", tmp_path, {}) == ["modality=audio", *folder, "trainer.devices=1"]
 
 
 def test_names_are_listed_without_importing_torch() -> None:

@@ -21,8 +21,10 @@ from d2v_pretrain.checkpoint.run import PARTS, Run
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.huggingface.export_inputs import INPUTS
 from d2v_pretrain.models.encoder import Encoder
-from d2v_pretrain.training.init_from import load_weights, read
+from d2v_pretrain.training.init_from import read
 from d2v_pretrain.types import Batch
+from d2v_pretrain.weights import bundle
+from d2v_pretrain.weights.foreign import load_weights
 from datamodules.transforms.vision import _standardised
 
 transformers = pytest.importorskip("transformers")
@@ -146,10 +148,10 @@ def test_a_bundle_comes_back_and_starts_a_run(name: str, trained: Runs, tmp_path
     folder = export.export(run, "teacher", "bundle", str(tmp_path / "out"))
     encoder, loaded, fresh = (
         run.encoder("teacher"),
-        d2v_pretrain.load(folder),
+        d2v_pretrain.load(folder).network,
         run.encoder("student"),
     )
-    load_weights([fresh], read(folder))
+    load_weights([fresh], read(folder), folder)
     batch, _ = example(run, encoder)
     with torch.no_grad():
         expected = encoder.encode(batch).x
@@ -173,7 +175,7 @@ def test_a_class_of_transformers_starts_a_run(name: str, trained: Runs, tmp_path
         torch.nn.init.normal_(model.embeddings.token_type_embeddings.weight)
     model.save_pretrained(tmp_path / "theirs")
     student = run.encoder("student")
-    line = load_weights([student], read(tmp_path / "theirs"))
+    line = load_weights([student], read(tmp_path / "theirs"), tmp_path / "theirs")
     assert "transformers data2vec-" in line
     batch, feed = example(run, student)
     with torch.no_grad():
@@ -187,7 +189,7 @@ def test_a_head_of_transformers_is_left_out_and_told(trained: Runs, tmp_path: Pa
     transformers.Data2VecAudioForCTC.from_pretrained(folder).save_pretrained(tmp_path / "ctc")
     student = trained("audio1").encoder("student")
     assert "left out lm_head.bias, lm_head.weight" in load_weights(
-        [student], read(tmp_path / "ctc")
+        [student], read(tmp_path / "ctc"), tmp_path / "ctc"
     )
     wanted = trained("audio1").encoder("teacher").state_dict()
     assert all(torch.equal(value, wanted[key]) for key, value in student.state_dict().items())
@@ -196,9 +198,9 @@ def test_a_head_of_transformers_is_left_out_and_told(trained: Runs, tmp_path: Pa
 def test_the_wrong_folder_for_an_encoder(trained: Runs, tmp_path: Path) -> None:
     folder = export.export(trained("audio1"), "teacher", "hf", str(tmp_path / "out"))
     with pytest.raises(ConfigError, match=r"does not fit the encoder: missing in it: bias\.scale"):
-        load_weights([trained("audio2").encoder("student")], read(folder))
+        load_weights([trained("audio2").encoder("student")], read(folder), folder)
     with pytest.raises(ConfigError, match="holds a model of type data2vec-audio, not a bundle"):
-        d2v_pretrain.load(folder)
+        bundle.load(folder)
     (folder / "config.json").write_text('{"model_type": "bert"}')
     with pytest.raises(ConfigError, match="holds a model of type bert"):
         read(folder)
