@@ -30,7 +30,7 @@ class Options:
        or: python -m d2v_pretrain.evaluate run=NAME [key=value …]
 
     Examples:
-      d2v-pretrain evaluate run=audio_data2vec2_tiny_sample
+      d2v-pretrain evaluate run=audio_data2vec2_tiny
       d2v-pretrain evaluate run=my_run step=5000 which=student
       d2v-pretrain evaluate run=my_run data.root=DIR data.labels=TABLE data.label_column=word
     """
