@@ -9,11 +9,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from d2v_pretrain.checkpoint.file import write_text
 from d2v_pretrain.checkpoint.run import PARTS, find
 from d2v_pretrain.config import options as commands
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.evaluation.probe import probe, table, verdict
+from d2v_pretrain.files import atomic
 from d2v_pretrain.training.run import build_encoder
 
 USAGE = """Probe a checkpoint of a run: python -m d2v_pretrain.evaluate run=NAME
@@ -64,7 +64,8 @@ def main(typed: Sequence[str]) -> Path:
         "which": which,
     }
     file = run.folder / f"probe_{which}_{run.step}.json"
-    write_text(json.dumps(report, indent=2) + "\n", file)
+    with atomic(file) as temporary:
+        temporary.write_text(json.dumps(report, indent=2) + "\n")
     console.print(f"written to {file}", highlight=False, soft_wrap=True)
     return file
 

@@ -17,32 +17,6 @@ Raw = TypeVar("Raw")
 
 
 @dataclass(frozen=True)
-class ProbeTask:
-    """A classification of frozen features (the fields that ``d2v_pretrain.evaluation.probe``
-    reads).
-
-    Args:
-        name: what is classified ("words", "shapes", "order").
-        train, test: labelled batches, the same at each iteration; no speaker, image or document is
-            in both.
-        classes: number of classes.
-        floor: Batch -> (B, F) raw features without learning.
-        floor_name: what these are ("log-mel mean + std").
-        headline: the probe to quote, "few_shot", "linear" or "knn".
-        note: who or what is unseen, for the printed table.
-    """
-
-    name: str
-    train: FixedBatches
-    test: FixedBatches
-    classes: int
-    floor: Callable[[Batch], Tensor]
-    floor_name: str
-    headline: str
-    note: str
-
-
-@dataclass(frozen=True)
 class Split(Generic[Raw]):
     """Items with classes: ``read(i)`` is item i as the dataset stores it, None if unreadable;
     ``labels`` (N,) ints."""

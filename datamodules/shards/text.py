@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from d2v_pretrain.errors import ConfigError
-from datamodules.datasets.probe_tasks import FixedBatches, Labelled, ProbeTask
+from d2v_pretrain.types import ProbeTask
+from datamodules.datasets.probe_tasks import FixedBatches, Labelled
 from datamodules.datasets.scan import Unusable
 from datamodules.shards.dataset import ShardDataset, one_of, sample_of
 from datamodules.shards.names import is_remote

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn.functional import layer_norm
 
 from d2v_pretrain.rng import fold_in
-from d2v_pretrain.types import Batch
+from d2v_pretrain.types import Batch, ProbeTask
 from datamodules.datasets.joined import Joined
-from datamodules.datasets.probe_tasks import FixedBatches, Labelled, ProbeTask
+from datamodules.datasets.probe_tasks import FixedBatches, Labelled
 
 RATE = 16_000
 _CROP = 2  # what the randomness is for

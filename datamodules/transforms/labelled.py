@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from d2v_pretrain.errors import ConfigError
-from datamodules.datasets.probe_tasks import ProbeTask
+from d2v_pretrain.types import ProbeTask
 
 
 class LabelledTransform:

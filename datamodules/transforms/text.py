@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from d2v_pretrain.errors import ConfigError
-from d2v_pretrain.types import Batch
-from datamodules.datasets.probe_tasks import FixedBatches, Labelled, ProbeTask
+from d2v_pretrain.types import Batch, ProbeTask
+from datamodules.datasets.probe_tasks import FixedBatches, Labelled
 from datamodules.transforms import tokenizer
 from datamodules.transforms.tokenizer import BOS, EOS, PAD, Vocabulary
 

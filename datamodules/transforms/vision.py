@@ -12,8 +12,8 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from d2v_pretrain.rng import fold_in
-from d2v_pretrain.types import Batch
-from datamodules.datasets.probe_tasks import FixedBatches, Labelled, ProbeTask
+from d2v_pretrain.types import Batch, ProbeTask
+from datamodules.datasets.probe_tasks import FixedBatches, Labelled
 
 _AUGMENT = 3  # what the randomness is for
 _FLOOR_SIDE = 32  # of the images whose pixels are the floor

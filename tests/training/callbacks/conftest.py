@@ -30,15 +30,28 @@ def encoder(seed: int = 0) -> Encoder:
     return Encoder(TextStem(WIDTH, 40, 32), partial(Block, WIDTH, 2), WIDTH, depth=2)
 
 
+class ToyObjective(nn.Module):
+    """A teacher that nothing trains, and the numbers that Health logs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.teacher = nn.Module()
+        self.teacher.encoder = encoder()
+
+    def statistics(self, output: Output) -> dict[str, Tensor]:
+        stats = {}
+        for name, rows in (("target", output.target), ("pred", output.pred)):
+            stats[f"{name}_std"], stats[f"{name}_position_std"] = spread(rows, output.position)
+        return stats
+
+
 class Toy(LightningModule):
     """Trains one number; its targets are ``healthy``, a function of ``position``, or
     ``constant``."""
 
     def __init__(self, targets: str = "healthy", nan_id: int = -1) -> None:
         super().__init__()
-        self.objective = nn.Module()
-        self.objective.teacher = nn.Module()
-        self.objective.teacher.encoder = encoder()
+        self.objective = ToyObjective()
         self.number = nn.Parameter(torch.zeros(()))
         self.targets, self.nan_id = targets, nan_id
         self.log_metrics: dict[str, Tensor | float] = {}
@@ -61,14 +74,6 @@ class Toy(LightningModule):
         self.samples_seen += len(batch)
         self.log_metrics = {"loss": loss.detach(), "lr": 0.1}
         return loss
-
-    def statistics(self) -> dict[str, Tensor]:
-        output = self.last_output
-        assert output is not None
-        stats = {}
-        for name, rows in (("target", output.target), ("pred", output.pred)):
-            stats[f"{name}_std"], stats[f"{name}_position_std"] = spread(rows, output.position)
-        return stats
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
@@ -113,8 +118,8 @@ class Task:
         default_factory=lambda: [batch(n, labelled=True) for n in range(200, 210)]
     )
     classes: int = 2
-    floor: Callable[[Batch], Tensor] = lambda batch: batch.inputs[:, :2].float()
-    floor_name: str = "first two ids"
+    raw_baseline: Callable[[Batch], Tensor] = lambda batch: batch.inputs[:, :2].float()
+    raw_baseline_name: str = "first two ids"
     headline: str = "knn"
     note: str = "made up"
 
