@@ -117,6 +117,11 @@ def for_hydra(typed: Sequence[str], home: Path) -> list[str]:
     return words
 
 
+def usual(modality: str) -> str:
+    """The recipe that ``modality=`` means alone."""
+    return "_".join((modality, *_USUAL.values()))
+
+
 def folders_of(words: Iterable[str], home: Path) -> Folders:
     """``conf/`` and the folders typed as ``conf=DIR`` (several with commas)."""
     typed = [word[5:].strip("[]") for word in words if word.startswith("conf=")]

@@ -10,12 +10,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from d2v_pretrain.checkpoint import file as checkpoint
 from d2v_pretrain.checkpoint.run import Run
+from d2v_pretrain.config.recipes import usual
 from d2v_pretrain.config.rules import METHOD_RULES
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.training.log import log
-
-# Groups and settings that decide on an encoder: if one is typed, a checkpoint's does not count.
-_ENCODER = {"architecture", "encoder", "experiment", "objective", "recipe"}
 
 
 class Task:
@@ -66,7 +64,7 @@ class Finetuning(Task):
         """Take the encoder and the preparation of inputs from the checkpoint in ``init_from``.
 
         What is typed counts: a single setting changes that setting of the checkpoint's, and a typed
-        choice of an encoder replaces its encoder. A bundle or a foreign model in ``init_from``
+        recipe, encoder or architecture replaces its encoder. A bundle or a foreign model in ``init_from``
         brings no configuration, so nothing is taken from it.
 
         Raises:
@@ -75,12 +73,14 @@ class Finetuning(Task):
         if cfg.init_from is None or checkpoint.step_of(file := Path(cfg.init_from)) < 0:
             return
         old = Run(file.absolute().parent.parent, file).cfg
-        if (modality := old["modality"]) != cfg["modality"]:
-            raise ConfigError("init_from", file, f"is of modality={modality}", "type that modality")
+        if old["modality"] != cfg["modality"]:
+            rule = f"is of modality={old['modality']}"
+            raise ConfigError("init_from", file, rule, "type that modality")
         words = [word.lstrip("+~").partition("=")[0] for word in HydraConfig.get().overrides.task]
         single = [word for word in words if word.startswith(("architecture.", "transform."))]
         typed = {word: OmegaConf.select(cfg, word) for word in single}
-        if not {word.partition(".")[0] for word in words if word not in typed} & _ENCODER:
+        groups = {word.partition(".")[0] for word in words if word not in typed}
+        if not groups & {"architecture", "encoder"} and cfg.recipe == usual(cfg["modality"]):
             cfg.architecture = old.architecture
         of_the_data = ("_target_", "dataset", "seed", "cache")
         kept = {key: value for key, value in old.transform.items() if key not in of_the_data}

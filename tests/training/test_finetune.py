@@ -24,7 +24,7 @@ from d2v_pretrain.training.tasks import Finetuning
 from d2v_pretrain.types import Batch
 from tests.resume import processes
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 DATA = ["data.images=37", "data.train=41", "data.test=20"]
 SMALL = ["encoder.width=16", "encoder.depth=2", "encoder.heads=2"]
 SHORT = ["name=run", "trainer=cpu", "steps=40", "micro_batch=2", "global_batch=4", "log_every=5"]

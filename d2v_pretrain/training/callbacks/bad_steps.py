@@ -113,9 +113,10 @@ class BadSteps(Meter):
         trainer.strategy.barrier()
         good = None if self.went_back else self._last_good()
         if good is None:
-            rule = f"was not finite in {self.patience} steps in a row, up to step {trainer.global_step}, "
+            rule = f"was not finite in {self.patience} steps in a row, up to step "
             again = "although the run had gone back once"
-            rule += again if self.went_back else "and no checkpoint was saved before them"
+            none = "and no checkpoint was saved before them"
+            rule += f"{trainer.global_step}, {again if self.went_back else none}"
             remedy = f"lower lr, raise warmup or set clip; {self.file} has the samples"
             raise ConfigError("loss", "nan", rule, remedy)
         trainer.strategy.load_model_state_dict(good)
