@@ -64,8 +64,8 @@ class Finetuning(Task):
         """Take the encoder and the preparation of inputs from the checkpoint in ``init_from``.
 
         What is typed counts: a single setting changes that setting of the checkpoint's, and a typed
-        recipe, encoder or architecture replaces its encoder. A bundle or a foreign model in ``init_from``
-        brings no configuration, so nothing is taken from it.
+        recipe, encoder or architecture replaces its encoder. A bundle or a foreign model brings no
+        configuration, so nothing is taken from it.
 
         Raises:
             ConfigError: the checkpoint is of another modality.

@@ -14,66 +14,16 @@ from torch import Tensor, nn
 from d2v_pretrain.masking import BlockMask, MaskPolicy, RectangleMask, SpanMask, TokenMask
 from d2v_pretrain.models.block import Block
 from d2v_pretrain.models.encoder import Encoder
-from d2v_pretrain.models.positions import Alibi, ConvPositions, RelativeBias, SinCosPositions
-from d2v_pretrain.models.stems import AudioStem, TextStem, VisionStem
+from d2v_pretrain.models.positions import RelativeBias
+from d2v_pretrain.models.stems import VisionStem
 from d2v_pretrain.objective.data2vec import Data2Vec
-from d2v_pretrain.objective.loss import RegressionLoss
-from d2v_pretrain.objective.predictors import ConvDecoder, Head
 from d2v_pretrain.objective.targets import Targets
 from d2v_pretrain.objective.teacher import Teacher
-from d2v_pretrain.objective.view import Drop, MaskedTokensOnly, Replace
+from d2v_pretrain.objective.view import MaskedTokensOnly
 from d2v_pretrain.rng import fold_in
 from d2v_pretrain.schedules import Constant
 from d2v_pretrain.types import Batch, Mask, Output
-
-D, HEADS, DEPTH = 16, 2, 2
-
-
-def encoder(modality: str, dropout: float = 0.0, **parts: Any) -> Encoder:
-    block = partial(Block, D, HEADS, dropout=dropout, attention_dropout=dropout)
-    if modality == "audio":
-        parts = {
-            "positions": ConvPositions(D, 2, 6, 4, mask_padding=True),
-            "bias": Alibi(HEADS),
-        } | parts
-        return Encoder(AudioStem(D, ((8, 10, 5), (8, 3, 2)), masked=True), block, D, DEPTH, **parts)
-    if modality == "text":
-        return Encoder(TextStem(D, 30, 40, dropout), block, D, DEPTH, input_norm=False, **parts)
-    parts = {"positions": SinCosPositions(D), "extra_tokens": 1} | parts
-    return Encoder(VisionStem(D, 4, masked=True), block, D, DEPTH, **parts)
-
-
-def data2vec1(student: Encoder, mask: MaskPolicy, **parts: Any) -> Data2Vec:
-    parts = {"teacher": partial(Teacher, decay=Constant(0.9)), "targets": Targets(2)} | parts
-    return Data2Vec(
-        student, mask=mask, view=Replace(), predictor=Head(D), loss=RegressionLoss(), **parts
-    )
-
-
-def data2vec2(
-    student: Encoder, mask: MaskPolicy, dims: int = 1, clones: int = 3, **parts: Any
-) -> Data2Vec:
-    decoder = ConvDecoder(D, 8, 3, 2, 2, dims)
-    parts = {"teacher": partial(Teacher, decay=Constant(0.9)), "targets": Targets(2)} | parts
-    return Data2Vec(
-        student,
-        mask=mask,
-        view=Drop(),
-        predictor=decoder,
-        loss=RegressionLoss(),
-        clones=clones,
-        **parts,
-    )
-
-
-def batch_of(modality: str, rows: int = 3, first: int = 0) -> Batch:
-    generator = torch.Generator().manual_seed(first)
-    ids = torch.arange(first, first + rows)
-    if modality == "audio":
-        return Batch(torch.randn(rows, 250, generator=generator), ids)
-    if modality == "text":
-        return Batch(torch.randint(4, 29, (rows, 14), generator=generator), ids)
-    return Batch(torch.randn(rows, 3, 16, 16, generator=generator), ids)
+from tests.tiny import DEPTH, HEADS, D, batch_of, data2vec1, data2vec2, encoder
 
 
 def gradients(model: Data2Vec, output: Output) -> dict[str, Tensor]:

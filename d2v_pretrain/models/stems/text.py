@@ -68,8 +68,8 @@ class TextStem(Stem):
         return (shape[1],)
 
     def replaced(self, batch: Batch, local: Tokens, mask: Mask) -> Tokens:
-        """Embed the ids again with ``<mask>`` in place of masked ones, and random ids where the mask
-        has some.
+        """Embed the ids again, with ``<mask>`` in place of masked ones and random ids where the
+        mask has some.
         """
         ids = batch.inputs.repeat_interleave(mask.masked.shape[0] // len(batch), 0)
         last = self.token.num_embeddings - 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +14,18 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from torch import Tensor, nn
 
 from d2v_pretrain.checkpoint.lightning import AtomicCheckpointIO
-from d2v_pretrain.models.block import Block
 from d2v_pretrain.models.encoder import Encoder
-from d2v_pretrain.models.stems.text import TextStem
 from d2v_pretrain.objective.statistics import spread
 from d2v_pretrain.training.callbacks.metrics import JsonlLogger
 from d2v_pretrain.types import Batch, Output
+from tests import tiny
 
-WIDTH, TOKENS, ROWS = 16, 12, 4
+WIDTH, TOKENS, ROWS = tiny.D, 12, 4
 
 
 def encoder(seed: int = 0) -> Encoder:
     torch.manual_seed(seed)
-    return Encoder(TextStem(WIDTH, 40, 32), partial(Block, WIDTH, 2), WIDTH, depth=2)
+    return tiny.encoder("text")
 
 
 class ToyObjective(nn.Module):
