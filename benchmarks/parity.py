@@ -218,7 +218,7 @@ def gradients(reference: Reference, batch: Batch, mask: Mask, noise: Tensor | No
     model = reference.objective
     model.train()
     output = model(batch, mask, noise)
-    output.loss.backward()
+    output.loss_sum.backward()
     scale_gradients([p for p in model.parameters() if p.requires_grad], 1 / output.count)
 
 

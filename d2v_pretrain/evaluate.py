@@ -10,12 +10,12 @@ from typing import Annotated, Literal
 
 from rich.console import Console
 
-from d2v_pretrain.checkpoint.file import write_text
 from d2v_pretrain.checkpoint.run import find
 from d2v_pretrain.config import options as commands
 from d2v_pretrain.config.options import Words
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.evaluation.probe import probe, table, verdict
+from d2v_pretrain.files import atomic
 from d2v_pretrain.training.run import build_encoder
 
 
@@ -74,7 +74,8 @@ def main(typed: Sequence[str]) -> Path:
     about = {"data": data, "step": run.step, "which": options.which}
     file = run.folder / f"probe_{options.which}_{run.step}.json"
     report = results[0] | {"others": results[1:], **about}
-    write_text(json.dumps(report, indent=2) + "\n", file)
+    with atomic(file) as temporary:
+        temporary.write_text(json.dumps(report, indent=2) + "\n")
     console.print(f"written to {file}", soft_wrap=True)
     return file
 

@@ -1,5 +1,4 @@
-"""Randomness as a function of position: fold_in(), seed_default(), counter-based noise(key, ids,
-clones, n)."""
+"""Random numbers as functions of their position: fold_in(), noise(), seed_default()."""
 
 from __future__ import annotations
 
@@ -32,8 +31,9 @@ _MIX1, _MIX2 = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 def fold_in(*parts: int) -> int:
     """Hash integers into one 63-bit key: ``fold_in(seed, step, micro_batch)``.
 
-    The finaliser of SplitMix64 (Steele et al., 2014) chained over the parts. Order matters; a pure
-    function on every machine and Python version, unlike ``hash``."""
+    The finaliser of SplitMix64 (Steele et al., 2014) chained over the parts, whose order matters.
+    Unlike ``hash`` it gives the same key on every machine and Python version.
+    """
     state = 0
     for part in parts:
         z = (state ^ (part & _MASK64)) + _GOLDEN & _MASK64
@@ -44,10 +44,10 @@ def fold_in(*parts: int) -> int:
 
 
 def seed_default(key: int, device: torch.device) -> None:
-    """Restart the default generators that dropout, layer drop and decoder noise draw from: the
-    CPU's and ``device``'s.
+    """Seed the default generators of the CPU and of ``device``, from which dropout, layer drop and
+    decoder noise are drawn.
 
-    About 1 us; ``torch.manual_seed`` walks every backend and takes a hundred times as long.
+    It takes about 1 us; ``torch.manual_seed`` seeds all backends and takes a hundred times as long.
     """
     torch.default_generator.manual_seed(key)
     if device.type == "cuda":
@@ -58,11 +58,11 @@ def noise(key: int, ids: Tensor, clones: int, n: int) -> Tensor:
     """Uniform numbers that depend only on (key, sample id, clone, position): a counter-based
     generator.
 
-    Integer tensor operations only, so the CPU and the GPU, any batch composition and any rank agree
-    bit for bit.
+    It uses integer tensor operations only, so CPU and GPU give the same bits, on any rank and in
+    any batch.
 
     Args:
-        key: stream of randomness, from ``fold_in(seed, epoch, use)``.
+        key: made by ``fold_in``; different keys give independent numbers.
         ids: (B,) int64 global sample ids.
         clones: M, independent rows per sample.
         n: numbers per row.

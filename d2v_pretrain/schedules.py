@@ -1,7 +1,8 @@
-"""Pure functions step -> value; the step is the only state.
+"""Schedules: functions from the number of optimizer steps done to a value.
 
-``step`` counts the optimizer updates already done. The learning rate of the k-th update is ``rate(k
-- 1)``; the teacher decay applied after it is ``decay(k)``."""
+The learning rate of the k-th step is ``lr_schedule(k - 1)``; the teacher's decay after it is
+``decay(k)``.
+"""
 
 from __future__ import annotations
 
@@ -19,23 +20,22 @@ class Constant:
     value: float
 
     def __call__(self, step: int) -> float:
-        """Value at ``step``."""
         return self.value
 
 
 @dataclass(frozen=True)
 class Linear:
-    """``end - (end - start) (1 - step / steps)``, then ``end``: the teacher decay of both papers.
+    """``end - (end - start) (1 - step / steps)``, then ``end``: the teacher's decay in both papers.
 
-    Source: fairseq ``get_annealed_rate``. ``end = 1`` freezes the teacher from ``steps`` on, as the
-    published large models do."""
+    Source: fairseq ``get_annealed_rate``. ``end = 1`` freezes the teacher from ``steps`` on, as in
+    the published large models.
+    """
 
     start: float
     end: float
     steps: int
 
     def __call__(self, step: int) -> float:
-        """Value at ``step``."""
         if step >= self.steps:
             return self.end
         return self.end - (self.end - self.start) * (1 - step / self.steps)
@@ -46,8 +46,8 @@ class WarmupCosine:
     """Linear from ``initial`` to ``peak`` over ``warmup`` steps, then half a cosine to ``final`` at
     ``steps``, then ``final``.
 
-    Source: fairseq ``cosine_lr_scheduler``; ours stays at ``final`` after the end, where theirs
-    starts a new period."""
+    Source: fairseq ``cosine_lr_scheduler``, which starts a new period after the end.
+    """
 
     peak: float
     warmup: int
@@ -56,7 +56,6 @@ class WarmupCosine:
     final: float = 0.0
 
     def __call__(self, step: int) -> float:
-        """Value at ``step``."""
         if step < self.warmup:
             return self.initial + (self.peak - self.initial) * step / self.warmup
         progress = min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))
@@ -65,11 +64,10 @@ class WarmupCosine:
 
 @dataclass(frozen=True)
 class TriStage:
-    """Warm-up, hold and decay in the given shares of ``steps``: linear up, constant, *exponential*
-    down.
+    """Linear warm-up, constant, *exponential* decay, each for a given share of ``steps``.
 
-    The paper's text says the last stage is linear; the published code, followed here, decays as
-    ``peak exp(log(final_scale) t)``. Source: fairseq ``tri_stage_lr_scheduler``.
+    The paper says that the last stage is linear. The published code, which is followed here, decays
+    as ``peak exp(log(final_scale) t)``. Source: fairseq ``tri_stage_lr_scheduler``.
 
     Args:
         peak: value while holding.
@@ -86,7 +84,6 @@ class TriStage:
     final_scale: float = 0.01
 
     def __call__(self, step: int) -> float:
-        """Value at ``step``."""
         warmup, hold, decay = (int(share * self.steps) for share in self.phases)
         if step < warmup:
             return self.peak * (self.initial_scale + (1 - self.initial_scale) * step / warmup)
@@ -98,14 +95,14 @@ class TriStage:
 
 @dataclass(frozen=True)
 class Cosine:
-    """Half a cosine from ``start`` to ``end`` over ``steps``, then ``end``: a teacher decay in the
-    manner of BYOL and DINO."""
+    """Half a cosine from ``start`` to ``end`` over ``steps``, then ``end``: the teacher's decay in
+    BYOL and DINO.
+    """
 
     start: float
     end: float
     steps: int
 
     def __call__(self, step: int) -> float:
-        """Value at ``step``."""
         progress = min(1.0, step / max(1, self.steps))
         return self.end - 0.5 * (self.end - self.start) * (1 + math.cos(math.pi * progress))

@@ -1,8 +1,10 @@
-"""Batch, Tokens, Mask, Output: the value objects at the seams; they check themselves once."""
+"""Batch, Tokens, Mask, Output, ProbeTask: the values that rooms hand to one another."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -14,23 +16,25 @@ BOS, PAD, EOS, UNK = range(4)  # ids of <s>, <pad>, </s> and <unk>, as RoBERTa h
 class Batch:
     """One micro-batch, as a datamodule yields it.
 
-    ``ids``, ``lengths``, ``weight`` and ``cursor`` describe the batch to the host and never leave
-    it: masks are functions of ``ids`` and ``lengths``, so every count is known without asking the
-    device.
+    Only ``inputs`` and ``labels`` are moved to the device. The other fields stay on the host, where
+    masks are drawn from ``ids`` and ``lengths``: the number of masked positions is then known
+    without waiting for the device.
 
     Args:
-        inputs: (B, S) float waveform at 16 kHz | (B, 3, H, W) float image | (B, T) int64 token ids
-            | (B, C, S) float series.
+        inputs: (B, S) float waveform at 16 kHz, (B, T) int64 token ids, (B, C, H, W) float images,
+            or (B, C, S) float signals of C channels.
         ids: (B,) int64 global sample ids, on the CPU.
-        lengths: (B,) int64 valid length along S or T, on the CPU, or None if every row is full.
-        labels: (B,) int64 class ids, or None; only probes and fine-tuning read them.
-        weight: (B,) float, 0 for a sample that could not be decoded (kept so that the plan does not
-            change), or None.
+        lengths: (B,) int64 valid length along the last axis (S or T), on the CPU; None if every row
+            is full.
+        labels: (B,) int64 class ids, or None. Only probes and fine-tuning read them.
+        weight: (B,) float, or None for 1 everywhere. 0 for a sample that could not be decoded: it
+            keeps its place in the batch, so that the order of the others does not change, and
+            counts for nothing in the loss.
         epoch: the pass over the data that this micro-batch belongs to.
-        cursor: where the stream stands after this batch (two integers per lane); travels with the
-            batch so that the module can keep the one of the last *trained* batch.
-        step_samples: samples of the whole optimizer step on all ranks, told by a rank's last batch
-            of it; else 0.
+        cursor: position in the data after this micro-batch (two integers per reader). It travels
+            with the batch, so that the module can save the position of the last *trained* batch.
+        step_samples: global number of samples in this optimizer step; set on the rank's last
+            micro-batch of the step, 0 on the others.
     """
 
     inputs: Tensor
@@ -44,9 +48,9 @@ class Batch:
 
     def __post_init__(self) -> None:
         rows = self.inputs.shape[0]
-        assert self.inputs.ndim >= 2, (
-            f"inputs must be (B, S), (B, T), (B, C, S) or (B, 3, H, W), got "
-            f"{tuple(self.inputs.shape)}"
+        assert self.inputs.ndim in (2, 3, 4), (
+            "inputs must be (B, S), (B, T), (B, C, S) or (B, C, H, W), "
+            f"got {tuple(self.inputs.shape)}"
         )
         for name in ("ids", "lengths", "labels", "weight"):
             value = getattr(self, name)
@@ -58,23 +62,25 @@ class Batch:
         return self.inputs.shape[0]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The same batch with inputs and labels on ``device``; what describes it stays on the
-        host."""
-        return self._map(lambda t: t.to(device, non_blocking=non_blocking))
+        """The same batch with inputs and labels on ``device``; the other fields stay on the
+        host.
+        """
+        return self._map(lambda tensor: tensor.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
-        """The same batch in page-locked memory, for asynchronous copies (called by
-        ``DataLoader``)."""
+        """The same batch in page-locked memory, for asynchronous copies (``DataLoader`` calls
+        this).
+        """
         return self._map(Tensor.pin_memory)
 
-    def _map(self, move) -> Batch:
-        moved = {k: move(v) for k in ("inputs", "labels") if (v := getattr(self, k)) is not None}
-        return replace(self, **moved)
+    def _map(self, move: Callable[[Tensor], Tensor]) -> Batch:
+        labels = None if self.labels is None else move(self.labels)
+        return replace(self, inputs=move(self.inputs), labels=labels)
 
 
 @dataclass(frozen=True)
 class Tokens:
-    """A sequence of feature vectors, what a stem returns; everything after it is blind to the
+    """A sequence of feature vectors, as a stem returns it. What follows does not depend on the
     modality.
 
     Args:
@@ -89,10 +95,7 @@ class Tokens:
     valid: Tensor | None = None
 
     def __post_init__(self) -> None:
-        size = 1
-        for side in self.grid:
-            size *= side
-        assert self.x.ndim == 3 and self.x.shape[1] == size, (
+        assert self.x.ndim == 3 and self.x.shape[1] == math.prod(self.grid), (
             f"x {tuple(self.x.shape)} does not fit grid {self.grid}"
         )
         assert self.valid is None or self.valid.shape == self.x.shape[:2]
@@ -107,12 +110,12 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Mask:
-    """Which tokens the student must predict (``masked``), and which it gets to see when masked
-    tokens are dropped.
+    """Which tokens the student must predict (``masked``), and which ones it sees when masked tokens
+    are dropped.
 
-    Built on the host (or wherever the sample ids are), with its index lists, and then sent to the
-    device: no size in a training step depends on device memory. R = B * clones rows, N = number of
-    masked positions of all rows.
+    It is built on the device of the sample ids, which is the host in training, together with its
+    index lists, and then copied to the training device: every tensor size of a training step is
+    known on the host. R = B * clones rows, N = number of masked positions of all rows.
 
     Args:
         masked: (R, T) bool, True where the student predicts the target. Enters the loss.
@@ -158,19 +161,14 @@ class Mask:
 
     def to(self, device: torch.device | str) -> Mask:
         """The same mask on ``device`` (asynchronous from page-locked or pageable host memory)."""
-
-        def move(t: Tensor | None) -> Tensor | None:
-            return None if t is None else t.to(device, non_blocking=True)
-
-        masked, index = (
-            self.masked.to(device, non_blocking=True),
-            self.index.to(device, non_blocking=True),
-        )
-        return Mask(masked, index, move(self.kept), move(self.restore), move(self.random))
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = {k: t.to(device, non_blocking=True) for k, t in tensors.items() if t is not None}
+        return Mask(**moved)
 
     def without(self, rows: Tensor) -> Mask:
-        """The same mask with nothing to predict in ``rows`` (R,) bool; what is visible stays as it
-        is."""
+        """The same mask with nothing to predict in ``rows`` (R,) bool; visible tokens stay
+        visible.
+        """
         masked = self.masked & ~rows[:, None]
         return replace(self, masked=masked, index=masked.flatten().nonzero().squeeze(1))
 
@@ -182,22 +180,53 @@ class Mask:
 
 @dataclass(frozen=True)
 class Output:
-    """What one forward of the objective returns; nothing in it has been reduced over ranks or read
-    by the host.
+    """What one forward of an objective returns, for this rank's micro-batch alone.
 
     Args:
-        loss: () float32, *summed* over the predicted positions; divide by the step's global
-            ``count``.
+        loss_sum: () float32, summed over the predicted positions. A step of several micro-batches
+            or ranks adds these sums up and divides by the sum of their ``count``.
         count: number of predicted positions, on the host.
         pred: (N, D) float32 predictions, detached.
-        target: (N, D) float32 regression targets.
+        target: (N, D) float32 targets.
         position: (N,) int64 token position of each row.
-        losses: the summed, weighted terms of ``loss`` by name, detached.
+        terms: what ``loss_sum`` adds up (each weighted and summed over positions) by name,
+            detached.
     """
 
-    loss: Tensor
+    loss_sum: Tensor
     count: int
     pred: Tensor
     target: Tensor
     position: Tensor
-    losses: dict[str, Tensor]
+    terms: dict[str, Tensor]
+
+    @property
+    def loss(self) -> Tensor:
+        """() float32 mean over the predicted positions; 0 if there are none."""
+        return self.loss_sum / max(self.count, 1)
+
+
+@dataclass(frozen=True)
+class ProbeTask:
+    """A classification task on which frozen features are compared.
+
+    Args:
+        name: what is classified ("words", "shapes", "order").
+        train, test: batches with labels, the same at each iteration. No speaker, image or document
+            of ``test`` occurs in ``train`` or in pretraining.
+        classes: number of classes; labels are 0 ... classes - 1.
+        raw_baseline: maps a batch to (B, F) features without learning, such as pixels. Learned
+            features should do better than these.
+        raw_baseline_name: what those features are ("log-mel mean + std").
+        headline: the metric to quote: ``few_shot``, ``linear`` or ``knn``.
+        note: what a reader of the printed table should know about the task, or "".
+    """
+
+    name: str
+    train: Iterable[Batch]
+    test: Iterable[Batch]
+    classes: int
+    raw_baseline: Callable[[Batch], Tensor]
+    raw_baseline_name: str
+    headline: str
+    note: str

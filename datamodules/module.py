@@ -14,8 +14,8 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset
 
 from d2v_pretrain.errors import ConfigError
-from d2v_pretrain.types import Batch
-from datamodules.datasets.probe_tasks import ProbeTask, collate
+from d2v_pretrain.types import Batch, ProbeTask
+from datamodules.datasets.probe_tasks import collate
 from datamodules.order import Cursor, EpochOrder, MicroBatch, StepSampler, readers_for
 from datamodules.transforms.base import Samples
 

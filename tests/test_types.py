@@ -102,7 +102,12 @@ def test_batch_refuses_other_than_one_entry_a_row(field: str) -> None:
 
 def test_batch_refuses_other_ranks() -> None:
     with pytest.raises(AssertionError, match="inputs"):
-        Batch(torch.zeros(2, 10, 3), torch.arange(2))
+        Batch(torch.zeros(2, 10, 3, 4, 5), torch.arange(2))
+
+
+def test_batch_takes_signals_of_several_channels() -> None:
+    batch = Batch(torch.zeros(2, 3, 10), torch.arange(2), torch.tensor([10, 7]))
+    assert len(batch) == 2 and batch.to("meta").inputs.shape == (2, 3, 10)
 
 
 def test_tokens_repeat_rows_in_order() -> None:

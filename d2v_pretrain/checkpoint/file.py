@@ -1,10 +1,9 @@
-"""Checkpoint files: atomic, checksummed, plain types only; newest_valid() falls back past torn and
-corrupt ones.
+"""Checkpoint files: written atomically, with a checksum, of plain types only.
 
-A checkpoint is an ordinary ``torch.save`` file, which is a zip archive, and its zip *comment* holds
-a SHA-256 of every byte before it and the step. A trailer and not a sidecar, because one file can be
-renamed atomically and two cannot; a zip comment, because every zip reader, ``torch.load`` included,
-skips it."""
+A checkpoint is an ordinary ``torch.save`` file, which is a zip archive. Its zip *comment* holds the
+step and a SHA-256 of every byte before it. All zip readers, ``torch.load`` included, skip a
+comment. A second file for the checksum would not do, because two files cannot be renamed at once.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +14,6 @@ import re
 import shutil
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import IO, Any, cast
@@ -24,61 +22,60 @@ import torch
 from torch import Tensor
 
 from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.files import atomic
 
-TEMPORARY = (
-    ".saving.tmp"  # one name a folder: what a killed run leaves behind, the next save overwrites
-)
+TEMPORARY = ".saving.tmp"  # one name per folder, so that a save overwrites what a kill left behind
 _COMMENT = re.compile(rb"d2v_pretrain sha256=([0-9a-f]{64}) step=(\d{12})")
 _COMMENT_SIZE = len("d2v_pretrain sha256= step=") + 64 + 12
 _CHUNK = 1 << 22
 _PLAIN = (int, float, str, bool, bytes, complex, type(None), torch.Size, torch.dtype, torch.device)
+_FREE_SPACE = "free some space, or keep fewer with checkpoint.keep_last"
+_OTHER_FOLDER = "choose a run folder that can be written"
 _CAUSES = {
-    errno.ENOSPC: ("no space is left", "free some space, or keep fewer with checkpoint.keep_last"),
-    errno.EDQUOT: (
-        "the disk quota is used up",
-        "free some space, or keep fewer with checkpoint.keep_last",
-    ),
-    errno.EROFS: ("the file system is read-only", "choose a run folder that can be written"),
-    errno.EACCES: ("permission is denied", "choose a run folder that can be written"),
+    errno.ENOSPC: ("no space is left", _FREE_SPACE),
+    errno.EDQUOT: ("the disk quota is used up", _FREE_SPACE),
+    errno.EROFS: ("the file system is read-only", _OTHER_FOLDER),
+    errno.EACCES: ("permission is denied", _OTHER_FOLDER),
 }
 
 
 def write(content: Mapping[str, Any], path: Path) -> None:
-    """Write a checkpoint so that ``path`` is, at every moment, its old content or the whole new
-    one.
+    """Write a checkpoint atomically: ``path`` is at every moment the old file or the new one.
 
-    Temporary file in the same folder, fsync, rename, fsync of the folder. Costs no memory beyond
-    the content.
+    It needs no memory beyond the content.
 
     Args:
         content: tensors and plain Python types under string keys, with ``global_step``. Anything
-            else is an assertion error that names where it sits, because such a file could not be
-            read back.
+            else is an assertion error that says where it is, because such a file could not be read
+            back.
         path: where to; missing folders are made.
 
     Raises:
-        ConfigError: the disk is full, read-only or otherwise refuses; the file that was there is
+        ConfigError: the disk is full, read-only or refuses for another reason. The old file is
             untouched.
     """
     stranger = next(_strangers(content, "checkpoint"), None)
     assert stranger is None, f"{stranger}: only tensors and plain types may be saved"
-    temporary = path.parent / TEMPORARY
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _write_whole(content, temporary)
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
+        with atomic(path, path.parent / TEMPORARY) as temporary:
+            _write_with_checksum(content, temporary)
     except OSError as error:
-        with suppress(OSError):
-            temporary.unlink()
-        raise _refusal(path, error) from error
+        cause, remedy = _CAUSES.get(
+            error.errno or 0, (str(error.strerror or error), "look at the run folder")
+        )
+        free = ""
+        if path.parent.is_dir():
+            free = f" ({shutil.disk_usage(path.parent).free / 1e9:.1f} GB free)"
+        rule = f"could not be written: {cause}{free}; what was saved before is intact"
+        raise ConfigError("checkpoint", path, rule, remedy) from error
 
 
 def read(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
-    """Read a checkpoint back after checking every byte of it; never runs code that a file may hold.
+    """Read a checkpoint after checking every byte of it. Code in the file is never run.
 
     Args:
-        path: what ``write`` wrote. map_location: as in ``torch.load``.
+        path: a file that ``write`` wrote.
+        map_location: as in ``torch.load``.
 
     Raises:
         ConfigError: missing, torn, changed, foreign, or holding more than tensors and plain types.
@@ -88,44 +85,27 @@ def read(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     try:
         return torch.load(path, map_location=map_location, weights_only=True)
     except UnpicklingError as error:
-        rule = (
-            "holds objects other than tensors and plain types, and loading those could run any code"
-        )
-        raise ConfigError(
-            "checkpoint", path, rule, "save it again with plain types only"
-        ) from error
+        rule = "holds objects other than tensors and plain types; loading those could run any code"
+        remedy = "save it again with plain types only"
+        raise ConfigError("checkpoint", path, rule, remedy) from error
 
 
 def config_of(path: Path) -> str:
-    """The configuration, as YAML, that a checkpoint was made with, without reading its tensors.
+    """The configuration that a checkpoint was made with, as YAML, without reading its tensors.
 
     Raises:
-        ConfigError: the file has none, so it is not a checkpoint of a run or one of another
-            version.
+        ConfigError: the file has none: it is not a checkpoint of a run, or one of another version.
     """
     content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     if "config" not in content or "position" not in content:
-        rule = "was not written by a pretraining run of this version: it has no configuration or no position"
-        raise ConfigError(
-            "checkpoint",
-            path,
-            rule,
-            "move it away, or start from its weights with name=… init_from=…",
-        )
+        rule = "has no configuration or no position: it was not written by a run of this version"
+        remedy = "move it away, or start from its weights with name=… init_from=…"
+        raise ConfigError("checkpoint", path, rule, remedy)
     return content["config"]
 
 
-def write_text(text: str, path: Path) -> None:
-    """Replace a small text file at once: a reader, and a run after a kill, finds the old one or the
-    new one."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
-
-
 def fault(path: Path) -> str | None:
-    """Why a file cannot be trusted, as a clause ("is cut short or ..."), or None if all its bytes
-    are as written."""
+    """Why a file cannot be used, as a clause ("is empty"); None if all bytes are as written."""
     if not path.is_file():
         return "does not exist"
     if path.stat().st_size == 0:
@@ -135,16 +115,14 @@ def fault(path: Path) -> str | None:
         if trailer is None:
             return "is cut short, or was not written by this program: it does not end in a checksum"
         digest, step = trailer
-        return (
-            None
-            if _digest(file, step) == digest
-            else "is corrupt: its bytes do not match its checksum"
-        )
+        same = _digest(file, step) == digest
+        return None if same else "is corrupt: its bytes do not match its checksum"
 
 
 def step_of(path: Path) -> int:
-    """The optimizer step a checkpoint was saved at, from its last bytes alone; -1 if it has no
-    trailer."""
+    """The optimizer step at which a checkpoint was saved, read from its last bytes; -1 if the file
+    is no checkpoint of ours.
+    """
     if not path.is_file():
         return -1
     with path.open("rb") as file:
@@ -153,21 +131,21 @@ def step_of(path: Path) -> int:
 
 
 def newest_valid(folder: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
-    """The checkpoint of the highest step that is whole, judged by content: neither names nor file
-    times count.
+    """The undamaged checkpoint of the highest step. The step is read from the file, not its name.
 
     Args:
         folder: searched for ``*.ckpt``, not below. It need not exist.
 
     Returns:
-        The file, or None, and what was passed over with the reason of each. Older whole files are
-        not read.
+        The file or None, and the damaged files that were passed over, each with the reason. Files
+        older than the one returned are not read.
     """
-    newest_first = sorted(
-        folder.glob("*.ckpt"), key=lambda path: (step_of(path), path.name), reverse=True
-    )
-    # A file cut at its end no longer tells its step: it may have been the newest, so it is always
-    # reported.
+
+    def age(path: Path) -> tuple[int, str]:
+        return step_of(path), path.name
+
+    newest_first = sorted(folder.glob("*.ckpt"), key=age, reverse=True)
+    # The step of a file that is cut short is unknown: it may be the newest, so it is reported.
     rejected = [(path, fault(path) or "") for path in newest_first if step_of(path) < 0]
     for path in newest_first[: len(newest_first) - len(rejected)]:
         reason = fault(path)
@@ -178,7 +156,7 @@ def newest_valid(folder: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
 
 
 class _Hashing:
-    """A file that is hashed while ``torch.save`` writes it, which spares a second pass over it."""
+    """A file whose bytes are hashed while ``torch.save`` writes them."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file, self.sha256 = file, hashlib.sha256()
@@ -191,23 +169,20 @@ class _Hashing:
         self.file.flush()
 
 
-def _write_whole(content: Mapping[str, Any], path: Path) -> None:
+def _write_with_checksum(content: Mapping[str, Any], path: Path) -> None:
     step = int(content["global_step"])
     with path.open("wb") as file:
         hashing = _Hashing(file)
         try:
             torch.save(dict(content), cast(IO[bytes], hashing))
         except RuntimeError as error:
-            # torch closes its archive after a failed write, and that failure hides the reason.
+            # After a failed write torch closes its archive, and that error hides the first one.
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
         hashing.sha256.update(b"%012d" % step)
-        file.seek(
-            -2, os.SEEK_END
-        )  # a zip ends in the length of its comment, zero so far; it was hashed as zero
+        # A zip ends with the length of its comment in two bytes. So far it is 0, and hashed as 0.
+        file.seek(-2, os.SEEK_END)
         comment = b"d2v_pretrain sha256=%s step=%012d" % (hashing.sha256.hexdigest().encode(), step)
         file.write(len(comment).to_bytes(2, "little") + comment)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _trailer(file: IO[bytes]) -> tuple[str, int] | None:
@@ -233,8 +208,9 @@ def _digest(file: IO[bytes], step: int) -> str:
 
 
 def _strangers(value: Any, where: str) -> Iterator[str]:
-    """Where something sits that ``torch.load(weights_only=True)`` would refuse:
-    "checkpoint.callbacks.x is float64"."""
+    """Values that ``torch.load(weights_only=True)`` would refuse, with their places:
+    "checkpoint.callbacks.x is numpy.float64".
+    """
     if isinstance(value, Tensor) or type(value) in _PLAIN:
         return
     if type(value) in (dict, OrderedDict):
@@ -246,27 +222,3 @@ def _strangers(value: Any, where: str) -> Iterator[str]:
             yield from _strangers(inner, f"{where}[{i}]")
     else:
         yield f"{where} is {type(value).__module__}.{type(value).__qualname__}"
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in ``folder`` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _refusal(path: Path, error: OSError) -> ConfigError:
-    cause, remedy = _CAUSES.get(
-        error.errno or 0, (str(error.strerror or error), "look at the run folder")
-    )
-    free = ""
-    if path.parent.is_dir():
-        free = f" ({shutil.disk_usage(path.parent).free / 1e9:.1f} GB free)"
-    return ConfigError(
-        "checkpoint",
-        path,
-        f"could not be written: {cause}{free}; what was saved before is intact",
-        remedy,
-    )

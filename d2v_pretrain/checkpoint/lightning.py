@@ -1,4 +1,4 @@
-"""How Lightning writes and reads our checkpoint files: at once, or beside training."""
+"""How Lightning writes and reads our checkpoint files, in the training thread or beside it."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from d2v_pretrain.checkpoint import file as files
 
 
 class AtomicCheckpointIO(CheckpointIO):
-    """Lightning's seam for ``checkpoint.write`` and ``read``:
+    """Makes Lightning use ``checkpoint.file.write`` and ``read``:
     ``Trainer(plugins=[AtomicCheckpointIO()])``.
 
-    Lightning's own writer goes through the temporary directory, which is a plain copy onto another
-    file system.
+    Lightning's own writer is not atomic if the run's folder is on another file system than the
+    temporary directory.
 
     Args:
-        asynchronous: training waits for a copy into host memory only, and a thread writes it. The
-            copy's memory, as much as a checkpoint is large, is kept for the next one. A kill before
-            the file is whole loses that checkpoint and no other. What went wrong in the thread is
-            raised by the next save, or by ``wait``.
-        then: called with the path of every file that is whole, on the thread that wrote it.
+        asynchronous: training waits only until the state is copied into host memory, and a thread
+            writes the file. The memory of the copy (the size of a checkpoint) is kept for the next
+            one. A kill while the file is written loses this checkpoint and no other. Errors of the
+            thread are raised by the next save, or by ``wait``.
+        then: called with the path of every file that was written, on the thread that wrote it.
     """
 
     def __init__(
@@ -38,14 +38,18 @@ class AtomicCheckpointIO(CheckpointIO):
         self.pending: Future[None] | None = None
 
     def reserve(self, state: dict[str, Any]) -> None:
-        """Take the memory for the weights (``state_dict``) now, so that the first save need not
-        wait for it."""
+        """Allocate the host memory for the weights now, so that the first save does not wait for
+        it.
+
+        Args:
+            state: the module's ``state_dict``.
+        """
         _held({"state_dict": state}, self.buffers, "")
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None
     ) -> None:
-        """See ``checkpoint.write``; Lightning calls it on rank 0 only."""
+        """Write a checkpoint, on rank 0 only. See ``checkpoint.file.write``."""
         assert storage_options is None, "checkpoints are local files"
         self.wait()
         if not self.asynchronous:
@@ -57,7 +61,7 @@ class AtomicCheckpointIO(CheckpointIO):
         self.pending = self.writer.submit(self._write, held, Path(path))
 
     def wait(self) -> None:
-        """Until what was saved is on disk.
+        """Wait until the last checkpoint is on disk.
 
         Raises:
             ConfigError: it could not be written.
@@ -74,20 +78,19 @@ class AtomicCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """See ``checkpoint.read``; ``weights_only`` is on whatever the caller says."""
+        """Read a checkpoint, always as with ``weights_only``. See ``checkpoint.file.read``."""
         return files.read(Path(path), "cpu" if map_location is None else map_location)
 
     def remove_checkpoint(self, path: Any) -> None:
-        """Delete a file if it is there."""
+        """Delete a file if it exists."""
         Path(path).unlink(missing_ok=True)
 
     def teardown(self) -> None:
-        """Leave nothing half written."""
         self.wait()
 
 
 def _held(value: Any, buffers: dict[str, Tensor], where: str) -> Any:
-    """A copy of ``value`` whose tensors are in host memory that is used again for the next copy."""
+    """A copy of ``value`` with its tensors in host memory that the next copy uses again."""
     if isinstance(value, Tensor):
         buffer = buffers.get(where)
         if buffer is None or buffer.shape != value.shape or buffer.dtype != value.dtype:

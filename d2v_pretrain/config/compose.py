@@ -16,7 +16,7 @@ from d2v_pretrain.config.recipes import (
     for_hydra,
     settle,
 )
-from d2v_pretrain.config.rules import METHOD_RULES, RULES, check_numbers
+from d2v_pretrain.config.rules import RULES, check_numbers
 from d2v_pretrain.errors import ConfigError
 
 _SPECIAL = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
@@ -121,15 +121,11 @@ def check(cfg: DictConfig) -> None:
     Raises:
         ConfigError: naming the key as the user types it, its value, the rule and a remedy.
     """
-    method = METHOD_RULES if cfg.task == "pretrain" else ()
-    for rule in (
-        _check_missing,
-        check_numbers,
-        _check_constructors,
-        *RULES,
-        *method,
-    ):
+    from hydra.utils import instantiate
+
+    for rule in (_check_missing, check_numbers, _check_constructors, *RULES):
         rule(cfg)
+    instantiate(cfg.task).check(cfg)
 
 
 def _check_missing(cfg: DictConfig) -> None:

@@ -1,28 +1,12 @@
-"""What a run was made with: environment.json, and whether a run of this name was another one."""
+"""Identity of a run: which settings must not change when it goes on."""
 
 from __future__ import annotations
 
-import importlib.metadata
-import json
-import platform
-import subprocess
-import sys
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 from d2v_pretrain.errors import ConfigError
 
-PACKAGES = (
-    "d2v-pretrain",
-    "torch",
-    "torchvision",
-    "torchaudio",
-    "lightning",
-    "hydra-core",
-    "numpy",
-    "tokenizers",
-)
 # What a run is: where one of these changes, its checkpoints no longer fit or its data order is
 # another one.
 IDENTITY = (
@@ -52,56 +36,6 @@ FREE = (
     "objective.teacher.decay",
     "architecture.checkpointing",
 )
-
-
-def environment() -> dict[str, Any]:
-    """Versions, hardware, commit and command, as plain types."""
-    import torch
-
-    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return {
-        "command": sys.argv,
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "packages": {name: _version(name) for name in PACKAGES},
-        "gpus": gpus,
-        "threads": torch.get_num_threads(),
-        "commit": _commit(),
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    """The clone's commit, with a + if files differ from it; None outside of a clone."""
-    git = [
-        "git",
-        "-C",
-        str(Path(__file__).parent),
-        "describe",
-        "--always",
-        "--abbrev=40",
-        "--exclude=*",
-        "--dirty=+",
-    ]
-    try:
-        return subprocess.run(
-            git, capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return None
-
-
-def write_environment(folder: Path) -> None:
-    """Append this start to ``environment.json``, a list with one entry per start of the run."""
-    file = folder / "environment.json"
-    starts = json.loads(file.read_text()) if file.exists() else []
-    file.write_text(json.dumps([*starts, environment()], indent=2) + "\n")
 
 
 def check_same_run(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

@@ -130,6 +130,11 @@ def for_hydra(typed: Sequence[str]) -> list[str]:
     return words
 
 
+def usual(modality: str) -> str:
+    """The recipe that ``modality=`` means alone."""
+    return "_".join((modality, *USUAL.values()))
+
+
 def folders_of(words: Iterable[str]) -> Folders:
     """``conf/`` and the folders typed as ``conf=DIR`` (several with commas)."""
     typed = [word[5:].strip("[]") for word in words if word.startswith("conf=")]

@@ -1,1 +1,1 @@
-"""Frozen features, classifiers on them, and the probe that compares encoders by both."""
+"""Probes: classifiers on frozen features, to compare encoders."""

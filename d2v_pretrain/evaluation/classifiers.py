@@ -36,12 +36,15 @@ def logistic_regression(
     """Multinomial logistic regression, ``min |W|^2 / 2 + c * sum_i nll_i``, by full-batch L-BFGS in
     float64.
 
-    The objective of ``sklearn.linear_model.LogisticRegression(C=c)``: free intercept, and with two
-    classes one weight vector (two symmetric ones would be penalised half as much).
+    The same objective as ``sklearn.linear_model.LogisticRegression(C=c)``: the intercept is not
+    penalised, and two classes share one weight vector (two symmetric ones would be penalised half
+    as much).
 
     Args:
-        x: (n, D) standardised features. y: (n,) int64 class ids. classes: K. c: inverse strength of
-            the penalty.
+        x: (n, D) standardised features.
+        y: (n,) int64 class ids.
+        classes: K.
+        c: inverse strength of the penalty.
 
     Returns:
         weight (D, K) and bias (K,), float64: ``(x @ weight + bias).argmax(1)`` predicts.
@@ -78,8 +81,7 @@ def _both_classes(solution: Tensor, classes: int) -> tuple[Tensor, Tensor]:
 
 
 def linear(train: Split, test: Split, classes: int, c: float = 0.1) -> float:
-    """Accuracy on ``test`` of a logistic regression fitted on all of ``train``; features
-    standardised beforehand."""
+    """Accuracy on ``test`` of a logistic regression on all of ``train``; both standardised."""
     weight, bias = logistic_regression(*train, classes, c)
     return _accuracy((test[0].double() @ weight + bias).argmax(1), test[1])
 
@@ -87,14 +89,17 @@ def linear(train: Split, test: Split, classes: int, c: float = 0.1) -> float:
 def few_shot(
     train: Split, test: Split, classes: int, shots: int = 5, draws: int = 10, seed: int = 0
 ) -> tuple[float, float]:
-    """Logistic regression on ``shots`` labels a class, over several draws of the labelled examples.
+    """Logistic regression on ``shots`` examples per class, for several draws of these examples.
 
-    The draws depend on ``seed`` and the labels alone, so that every encoder is judged on the same
-    examples.
+    The draws depend on ``seed`` and the labels alone, so all encoders get the same examples.
 
     Args:
-        train, test: ((n, D) standardised features, (n,) class ids). A class with fewer than
-            ``shots`` gives all it has.
+        train, test: ((n, D) standardised features, (n,) class ids). Of a class with fewer than
+            ``shots`` examples all are used.
+        classes: number of classes.
+        shots: training examples per class.
+        draws: number of draws.
+        seed: of the draws.
 
     Returns:
         Mean accuracy on the whole of ``test``, and its standard deviation over the draws.
@@ -109,19 +114,21 @@ def few_shot(
 
 
 def _draw(labels: Tensor, classes: int, shots: int, key: int) -> Tensor:
-    """Indices of ``shots`` examples of every class, from a generator of its own (training
-    randomness is untouched)."""
+    """Indices of ``shots`` examples of every class; the default random generator is not used."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(key))
     shuffled = labels.cpu()[order]
     return torch.cat([order[shuffled == k][:shots] for k in range(classes)])
 
 
 def knn(train: Split, test: Split, classes: int, neighbours: int = 20) -> float:
-    """Accuracy of the majority among the most similar training examples (cosine; a tie goes to the
-    lowest class id).
+    """Accuracy of the majority class of the most similar training examples.
+
+    Similarity is the cosine; a tie goes to the lowest class id.
 
     Args:
-        train, test: ((n, D) standardised features, (n,) class ids). neighbours: at most n are used.
+        train, test: ((n, D) standardised features, (n,) class ids).
+        classes: number of classes.
+        neighbours: number of training examples that vote, at most n.
     """
     bank, votes = F.normalize(train[0], dim=1), F.one_hot(train[1], classes)
     nearest = min(neighbours, len(bank))
@@ -133,14 +140,14 @@ def knn(train: Split, test: Split, classes: int, neighbours: int = 20) -> float:
 
 
 def effective_rank(x: Tensor) -> float:
-    """``exp(entropy(s / sum(s)))`` of the singular values s: how many directions the features
-    really use.
+    """``exp(entropy(s / sum(s)))`` of the singular values s: the number of directions that the
+    features use, between 1 and min(n, D).
 
-    RankMe (Garrido et al., 2023), after Roy and Vetterli (2007). Not centred: features that
-    collapse to one vector give 1, where centred ones would report the rank of rounding noise.
+    RankMe (Garrido et al., 2023), after Roy and Vetterli (2007). Features are not centred: if they
+    collapse to one vector the rank is 1, and not that of rounding noise.
 
     Args:
-        x: (n, D) features. Returns a number between 1 and min(n, D).
+        x: (n, D) features.
     """
     singular = torch.linalg.svdvals(x.double())
     share = singular / singular.sum().clamp_min(torch.finfo(torch.float64).tiny)

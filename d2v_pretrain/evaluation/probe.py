@@ -1,11 +1,12 @@
-"""Probes on frozen features: few-shot, linear and kNN beside a raw-feature floor and a random
-encoder; the table."""
+"""Probes of frozen features: few-shot, linear and kNN accuracy, beside a random encoder and raw
+features.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from rich.table import Table
@@ -13,62 +14,37 @@ from torch import Tensor
 
 from d2v_pretrain.evaluation.classifiers import effective_rank, few_shot, knn, linear, standardise
 from d2v_pretrain.models.encoder import Encoder, mean_of_valid
-from d2v_pretrain.types import Batch
+from d2v_pretrain.types import Batch, ProbeTask
 
 Labelled = tuple[Tensor, Tensor | None]
 METRICS = {"few_shot": "few-shot, 5 labels a class", "linear": "linear", "knn": "20-NN"}
 
 
-class ProbeTask(Protocol):
-    """A labelled task that frozen features are judged on.
-
-    Attributes:
-        name: what is told apart ("words", "shapes", "order").
-        train, test: batches with labels, iterable again and again; ``test`` holds speakers / images
-            / documents that neither ``train`` nor pretraining has seen.
-        classes: number of classes; labels are 0 ... classes - 1.
-        floor: maps a batch to (B, F) features that no one learned, such as pixels; the bar that
-            learning must clear.
-        floor_name: what those are, in a few words.
-        headline: the metric to judge by, a key of ``METRICS``.
-        note: what a reader should know about the task, or "".
-    """
-
-    name: str
-    train: Iterable[Batch]
-    test: Iterable[Batch]
-    classes: int
-    floor: Callable[[Batch], Tensor]
-    floor_name: str
-    headline: str
-    note: str
-
-
 def features(encoder: Encoder, batches: Iterable[Batch], layers: int | None = None) -> Labelled:
-    """Frozen features: the mean over valid tokens of the average output of the top blocks.
+    """Frozen features: the mean over valid tokens of the average output of the last blocks.
 
     Args:
-        encoder: run in evaluation mode on its own device, without gradients; its mode is put back
+        encoder: run in evaluation mode on its own device, without gradients; its mode is restored
             afterwards.
-        batches: inputs, unmasked. layers: how many top blocks to average; half of them by default,
-            1 is the last.
+        batches: unmasked inputs.
+        layers: number of last blocks to average; by default half of them.
 
     Returns:
         (n, D) float32 and, if the batches are labelled, (n,) int64 labels; both on the CPU.
     """
     top = max(1, encoder.depth // 2) if layers is None else layers
     device, training = next(encoder.parameters()).device, encoder.training
+
+    def pool(batch: Batch) -> Tensor:
+        """(B, D); ``layers`` do not contain extra tokens."""
+        encoded = encoder.encode(batch.to(device), top_k=top, tensor="block")
+        return mean_of_valid(torch.stack(encoded.layers).float().mean(0), encoded.valid)
+
     encoder.eval()
     try:
-        return _collect(lambda batch: _pool(encoder, batch.to(device), top), batches)
+        return _collect(pool, batches)
     finally:
         encoder.train(training)
-
-
-def _pool(encoder: Encoder, batch: Batch, top: int) -> Tensor:
-    """(B, D): mean over time of the mean of the top blocks. Extra tokens are not in ``layers``."""
-    encoded = encoder.encode(batch, top_k=top, tensor="block")
-    return mean_of_valid(torch.stack(encoded.layers).float().mean(0), encoded.valid)
 
 
 @torch.no_grad()
@@ -87,30 +63,35 @@ def _collect(extract: Callable[[Batch], Tensor], batches: Iterable[Batch]) -> La
 def probe(
     task: ProbeTask, encoders: Mapping[str, Encoder], layers: int | None = None
 ) -> dict[str, Any]:
-    """Judge the floor and every encoder on one task, by the same classifiers on the same examples.
+    """Evaluate raw features and every encoder on one task, by the same classifiers on the same
+    examples.
 
     Args:
-        task: see ``ProbeTask``. encoders: usually ``{"random": ..., "pretrained": ...}``. layers:
-            see ``features``.
+        task: see ``ProbeTask``.
+        encoders: usually ``{"random": ..., "pretrained": ...}``.
+        layers: see ``features``.
 
     Returns:
-        Plain numbers for ``probe.json``: ``few_shot``, ``linear`` and ``knn`` as ``{"floor":
-            accuracy, "random": ...,
-        "pretrained": ...}``, the deviation over draws ``few_shot_std``, ``effective_rank`` of the
-        encoders' test features, and ``task, classes, chance, train, test, headline, floor_name,
-        note``.
+        The content of ``probe.json``, as plain types: ``few_shot``, ``linear`` and ``knn``, each as
+        ``{"floor": accuracy, "random": ..., "pretrained": ...}`` where "floor" are the raw
+        features; ``few_shot_std``, the deviation over draws; ``effective_rank`` of the encoders'
+        test features; and ``task, classes, chance, train, test, headline, floor_name, note``.
     """
-    sources: dict[str, Callable[[Iterable[Batch]], Labelled]] = {
-        "floor": partial(_collect, task.floor)
+    extractors: dict[str, Callable[[Iterable[Batch]], Labelled]] = {
+        "floor": partial(_collect, task.raw_baseline)
     }
-    sources |= {
-        name: partial(features, encoder, layers=layers) for name, encoder in encoders.items()
+    for name, encoder in encoders.items():
+        extractors[name] = partial(features, encoder, layers=layers)
+    result: dict[str, Any] = {key: {} for key in (*METRICS, "few_shot_std", "effective_rank")}
+    result |= {
+        "task": task.name,
+        "headline": task.headline,
+        "classes": task.classes,
+        "floor_name": task.raw_baseline_name,
+        "note": task.note,
     }
-    result: dict[str, Any] = {
-        key: {} for key in (*METRICS, "few_shot_std", "effective_rank")
-    } | _facts(task)
-    for name, source in sources.items():
-        (train, train_labels), (test, test_labels) = source(task.train), source(task.test)
+    for name, extract in extractors.items():
+        (train, train_labels), (test, test_labels) = extract(task.train), extract(task.test)
         assert train_labels is not None and test_labels is not None, (
             f"probe task {task.name} has no labels"
         )
@@ -123,39 +104,37 @@ def probe(
     return result
 
 
-def _facts(task: ProbeTask) -> dict[str, Any]:
-    names = ("headline", "classes", "floor_name", "note")
-    return {"task": task.name} | {name: getattr(task, name) for name in names}
-
-
 def scores(
     train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], classes: int
 ) -> dict[str, float]:
-    """All classifiers on one kind of features: ``few_shot``, ``few_shot_std``, ``linear``, ``knn``
-    (test accuracies).
+    """Test accuracies of all classifiers on one kind of features.
 
     Args:
-        train, test: ((n, D) features, (n,) labels); standardised here, by the training features.
+        train, test: ((n, D) features, (n,) labels). Features are standardised by those of
+            ``train``.
+        classes: number of classes.
+
+    Returns:
+        ``few_shot``, ``few_shot_std``, ``linear``, ``knn``.
     """
     x, z = standardise(train[0], test[0])
     known, unseen = (x, train[1]), (z, test[1])
     mean, std = few_shot(known, unseen, classes)
-    nearest = knn(known, unseen, classes)
     return {
         "few_shot": mean,
         "few_shot_std": std,
         "linear": linear(known, unseen, classes),
-        "knn": nearest,
+        "knn": knn(known, unseen, classes),
     }
 
 
 def table(result: Mapping[str, Any]) -> Table:
-    """The printed form of ``probe``'s result: chance, floor, random and pretrained rows, the
-    headline metric first."""
+    """The result of ``probe`` for the screen: rows for chance, raw features, random and pretrained
+    encoder; the headline metric in the first column.
+    """
     title = f"Probe '{result['task']}' on frozen features, {result['test']:,} unseen examples"
-    out = Table(
-        title=title, caption=result["note"] or None, title_justify="left", caption_justify="left"
-    )
+    note = result["note"] or None
+    out = Table(title=title, caption=note, title_justify="left", caption_justify="left")
     out.add_column("features")
     order = sorted(METRICS, key=lambda metric: metric != result["headline"])
     for metric in order:
@@ -167,39 +146,28 @@ def table(result: Mapping[str, Any]) -> Table:
         "pretrained": "pretrained encoder",
     }
     for row in result["linear"]:
-        out.add_row(
-            names.get(row, row),
-            *(_cell(result, metric, row) for metric in order),
-            style="bold" * (row == "pretrained"),
-        )
+        cells = {metric: f"{result[metric][row]:.3f}" for metric in order}
+        cells["few_shot"] += f" ±{result['few_shot_std'][row]:.3f}"
+        style = "bold" if row == "pretrained" else ""
+        out.add_row(names.get(row, row), *cells.values(), style=style)
     return out
 
 
-def _cell(result: Mapping[str, Any], metric: str, row: str) -> str:
-    spread = f" ±{result['few_shot_std'][row]:.3f}" if metric == "few_shot" else ""
-    return f"{result[metric][row]:.3f}{spread}"
-
-
 def verdict(result: Mapping[str, Any]) -> str:
-    """One sentence: did pretraining beat the random encoder and the raw features by the headline
-    metric, by how much.
+    """One sentence: whether the pretrained encoder beats the random one and the raw features by the
+    headline metric, and by how much.
 
-    "Beats" takes a gain of two standard errors of the difference of two accuracies on so many test
-    examples; one run on one seed says nothing of the spread over seeds."""
+    "Beats" means a gain of more than two standard errors of a difference of two accuracies on this
+    number of test examples. The spread over seeds is not known from one run.
+    """
     column = result[result["headline"]]
     gains = {"the random encoder": "random", f"raw features ({result['floor_name']})": "floor"}
     parts = []
     for name, row in gains.items():
-        gain = column["pretrained"] - column[row]
-        error = (
-            sum(p * (1 - p) / result["test"] for p in (column["pretrained"], column[row])) ** 0.5
-        )
-        said = (
-            "beats"
-            if gain > 2 * error
-            else "does NOT clearly beat"
-            if gain > 0
-            else "does NOT beat"
-        )
-        parts.append(f"{said} {name} ({gain:+.3f})")
+        both = (column["pretrained"], column[row])
+        gain = both[0] - both[1]
+        error = sum(p * (1 - p) / result["test"] for p in both) ** 0.5
+        beats = "does NOT clearly beat" if gain > 0 else "does NOT beat"
+        beats = "beats" if gain > 2 * error else beats
+        parts.append(f"{beats} {name} ({gain:+.3f})")
     return f"The pretrained encoder {' and '.join(parts)} by {METRICS[result['headline']]}."

@@ -1,4 +1,4 @@
-"""Mask policies: noise -> mask, vectorised, with counts known on the host."""
+"""Mask policies: they draw masks from counter-based noise, on the host, for whole batches."""
 
 from d2v_pretrain.masking.base import MaskPolicy
 from d2v_pretrain.masking.block import BlockMask

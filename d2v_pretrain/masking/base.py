@@ -1,4 +1,4 @@
-"""The mask policy protocol, and what the policies share: row lengths, exact counts, padding."""
+"""MaskPolicy, and what the policies share: row lengths, exact counts, padding."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class MaskPolicy:
         """Draw one mask per clone of each sample.
 
         Args:
-            key: randomness, ``fold_in(seed, epoch)``.
+            key: of the random numbers, ``fold_in(seed, epoch)``.
             ids: (B,) int64 global sample ids.
             clones: M, masks per sample.
             grid: token grid, ``(T,)`` or ``(rows, columns)``.
@@ -91,10 +91,9 @@ def highest(score: Tensor, count: Tensor) -> Tensor:
 
 
 def equalise(masked: Tensor, lengths: Tensor) -> Mask:
-    """The mask, with padding dropped or kept so that every row sees the same number of tokens.
+    """The mask, with as much padding kept in each row that all rows see the same number of tokens.
 
-    Rows shorter than the longest keep fewer real tokens; they are filled up with padding, which
-    attention ignores.
+    Shorter rows keep fewer real tokens and are filled up with padding, which attention ignores.
 
     Args:
         masked: (R, T) bool, within the rows' lengths.

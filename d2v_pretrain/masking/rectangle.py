@@ -1,4 +1,4 @@
-"""Random rectangles of an image until a goal is met: data2vec 1's vision masking (BEiT)."""
+"""Random rectangles of an image: data2vec 1's masking of images, after BEiT."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ _TRIES = 10
 
 @dataclass(frozen=True)
 class RectangleMask(MaskPolicy):
-    """Add rectangles until ``count`` patches are masked or ten tries in a row fail; counts differ
-    between images.
+    """Add rectangles until ``count`` patches are masked or ten tries in a row fail; the number of
+    masked patches differs between images.
 
     A try draws an area uniformly from [min_patches, patches still wanted] and a log-uniform aspect
     ratio, and is accepted if the rectangle is smaller than the image in both directions and newly
@@ -42,7 +42,6 @@ class RectangleMask(MaskPolicy):
     min_aspect: float = 0.3
 
     def check(self, grid: tuple[int, ...], reads: str) -> None:
-        """See ``MaskPolicy``."""
         if len(grid) != 2:
             rule = f"needs images, and the stem reads {reads}"
             raise ConfigError("masking", "rectangle", rule, "choose span, block or token")
@@ -60,7 +59,6 @@ class RectangleMask(MaskPolicy):
         grid: tuple[int, ...],
         lengths: Tensor | None = None,
     ) -> Mask:
-        """Draw the masks; see ``MaskPolicy``. Two-dimensional grids without padding only."""
         assert len(grid) == 2 and lengths is None, "rectangles need a full two-dimensional grid"
         masked = torch.zeros(len(ids) * clones, *grid, dtype=torch.bool, device=ids.device)
         active = torch.ones(len(masked), dtype=torch.bool, device=ids.device)
@@ -87,9 +85,8 @@ class RectangleMask(MaskPolicy):
         height, width = (area * aspect).sqrt().round().long(), (area / aspect).sqrt().round().long()
         top = (draws[:, 2] * (rows - height + 1)).long()
         left = (draws[:, 3] * (columns - width + 1)).long()
-        inside = (
-            _between(top, height, rows)[..., :, None] & _between(left, width, columns)[..., None, :]
-        )
+        in_rows, in_columns = _between(top, height, rows), _between(left, width, columns)
+        inside = in_rows[..., :, None] & in_columns[..., None, :]
         new = (inside & ~masked[:, None]).sum((2, 3))
         accepted = (height < rows) & (width < columns) & (new > 0) & (new <= wanted[:, None])
         first = accepted & (accepted.cumsum(1) == 1)

@@ -1,5 +1,4 @@
-"""Spans of fixed length: data2vec 1's audio and text masking (wav2vec 2.0 and RoBERTa with
-runs)."""
+"""Spans of fixed length: data2vec 1's masking of audio (after wav2vec 2.0) and text (RoBERTa)."""
 
 from __future__ import annotations
 
@@ -24,24 +23,25 @@ from d2v_pretrain.types import Mask
 
 @dataclass(frozen=True)
 class SpanMask(MaskPolicy):
-    """Mask ``int(prob T / length + u)`` spans, u uniform, with starts drawn without replacement;
-    overlaps are allowed.
+    """Mask ``int(prob T / length + u)`` spans, u uniform in [0, 1). Starts are drawn without
+    replacement, and spans may overlap.
 
     Source: fairseq ``data_utils.py:compute_mask_indices`` (static length) and
-    ``mask_tokens_dataset.py``. Kept on purpose: a span of the audio variant never reaches the last
-    frame, and making rows equal breaks spans up (49 % masked in a single row, 44 % in 24 equal
-    rows).
+    ``mask_tokens_dataset.py``. Two effects are as published: with ``fit`` no span reaches the last
+    frame, and with ``equal`` spans are broken up (with the published audio settings 49 % are masked
+    in a single row, 44 % in 24 equal rows).
 
     Args:
         prob: expected share of tokens inside spans if spans did not overlap.
         length: tokens per span.
-        fit: starts lie in [0, T - length), so that each span is whole (audio); otherwise in [0, T),
-            cut at the end (text).
+        fit: starts lie in [0, T - length), so that no span is cut (audio); otherwise in [0, T),
+            and spans are cut at the end of the row (text).
         equal: unmask random single tokens until every row has as many as the row with the fewest.
-        min_spans: at least so many spans a row.
-        keep_prob: share of the chosen tokens that the student sees unchanged; they leave the loss
-            (BERT; needs a token stem).
-        random_prob: share of the chosen tokens replaced by a random token; they leave the loss too.
+        min_spans: least number of spans in a row.
+        keep_prob: share of the chosen tokens that the student sees unchanged, as in BERT; they do
+            not count in the loss.
+        random_prob: share of the chosen tokens that are replaced by a random token; they do not
+            count in the loss either. Needs text.
     """
 
     prob: float
@@ -54,11 +54,9 @@ class SpanMask(MaskPolicy):
 
     @property
     def equal_rows(self) -> bool:  # type: ignore[override]
-        """See ``MaskPolicy``."""
         return self.equal
 
     def check(self, grid: tuple[int, ...], reads: str) -> None:
-        """See ``MaskPolicy``."""
         check_share(self.prob)
         check_length(self.length, grid)
         if self.random_prob and reads != "tokens":
@@ -73,14 +71,11 @@ class SpanMask(MaskPolicy):
         grid: tuple[int, ...],
         lengths: Tensor | None = None,
     ) -> Mask:
-        """Draw the masks; see ``MaskPolicy``."""
         rows, size = row_lengths(ids, clones, grid, lengths), math.prod(grid)
         masked = self._spans(key, ids, clones, rows, size)
         if self.equal:
-            masked = highest(
-                masked + noise(fold_in(key, 2), ids, clones, size),
-                masked.sum(1).min().expand(len(rows)),
-            )
+            fewest = masked.sum(1).min().expand(len(rows))
+            masked = highest(masked + noise(fold_in(key, 2), ids, clones, size), fewest)
         if self.keep_prob + self.random_prob == 0:
             return Mask.of(masked)
         fate = noise(fold_in(key, 3), ids, clones, size)
@@ -90,9 +85,8 @@ class SpanMask(MaskPolicy):
 
     def _spans(self, key: int, ids: Tensor, clones: int, rows: Tensor, size: int) -> Tensor:
         """(R, T) bool, True inside the spans."""
-        count = (
-            self.prob * rows.double() / self.length + noise(fold_in(key, 0), ids, clones, 1)[:, 0]
-        ).long()
+        uniform = noise(fold_in(key, 0), ids, clones, 1)[:, 0]
+        count = (self.prob * rows.double() / self.length + uniform).long()
         count = torch.minimum(count.clamp(min=self.min_spans), rows)
         starts = torch.maximum(rows - self.length, count + 1) if self.fit else rows
         score = noise(fold_in(key, 1), ids, clones, size).masked_fill(~within(starts, size), -1.0)

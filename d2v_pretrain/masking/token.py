@@ -1,4 +1,4 @@
-"""Independent tokens: data2vec 2's text masking, as in masked autoencoders."""
+"""Independent tokens: data2vec 2's masking of text, as in masked autoencoders."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from d2v_pretrain.types import Mask
 class TokenMask(MaskPolicy):
     """Keep ``int(T (1 - prob))`` tokens of a row, drawn uniformly without replacement.
 
-    Source: fairseq ``modalities/base.py:random_masking``. It masks padding like any token and
-    counts it in the loss; here only real tokens are masked (the two agree on full rows).
+    Source: fairseq ``modalities/base.py:random_masking``, which masks padding like any token and
+    counts it in the loss. Here only real tokens are masked; without padding the two agree.
 
     Args:
         prob: share of tokens to mask, in (0, 1).
@@ -33,7 +33,6 @@ class TokenMask(MaskPolicy):
     prob: float
 
     def check(self, grid: tuple[int, ...], reads: str) -> None:
-        """See ``MaskPolicy``."""
         check_share(self.prob)
 
     def __call__(
@@ -44,7 +43,6 @@ class TokenMask(MaskPolicy):
         grid: tuple[int, ...],
         lengths: Tensor | None = None,
     ) -> Mask:
-        """Draw the masks; see ``MaskPolicy``."""
         rows = row_lengths(ids, clones, grid, lengths)
         size = math.prod(grid)
         score = noise(fold_in(key, 0), ids, clones, size).masked_fill(~within(rows, size), -1.0)

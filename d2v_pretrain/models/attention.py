@@ -1,4 +1,4 @@
-"""Multi-head attention through torch's fused kernels, the only one of the project."""
+"""Multi-head attention through torch's fused kernels."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 @dataclass
 class KeyValues:
-    """Keys and values that one attention has seen, (R, H, T, d) each; empty at first."""
+    """Cache of keys and values of one attention, (R, H, T, d) each; empty at first."""
 
     keys: Tensor | None = None
     values: Tensor | None = None
@@ -30,8 +30,8 @@ class Attention(nn.Module):
     Args:
         width: D.
         heads: H, a divisor of D.
-        dropout: on the attention probabilities. It costs 1.5 to 2 times the attention without it.
-        key_bias: k has a bias. BEiT's has none; q and v then carry theirs as separate parameters.
+        dropout: on the attention probabilities. It makes attention 1.5 to 2 times slower.
+        key_bias: k has a bias. In BEiT it has none; then those of q and v are separate parameters.
     """
 
     def __init__(self, width: int, heads: int, dropout: float = 0.0, key_bias: bool = True) -> None:
@@ -40,10 +40,8 @@ class Attention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width, bias=key_bias)
         self.out = nn.Linear(width, width)
         if not key_bias:
-            self.q_bias, self.v_bias = (
-                nn.Parameter(torch.zeros(width)),
-                nn.Parameter(torch.zeros(width)),
-            )
+            self.q_bias = nn.Parameter(torch.zeros(width))
+            self.v_bias = nn.Parameter(torch.zeros(width))
 
     def forward(
         self,
@@ -57,13 +55,14 @@ class Attention(nn.Module):
         """(B, T, D) -> (B, T, D).
 
         Args:
+            x: (B, T, D).
             bias: added to the logits, broadcastable to (B, H, T, S), -inf where attention is
                 forbidden; or bool, True where it is allowed.
-            weights: the probabilities (B, H, T, S), after dropout, are appended to it; they are
-                then computed one by one, and a row that may attend to nothing attends to everything
-                alike.
-            past: what was attended to before; it grows by x, or holds the keys and values of
-                ``context``.
+            weights: a list to which the probabilities (B, H, T, S), after dropout, are appended.
+                The fused kernel is then not used, and a row that may attend to nothing attends to
+                all positions equally.
+            past: cache of keys and values. Those of x are added to it; with ``context`` it holds
+                those of the context.
             context: (B, S, D) to attend to instead of x.
             heads: (H,) factors of the heads' probabilities, or None.
         """
@@ -86,9 +85,9 @@ class Attention(nn.Module):
         return self.out(y.transpose(1, 2).reshape(rows, size, width))
 
     def _project(self, x: Tensor) -> Tensor:
-        return (
-            self.qkv(x) if self.qkv.bias is not None else F.linear(x, self.qkv.weight, self._bias())
-        )
+        if self.qkv.bias is not None:
+            return self.qkv(x)
+        return F.linear(x, self.qkv.weight, self._bias())
 
     def _bias(self) -> Tensor:
         if self.qkv.bias is not None:
@@ -98,14 +97,12 @@ class Attention(nn.Module):
     def _across(
         self, x: Tensor, context: Tensor, past: KeyValues | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """q of x, k and v of the context, which are computed once per ``past``; (B, H, ., d)
-        each."""
+        """q of x, and k and v of the context, which are taken from ``past`` if they are there;
+        (B, H, ., d) each.
+        """
         width, bias = x.shape[-1], self._bias()
-        q = (
-            F.linear(x, self.qkv.weight[:width], bias[:width])
-            .unflatten(-1, (self.heads, -1))
-            .transpose(1, 2)
-        )
+        q = F.linear(x, self.qkv.weight[:width], bias[:width])
+        q = q.unflatten(-1, (self.heads, -1)).transpose(1, 2)
         if past is not None and past.keys is not None and past.values is not None:
             return q, past.keys, past.values
         both = F.linear(context, self.qkv.weight[width:], bias[width:])
@@ -117,10 +114,7 @@ class Attention(nn.Module):
     def _weights(self, q: Tensor, k: Tensor, bias: Tensor | None) -> Tensor:
         logits = q @ k.transpose(-1, -2) * q.shape[-1] ** -0.5
         if bias is not None:
-            logits = (
-                logits.masked_fill(~bias, float("-inf"))
-                if bias.dtype == torch.bool
-                else logits + bias
-            )
+            forbids = bias.dtype == torch.bool
+            logits = logits.masked_fill(~bias, float("-inf")) if forbids else logits + bias
         lowest = torch.finfo(logits.dtype).min
         return F.dropout(logits.clamp(min=lowest).softmax(-1), self.dropout, self.training)

@@ -13,18 +13,18 @@ from d2v_pretrain.models.attention import Attention, KeyValues
 
 
 class Trace:
-    """What a forward leaves behind of every block, for those who ask.
+    """Collects intermediate results of a forward.
 
     Args:
-        attentions: keep the attention probabilities, which are then computed without the fused
+        attentions: collect attention probabilities too, which are then computed without the fused
             kernel.
 
     Attributes:
-        hidden: (R, E + T, D) each: the first block's input, then every block's output, also of a
-            skipped block.
-        attentions: (R, H, T, T) each, of the blocks that ran; None if not asked for.
+        hidden: (R, E + T, D) each: the input of the first block, then the output of every block,
+            skipped ones included.
+        attentions: (R, H, T, T) each, of the blocks that were not skipped; None if not collected.
         cross_attentions: (R, H, T, S) each, of the blocks that attend to a context; None if not
-            asked for.
+            collected.
     """
 
     def __init__(self, attentions: bool = False) -> None:
@@ -38,10 +38,10 @@ class Context:
     """What a block reads beside its input.
 
     Args:
-        past: of its own attention, or None to remember nothing.
-        states: (R, S, D) another encoder's output, or None.
-        bias: over ``states``; see ``Attention``.
-        past_states: keys and values of ``states``.
+        past: keys and values of earlier tokens, to which new ones are added; None for no cache.
+        states: (R, S, D) output of another encoder, or None.
+        bias: attention bias over ``states``; see ``Attention``.
+        past_states: cached keys and values of ``states``.
         heads: (H,) factors of the attention heads, or None.
     """
 
@@ -57,10 +57,10 @@ class Block(nn.Module):
     N2(x + f)``. Pre-norm (data2vec 1 vision): ``x = x + g1 attn(N1(x)); f = mlp(N2(x)); x = x + g2
     f``.
 
-    ``f``, the feed-forward output before dropout and residual, is data2vec's target tensor for all
-    but its first vision model. Source: fairseq ``TransformerSentenceEncoderLayer`` and
-    ``AltBlock``, BEiT ``Block``. The reference's pre-norm ``AltBlock`` loses its attention
-    residual; no published model uses it and this one does not.
+    ``f``, the feed-forward output before dropout and residual, is the target tensor of all data2vec
+    models but the first for vision. Source: fairseq ``TransformerSentenceEncoderLayer`` and
+    ``AltBlock``, BEiT ``Block``. fairseq's pre-norm ``AltBlock`` leaves out the residual around
+    attention; no published model uses it, and this class does not follow it.
 
     Args:
         width: D.
@@ -71,7 +71,7 @@ class Block(nn.Module):
         attention_dropout: on attention probabilities.
         activation_dropout: after GELU.
         drop_path: probability of dropping a residual branch, per row.
-        layer_scale: initial value of the learned factors g1, g2 of both branches; None for none.
+        layer_scale: initial value of the learned factors g1 and g2; None for no factors.
         norm_eps: of the LayerNorms.
         key_bias: see ``Attention``.
         activation: of the feed-forward part.
@@ -101,11 +101,8 @@ class Block(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(width, norm_eps), nn.LayerNorm(width, norm_eps)
         hidden = int(width * mlp_ratio + 1e-6)  # 49 * (1 / 49) is less than 1
         self.fc1, self.fc2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
-        self.norm_first, self.dropout, self.activation_dropout = (
-            norm_first,
-            dropout,
-            activation_dropout,
-        )
+        self.norm_first = norm_first
+        self.dropout, self.activation_dropout = dropout, activation_dropout
         self.drop_path, self.activation = drop_path, activation
         self.cross = Attention(width, heads, attention_dropout) if cross else None
         self.cross_norm = nn.LayerNorm(width, norm_eps) if cross else None

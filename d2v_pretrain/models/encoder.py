@@ -1,5 +1,4 @@
-"""The encoder of every modality and both versions: stem -> positions -> visible tokens ->
-blocks."""
+"""The encoder of all modalities and both versions: stem, positions, visible tokens, blocks."""
 
 from __future__ import annotations
 
@@ -13,17 +12,17 @@ from torch.utils.checkpoint import checkpoint
 
 from d2v_pretrain.models.block import Block, Context, Trace
 from d2v_pretrain.models.init import initialise_blocks
-from d2v_pretrain.models.positions import LearnedPositions
+from d2v_pretrain.models.positions import Positions
 from d2v_pretrain.models.stems.base import Stem
 from d2v_pretrain.types import Batch, Mask, Tokens
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """What the blocks made of a sequence.
+    """Output of an encoder.
 
     Args:
-        x: (R, E + K, D) output with the E extra tokens in front.
+        x: (R, E + K, D) output, the E extra tokens in front.
         layers: (R, K, D) feed-forward or block outputs of the last ``top_k`` blocks, in order,
             without extra tokens.
         valid: (R, K) bool, False at padding, or None.
@@ -44,8 +43,8 @@ class Encoded:
 class Encoder(nn.Module):
     """Stem, positions and a stack of ``Block``s.
 
-    The published encoders are choices of arguments. data2vec 2's "prenet" blocks are simply the
-    first of ``depth`` blocks, those that ``top_k`` does not reach.
+    The published encoders differ in these arguments alone. data2vec 2's "prenet" blocks are the
+    first of the ``depth`` blocks, which ``top_k`` does not reach.
 
     Args:
         stem: inputs -> local features.
@@ -53,22 +52,22 @@ class Encoder(nn.Module):
             ``drop_path``.
         width: D.
         depth: number of blocks.
-        positions: module that maps tokens to offsets added to them, or None.
-        bias: module that makes the attention bias, or None.
-        layer_bias: makes such a module for every block; added to what ``bias`` makes.
+        positions: offsets added to the tokens, or None.
+        bias: module that computes an attention bias for all blocks, or None.
+        layer_bias: makes one such module per block; its bias is added to that of ``bias``.
         extra_tokens: E learned tokens in front (CLS).
         extra_init: standard deviation of their start.
         input_norm: LayerNorm before the blocks (post-norm models).
         final_norm: LayerNorm after the blocks (pre-norm models).
         input_dropout: after ``input_norm``.
-        drop_path: rate of the last block.
+        drop_path: rate of the last block; it grows linearly from 0 at the first.
         layer_drop: probability of skipping a whole block in training, drawn on the host.
-        zero_padding: zero the features at padding before positions are added (data2vec 1 audio and
+        zero_padding: set features at padding to 0 before positions are added (data2vec 1 audio and
             text).
         norm_eps: of the two LayerNorms here.
         init: of the blocks, ``bert`` or ``beit``.
-        checkpointing: forget what blocks computed and compute it again in the backward: equal bits,
-            less memory, 40 % more time (width 384, 4 blocks, one CPU core).
+        checkpointing: recompute activations in backward: less memory, identical result, about 40 %
+            slower.
     """
 
     def __init__(
@@ -77,7 +76,7 @@ class Encoder(nn.Module):
         block: Callable[..., Block],
         width: int,
         depth: int,
-        positions: nn.Module | None = None,
+        positions: Positions | None = None,
         bias: nn.Module | None = None,
         extra_tokens: int = 0,
         extra_init: float = 1.0,
@@ -95,11 +94,8 @@ class Encoder(nn.Module):
         super().__init__()
         self.checkpointing = checkpointing
         self.width, self.depth, self.extra_tokens = width, depth, extra_tokens
-        self.layer_drop, self.zero_padding, self.input_dropout = (
-            layer_drop,
-            zero_padding,
-            input_dropout,
-        )
+        self.layer_drop, self.zero_padding = layer_drop, zero_padding
+        self.input_dropout = input_dropout
         self.stem, self.positions, self.bias = stem, positions, bias
         self.input_norm = nn.LayerNorm(width, norm_eps) if input_norm else nn.Identity()
         self.final_norm = nn.LayerNorm(width, norm_eps) if final_norm else nn.Identity()
@@ -129,18 +125,16 @@ class Encoder(nn.Module):
             mask: if given, its dropped tokens are left out.
             top_k: return the outputs of this many last blocks.
             tensor: which output, ``ffn`` or ``block``.
-            trace: collects the blocks' inputs, outputs and attention probabilities.
-            allowed: (R or 1, H or 1, T, S) bool, True where attention is allowed, in place of what
-                ``tokens`` say of padding.
+            trace: collects the inputs, outputs and attention probabilities of all blocks.
+            allowed: (R or 1, H or 1, T, S) bool, True where attention is allowed; by default
+                everywhere but at padding.
             contexts: what each block reads beside its input.
         """
         x, valid, kept = self._visible(tokens, mask)
         if self.extra_tokens:
-            extra = (
-                self.extra + self.positions.front
-                if isinstance(self.positions, LearnedPositions)
-                else self.extra
-            )
+            extra: Tensor = self.extra
+            if self.positions is not None:
+                extra = self.positions.placed_extra(extra)
             x = torch.cat([extra.expand(x.shape[0], -1, -1).to(x.dtype), x], 1)
         if allowed is None and valid is not None:
             allowed = F.pad(valid, (self.extra_tokens, 0), value=True)[:, None, None]
@@ -179,14 +173,15 @@ class Encoder(nn.Module):
     def _attention_biases(
         self, grid: tuple[int, ...], kept: Tensor | None, allowed: Tensor | None, x: Tensor
     ) -> list[Tensor | None]:
-        """What each block adds to its logits, in the precision that they compute in; see
-        ``Attention``."""
+        """The bias of each block's attention logits, in the dtype of these logits; see
+        ``Attention``.
+        """
         device = x.device.type
         mixed = torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
         dtype = torch.get_autocast_dtype(device) if mixed else x.dtype
 
         def made(module: nn.Module) -> Tensor:
-            return module(grid, kept, self.extra_tokens).to(dtype)  # once, not in every block
+            return module(grid, kept, self.extra_tokens).to(dtype)
 
         def masked(bias: Tensor | None) -> Tensor | None:
             if allowed is None or bias is None:
@@ -214,16 +209,14 @@ class Encoder(nn.Module):
             trace.hidden.append(x)
         for depth, block in enumerate(self.blocks):
             if self.training and self.layer_drop > 0 and float(torch.rand(())) < self.layer_drop:
-                # Zero gradients rather than none: the optimizer and DDP then treat every step
-                # alike. Biases count too: with every block skipped nothing else reaches them, and
-                # ranks would wait for their gradients for ever.
-                own = () if self.layer_biases is None else self.layer_biases[depth].parameters()
-                skipped = [
-                    *block.parameters(),
-                    *(() if self.bias is None else self.bias.parameters()),
-                    *own,
-                ]
-                x = x + sum(p.view(-1)[0] * 0 for p in skipped)
+                # Parameters of a skipped block get a gradient of zero and not None, because DDP
+                # waits for every gradient. So do those of the biases, in case that all blocks are
+                # skipped.
+                skipped = [block, self.bias]
+                if self.layer_biases is not None:
+                    skipped.append(self.layer_biases[depth])
+                modules = [module for module in skipped if module is not None]
+                x = x + sum(p.view(-1)[0] * 0 for module in modules for p in module.parameters())
             else:
                 x, ffn = self._block(
                     block, x, biases[depth], trace, None if contexts is None else contexts[depth]
@@ -242,7 +235,7 @@ class Encoder(nn.Module):
         trace: Trace | None,
         context: Context | None,
     ) -> tuple[Tensor, Tensor]:
-        # A checkpointed block runs twice, and must not write twice.
+        # A checkpointed block runs twice; it must not write into a trace or a cache twice.
         writes = (trace is not None and trace.attentions is not None) or (
             context is not None and context.past is not None
         )
@@ -256,7 +249,7 @@ def mean_of_valid(x: Tensor, valid: Tensor | None) -> Tensor:
     x = x.float()
     if valid is None:
         return x.mean(1)
-    # Not a product with the weight: padding may hold anything, NaN included.
+    # masked_fill and not a product, because padding may hold NaN.
     return x.masked_fill(~valid[..., None], 0.0).sum(1) / valid.sum(1, keepdim=True).clamp_min(1)
 
 

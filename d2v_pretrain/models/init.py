@@ -1,5 +1,4 @@
-"""How block weights start; stems and predictors keep their own initialisation beside their
-layers."""
+"""Initial weights of blocks; those of stems and predictors are set in their own classes."""
 
 from __future__ import annotations
 
@@ -12,9 +11,10 @@ from d2v_pretrain.models.block import Block
 def initialise_blocks(blocks: nn.ModuleList, scheme: str) -> None:
     """Initialise the linear layers of every block in place; biases become 0, norms stay 1 and 0.
 
-    ``bert``: N(0, .02) (fairseq ``init_bert_params``). ``beit``: normal of std .02 cut at +-.02,
-    then the two output projections of block l (from 1) are divided by ``sqrt(2 l)`` (BEiT
-    ``fix_init_weight``)."""
+    ``bert``: N(0, .02) (fairseq ``init_bert_params``). ``beit``: normal of std .02 truncated at
+    +-.02, then the two output projections of block l (from 1) are divided by ``sqrt(2 l)`` (BEiT
+    ``fix_init_weight``).
+    """
     assert scheme in ("bert", "beit"), f"unknown init {scheme!r}: bert or beit"
     for depth, block in enumerate(blocks, start=1):
         assert isinstance(block, Block)
@@ -27,8 +27,9 @@ def initialise_blocks(blocks: nn.ModuleList, scheme: str) -> None:
 
 
 def initialise_linear(linear: nn.Linear, scheme: str) -> None:
-    """One linear layer: ``bert``, ``beit`` (before depth scaling) or ``default`` (torch's own, left
-    untouched)."""
+    """Initialise a linear layer in place: ``bert``, ``beit`` (without the division) or ``default``,
+    which keeps torch's initial weights.
+    """
     assert scheme in ("bert", "beit", "default"), f"unknown init {scheme!r}: bert, beit or default"
     if scheme == "default":
         return

@@ -1,5 +1,6 @@
-"""What tells tokens where they are: offsets added to x (convolution, sin-cos, learned) and biases
-added to attention (ALiBi, relative)."""
+"""Positions: offsets added to tokens (convolution, sin-cos, learned) and biases added to attention
+(ALiBi, relative).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +15,19 @@ from d2v_pretrain.models.conv import conv_last
 from d2v_pretrain.types import Tokens
 
 
-class ConvPositions(nn.Module):
+class Positions(nn.Module):
+    """Offsets that are added to the tokens of a stem."""
+
+    def forward(self, tokens: Tokens) -> Tensor:
+        """(1 or B, T, D) offsets for (B, T, D) tokens."""
+        raise NotImplementedError
+
+    def placed_extra(self, extra: Tensor) -> Tensor:
+        """(1, E, D) extra tokens with their own offsets, where there are any."""
+        return extra
+
+
+class ConvPositions(Positions):
     """Offsets from ``depth`` grouped convolutions over time, each followed by LayerNorm (no affine)
     and GELU.
 
@@ -27,8 +40,8 @@ class ConvPositions(nn.Module):
         total_kernel: their kernels' sum; each has ``max(3, total_kernel // depth)``, padded to keep
             T.
         groups: convolution groups.
-        mask_padding: zero the padding before each convolution. The published models do not (their
-            output at the last valid frames depends on the amount of padding); leave False to match
+        mask_padding: zero the padding before each convolution. The published models do not, so
+            their output at the last valid frames depends on the amount of padding; False matches
             their checkpoints.
         activation: after each LayerNorm.
     """
@@ -62,7 +75,7 @@ class ConvPositions(nn.Module):
         return x
 
 
-class SinCosPositions(nn.Module):
+class SinCosPositions(Positions):
     """Fixed offsets: sines and cosines of the column in the first half of the channels, of the row
     in the second.
 
@@ -81,28 +94,26 @@ class SinCosPositions(nn.Module):
     def forward(self, tokens: Tokens) -> Tensor:
         """(1, T, D) offsets for a grid of (rows, columns)."""
         rows, columns = tokens.grid
-        rate = 10000.0 ** (
-            -torch.arange(self.width // 4, device=tokens.x.device, dtype=torch.float64)
-            / (self.width // 4)
+        channels, device = self.width // 4, tokens.x.device
+        frequency = 10000.0 ** (
+            -torch.arange(channels, device=device, dtype=torch.float64) / channels
         )
-        x = torch.arange(columns, device=rate.device).repeat(rows)[:, None] * rate
-        y = torch.arange(rows, device=rate.device).repeat_interleave(columns)[:, None] * rate
-        return (self.scale * torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], 1)).to(tokens.x.dtype)[
-            None
-        ]
+        x = torch.arange(columns, device=device).repeat(rows)[:, None] * frequency
+        y = torch.arange(rows, device=device).repeat_interleave(columns)[:, None] * frequency
+        offsets = self.scale * torch.cat([x.sin(), x.cos(), y.sin(), y.cos()], 1)
+        return offsets.to(tokens.x.dtype)[None]
 
 
-class LearnedPositions(nn.Module):
-    """Offsets from a learned table, one row for each token in front and for each patch; another
-    grid gets the patches' part resized, bicubic.
+class LearnedPositions(Positions):
+    """Offsets from a learned table with one row for each extra token and each patch.
 
-    Zero at the start. Source: BEiT and ViT ``interpolate_pos_encoding``; theirs takes every table
-    for a square one.
+    The table is zero at the start. For another grid the rows of patches are resized, bicubic.
+    Source: BEiT and ViT ``interpolate_pos_encoding``, which assume a square grid.
 
     Args:
         width: D.
         grid: (rows, columns) of patches that the table is made for.
-        extra: E, the tokens in front.
+        extra: E, the number of extra tokens in front.
     """
 
     def __init__(self, width: int, grid: tuple[int, int], extra: int = 1) -> None:
@@ -110,10 +121,8 @@ class LearnedPositions(nn.Module):
         self.window, self.extra = grid, extra
         self.table = nn.Parameter(torch.zeros(1, extra + grid[0] * grid[1], width))
 
-    @property
-    def front(self) -> Tensor:
-        """(1, E, D) offsets of the tokens in front."""
-        return self.table[:, : self.extra]
+    def placed_extra(self, extra: Tensor) -> Tensor:
+        return extra + self.table[:, : self.extra]
 
     def forward(self, tokens: Tokens) -> Tensor:
         """(1, T, D) offsets for a grid of (rows, columns)."""
@@ -121,21 +130,18 @@ class LearnedPositions(nn.Module):
         if tokens.grid == self.window:
             return table
         image = table.unflatten(1, self.window).permute(0, 3, 1, 2)
-        return (
-            F.interpolate(image, tokens.grid, mode="bicubic", align_corners=False)
-            .flatten(2)
-            .transpose(1, 2)
-        )
+        resized = F.interpolate(image, tokens.grid, mode="bicubic", align_corners=False)
+        return resized.flatten(2).transpose(1, 2)
 
 
 class Alibi(nn.Module):
     """Attention bias ``-slope_h |i - j| scale_h``: symmetric ALiBi with one learned scale per head,
     shared by all layers.
 
-    Slopes are ``2^(-8 (h+1) / H)`` for a power of two, else those of the next lower power followed
-    by every other one of the doubled power. A negative scale acts as 0 (and then has no gradient,
-    as published). Computed from the visible positions alone; the reference expands (B * M, H, T, T)
-    and gathers. Source: fairseq ``modalities/base.py:get_alibi``.
+    Slopes are ``2^(-8 (h+1) / H)`` if H is a power of two, else those of the next lower power of
+    two followed by every other one of its double. A negative scale acts as 0 and then has no
+    gradient, as published. The bias is computed for visible positions only; the reference computes
+    (B * M, H, T, T) and gathers. Source: fairseq ``modalities/base.py:get_alibi``.
 
     Args:
         heads: H.
@@ -154,11 +160,10 @@ class Alibi(nn.Module):
         Args:
             grid: token grid.
             kept: (R, K) visible positions, or None for all.
-            extra: tokens in front.
+            extra: E, the number of extra tokens in front.
         """
-        place = (
-            torch.arange(math.prod(grid), device=self.slopes.device)[None] if kept is None else kept
-        )
+        every = torch.arange(math.prod(grid), device=self.slopes.device)[None]
+        place = every if kept is None else kept
         distance = (place[:, :, None] - place[:, None, :]).abs().to(self.slopes.dtype)
         bias = -(self.slopes * self.scale.clamp(min=0))[:, None, None] * distance[:, None]
         return F.pad(bias, (extra, 0, extra, 0))
@@ -172,18 +177,17 @@ def alibi_slopes(heads: int) -> list[float]:
 
 
 class RelativeBias(nn.Module):
-    """Attention bias from one table per head, indexed by the offset between two patches; three rows
-    serve the CLS token.
+    """Attention bias from one table per head, indexed by the offset between two patches.
 
     The table has ``(2 rows - 1)(2 columns - 1) + 3`` rows, the last three for CLS to patch, patch
-    to CLS and CLS to CLS; zero at the start. The index is recomputed, never stored or averaged (the
-    reference's EMA averages it and goes wrong by one). Source: BEiT ``RelativePositionBias``.
+    to CLS and CLS to CLS; it is zero at the start. The index is recomputed and not a buffer, which
+    the reference's teacher averages and makes wrong by one. Source: BEiT ``RelativePositionBias``.
 
     Args:
         heads: H.
         grid: (rows, columns) of patches that the table is made for.
-        resize: serve other grids too, by the table resized to theirs, bilinear (MiDaS 3.1).
-            Otherwise another grid is a mistake, and tells so.
+        resize: accept other grids, for which the table is resized, bilinear (MiDaS 3.1). Otherwise
+            they are an error.
     """
 
     def __init__(self, heads: int, grid: tuple[int, int], resize: bool = False) -> None:
@@ -196,9 +200,8 @@ class RelativeBias(nn.Module):
         """Bias of (1 or R, H, E + K, E + K); E is 0 or 1. See ``Alibi.forward``."""
         assert extra <= 1, "the table knows one CLS token"
         table = self._table(grid)
-        place = (
-            torch.arange(math.prod(grid), device=self.table.device)[None] if kept is None else kept
-        )
+        every = torch.arange(math.prod(grid), device=self.table.device)[None]
+        place = every if kept is None else kept
         row, column = place // grid[1], place % grid[1]
         down = row[:, :, None] - row[:, None, :] + grid[0] - 1
         right = column[:, :, None] - column[:, None, :] + grid[1] - 1

@@ -1,5 +1,6 @@
-"""data2vec: predict what the teacher, who sees everything, makes of the parts that the student does
-not see."""
+"""data2vec: at masked positions, predict the representations that a teacher makes of the unmasked
+input.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 
 from d2v_pretrain.masking.base import MaskPolicy
 from d2v_pretrain.models.encoder import Encoder
+from d2v_pretrain.objective.base import Objective
 from d2v_pretrain.objective.loss import RegressionLoss
+from d2v_pretrain.objective.statistics import spread
 from d2v_pretrain.objective.targets import Targets
 from d2v_pretrain.objective.teacher import Teacher
 from d2v_pretrain.objective.view import View
@@ -18,7 +21,7 @@ from d2v_pretrain.rng import fold_in
 from d2v_pretrain.types import Batch, Mask, Output, Tokens
 
 
-class Data2Vec(nn.Module):
+class Data2Vec(Objective):
     """data2vec 1 and 2 (Baevski et al., arXiv 2202.03555 and 2212.07525) for every modality.
 
     ==================  ============================  ==========================================
@@ -33,17 +36,17 @@ class Data2Vec(nn.Module):
         student: the encoder that is trained.
         teacher: makes the teacher from the student.
         mask: mask policy.
-        view: how the student meets the mask.
-        predictor: student output -> predictions at masked positions.
-        targets: teacher layers -> regression targets.
-        loss: per-row regression loss.
+        view: what the student sees of masked tokens.
+        predictor: maps the student's output to predictions at masked positions.
+        targets: maps layers of the teacher to regression targets.
+        loss: regression loss of each row.
         clones: M, masks per sample.
         cls_weight: weight of the CLS term: the first extra token predicts the mean target of its
-            sample. As published it is multiplied by the number of predicted positions of the
+            sample. As published, the term is multiplied by the number of predicted positions of the
             micro-batch, so that after the division by that number its weight per row is
             ``cls_weight``, which grows with B * M.
-        teacher_view: changes the teacher's batch given the mask (``compat`` only; see
-            ``MaskedTokensOnly``).
+        teacher_view: changes the teacher's batch given the mask; None shows the teacher the batch
+            as it is (both papers). See ``MaskedTokensOnly`` and ``Recolour``.
         seed: of the masks.
     """
 
@@ -65,22 +68,22 @@ class Data2Vec(nn.Module):
         assert cls_weight == 0 or student.extra_tokens > 0, "the CLS term needs an extra token"
         self.student, self.predictor, self.teacher = student, predictor, teacher(student)
         self.mask, self.view, self.targets, self.loss = mask, view, targets, loss
-        self.clones, self.cls_weight, self.teacher_view, self.seed = (
-            clones,
-            cls_weight,
-            teacher_view,
-            seed,
-        )
-        self.lr_scales: dict[str, float] = {}  # every parameter learns at the same rate
+        self.clones, self.cls_weight = clones, cls_weight
+        self.teacher_view, self.seed = teacher_view, seed
 
     @property
     def encoders(self) -> tuple[Encoder, Encoder]:
-        """Student and teacher."""
         return self.student, self.teacher.encoder
 
     def after_step(self, updates: int) -> dict[str, float]:
-        """What happens after optimizer step number ``updates``: the teacher moves. Returns numbers
-        to log."""
+        """Move the teacher towards the student. Call it after every optimizer step.
+
+        Args:
+            updates: number of optimizer steps done, 1 after the first.
+
+        Returns:
+            ``decay``, the teacher's decay of this step, for the log.
+        """
         self.teacher.update(self.student, updates)
         return {"decay": self.teacher.decay(updates)}
 
@@ -91,9 +94,14 @@ class Data2Vec(nn.Module):
 
         Args:
             batch: B samples.
-            mask: B * clones rows to use instead of the policy's.
-            noise: (B * clones, T, D) to use at the gaps instead of fresh decoder noise.
+            mask: B * clones rows to use instead of those that the policy draws.
+            noise: (B * clones, T, D) to use at dropped positions instead of fresh decoder noise.
+
+        Raises:
+            RuntimeError: ``after_step`` was not called after the last optimizer step.
         """
+        if self.training:
+            self.teacher.guard.check()
         mask = (self.draw(batch) if mask is None else mask).to(batch.inputs.device)
         local = self.student.stem(batch)
         target = self.target(batch, local, mask)  # (B, T, D)
@@ -106,23 +114,17 @@ class Data2Vec(nn.Module):
         losses = {"regression": self.loss(pred, at_masked).sum()}
         if self.cls_weight:
             mean = target.mean(1).repeat_interleave(self.clones, 0)
-            counted = mask.masked.any(1)  # not a sample of weight 0, which has nothing to predict
-            losses["cls"] = (
-                self.cls_weight * mask.count * (counted * self.loss(encoded.x[:, 0], mean)).sum()
-            )
+            counted = mask.masked.any(1)  # a sample of weight 0 has nothing to predict
+            rows = counted * self.loss(encoded.x[:, 0], mean)
+            losses["cls"] = self.cls_weight * mask.count * rows.sum()
         detached = {name: value.detach() for name, value in losses.items()}
-        return Output(
-            torch.stack(list(losses.values())).sum(),
-            mask.count,
-            pred.detach(),
-            at_masked,
-            position,
-            detached,
-        )
+        loss_sum = torch.stack(list(losses.values())).sum()
+        return Output(loss_sum, mask.count, pred.detach(), at_masked, position, detached)
 
     def draw(self, batch: Batch) -> Mask:
-        """The policy's masks for a batch: a function of (seed, epoch, sample ids, clone), made on
-        the host."""
+        """The policy's masks for a batch, on the host; a function of (seed, epoch, sample ids,
+        clone) alone.
+        """
         stem = self.student.stem
         key = fold_in(self.seed, batch.epoch)
         lengths = stem.token_lengths(batch.lengths)
@@ -138,3 +140,19 @@ class Data2Vec(nn.Module):
         seen = batch if self.teacher_view is None else self.teacher_view(batch, mask)
         encoded = self.teacher(seen, local, self.targets.top_k, self.targets.tensor)
         return self.targets(encoded.layers, encoded.valid)
+
+    def statistics(self, output: Output) -> dict[str, Tensor]:
+        """Spread of targets and predictions, loss terms, relative loss.
+
+        ``loss_relative`` is the regression loss divided by that of predicting zero. The loss itself
+        may rise while training goes well, because the targets grow; the relative loss does not
+        depend on their size.
+        """
+        stats = {}
+        if len(output.terms) > 1:
+            stats = {f"loss_{name}": term / output.count for name, term in output.terms.items()}
+        of_zero = self.loss(torch.zeros_like(output.target), output.target).sum()
+        stats["loss_relative"] = output.terms["regression"] / of_zero
+        for name, rows in (("target", output.target), ("pred", output.pred)):
+            stats[f"{name}_std"], stats[f"{name}_position_std"] = spread(rows, output.position)
+        return stats

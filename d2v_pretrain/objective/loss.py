@@ -34,9 +34,6 @@ class RegressionLoss:
         return error.sum(-1) * self.factor(pred.shape[-1])
 
     def factor(self, width: int) -> float:
-        """What the sum over ``width`` channels is multiplied with."""
-        return (
-            {"sqrt_dim": width**-0.5, "dim": 1 / width}[self.scale]
-            if isinstance(self.scale, str)
-            else self.scale
-        )
+        """The factor on the sum over ``width`` channels."""
+        named = {"sqrt_dim": width**-0.5, "dim": 1 / width}
+        return named[self.scale] if isinstance(self.scale, str) else self.scale

@@ -1,5 +1,6 @@
-"""From the student's output to predictions at the masked positions: a small head, or a
-convolutional decoder."""
+"""Predictors map the student's output to predictions at masked positions: a small head, or a
+convolutional decoder.
+"""
 
 from __future__ import annotations
 
@@ -46,8 +47,8 @@ class Head(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """data2vec 2: noise at the gaps, then convolutions over the whole grid, then a projection at
-    the masked positions.
+    """data2vec 2: noise at the dropped positions, then convolutions over the whole grid, then a
+    projection at the masked positions.
 
     Layer i: convolution (same size) -> LayerNorm over channels (no affine, eps 1e-5) -> GELU, plus
     its input where ``residual`` and the channel counts agree. Source: fairseq
@@ -93,12 +94,8 @@ class ConvDecoder(nn.Module):
             for before in channels[:-1]
         )
         self.projection = projection(dim, width, projection_layers, projection_ratio, init)
-        self.dims, self.residual, self.input_dropout, self.noise_std = (
-            dims,
-            residual,
-            input_dropout,
-            noise_std,
-        )
+        self.dims, self.residual = dims, residual
+        self.input_dropout, self.noise_std = input_dropout, noise_std
 
     def forward(
         self, x: Tensor, mask: Mask, grid: tuple[int, ...], noise: Tensor | None = None
@@ -109,7 +106,7 @@ class ConvDecoder(nn.Module):
             x: (R, K, D) student output at the visible positions, or (R, T, D) at all.
             mask: R rows.
             grid: token grid of T positions.
-            noise: (R, T, D) what stands at the dropped positions, instead of fresh noise.
+            noise: (R, T, D) to use at the dropped positions instead of fresh noise.
 
         Returns:
             (N, D).

@@ -1,5 +1,4 @@
-"""Collapse monitors: how much targets and predictions differ between samples, overall and at a
-fixed position."""
+"""Signs of collapse: how much targets and predictions vary, overall and at a fixed position."""
 
 from __future__ import annotations
 
@@ -8,13 +7,13 @@ from torch import Tensor
 
 
 def spread(rows: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
-    """Standard deviation over rows, and over rows at the same position; averaged over channels (and
-    positions).
+    """Standard deviation over all rows, and over rows at the same position; averaged over channels
+    (and positions).
 
-    A target that has become a function of position alone keeps its overall spread (its norms see to
-    that) and loses the second: 1 means that the target tells samples apart, 0 that it does not. The
-    overall one is the reference's ``target_var`` (which is ``sqrt(var + 1e-6)``, a standard
-    deviation, in spite of its name).
+    Targets are normalised, so their overall deviation stays near 1 even if they depend on the
+    position alone. The deviation at a fixed position then falls to 0: targets no longer tell
+    samples apart. The overall number is the reference's ``target_var``, which is in spite of its
+    name ``sqrt(var + 1e-6)``.
 
     Args:
         rows: (N, D) float targets or predictions.

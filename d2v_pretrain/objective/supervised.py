@@ -1,5 +1,4 @@
-"""Supervised classification: a linear layer over the encoder's mean output, with the interface of
-``Data2Vec``."""
+"""Supervised classification: a linear layer on the mean of the encoder's output."""
 
 from __future__ import annotations
 
@@ -8,55 +7,41 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2v_pretrain.models.encoder import Encoder, mean_of_valid
+from d2v_pretrain.objective.base import Objective
 from d2v_pretrain.types import Batch, Output
 
 
-class Supervised(nn.Module):
+class Supervised(Objective):
     """Mean over the real tokens of the encoder's output -> dropout -> linear -> cross entropy; all
     weights are trained.
 
     Args:
         student: the encoder.
-        classes: of the labels; the run asks the data before it builds this.
+        classes: number of classes; read from the labels at start.
         dropout: on the pooled output.
-        layer_decay: learning rate of a block over that of the next one; stem and positions count as
-            one before the first, final norm and shared attention bias learn like the head (BEiT
-            ``optim_factory.py: get_num_layer_for_vit``).
+        layer_decay: ratio of a block's learning rate to that of the block after it. Stem and
+            positions count as one block before the first; final norm and shared attention bias have
+            the learning rate of the head (BEiT ``optim_factory.py: get_num_layer_for_vit``).
     """
 
     def __init__(
         self, student: Encoder, classes: int | None, dropout: float = 0.0, layer_decay: float = 1.0
     ) -> None:
         super().__init__()
-        assert classes is not None, "the data say how many classes there are"
-        self.student, self.predictor, self.dropout = (
-            student,
-            nn.Linear(student.width, classes),
-            dropout,
-        )
-        for name, parameter in student.named_parameters():
-            if name.endswith(
-                "mask_vector"
-            ):  # nothing is masked, and ranks would wait for its gradient for ever
-                parameter.requires_grad_(False)
+        assert classes is not None, "the number of classes is read from the labels at start"
+        self.student, self.dropout = student, dropout
+        self.predictor = nn.Linear(student.width, classes)
+        if student.stem.mask_vector is not None:  # nothing is masked: DDP would wait for its grad
+            student.stem.mask_vector.requires_grad_(False)
         scales = {
             "student.": layer_decay ** (student.depth + 1),
             "student.final_norm.": 1.0,
             "student.bias.": 1.0,
         }
         for depth in range(student.depth):
-            rate = layer_decay ** (student.depth - depth)
-            scales |= {f"student.blocks.{depth}.": rate, f"student.layer_biases.{depth}.": rate}
+            scale = layer_decay ** (student.depth - depth)
+            scales |= {f"student.blocks.{depth}.": scale, f"student.layer_biases.{depth}.": scale}
         self.lr_scales = scales
-
-    @property
-    def encoders(self) -> tuple[Encoder]:
-        """The one that is trained."""
-        return (self.student,)
-
-    def after_step(self, updates: int) -> dict[str, float]:
-        """Nobody follows."""
-        return {}
 
     def logits(self, batch: Batch) -> Tensor:
         """(B, classes) float32."""
@@ -65,7 +50,7 @@ class Supervised(nn.Module):
         return self.predictor(F.dropout(pooled, self.dropout, self.training)).float()
 
     def forward(self, batch: Batch) -> Output:
-        """Cross entropy summed over the samples that could be read."""
+        """Cross entropy of the samples that could be decoded; ``count`` is their number."""
         assert batch.labels is not None, "fine-tuning needs labels"
         logits = self.logits(batch)
         target = F.one_hot(batch.labels, logits.shape[1]).float()
@@ -75,6 +60,5 @@ class Supervised(nn.Module):
             rows, count = rows * batch.weight.to(rows), int((batch.weight > 0).sum())
         loss = rows.sum()
         position = torch.zeros(len(batch), dtype=torch.int64, device=rows.device)
-        return Output(
-            loss, count, logits.detach(), target, position, {"cross_entropy": loss.detach()}
-        )
+        terms = {"cross_entropy": loss.detach()}
+        return Output(loss, count, logits.detach(), target, position, terms)

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _EPS = 1e-5
+_LAYER_ORDER = ("batch", "instance", "group", "layer")
+_MEAN_ORDER = ("layer", "instance")
 
 
 @dataclass(frozen=True)
@@ -20,17 +22,17 @@ class Targets:
     Norms apply in the reference's order whatever the order given: ``batch`` (over B and T),
     ``instance`` (over T, per sample and channel), ``group`` (over T and D), ``layer`` (over D);
     after the mean ``layer``, then ``instance``. Source: fairseq ``data2vec2.py:make_targets``,
-    ``data2vec_audio.py:forward``; BEiT ``engine_for_cyclical.py``. With neither batch nor instance
-    norm per layer the reference's audio code normalises the mean over the batch axis; ours does
-    not.
+    ``data2vec_audio.py:forward``; BEiT ``engine_for_cyclical.py``. One difference: with neither
+    batch nor instance norm per layer, the reference's audio code normalises the mean over the batch
+    axis, and ours does not.
 
     Args:
         top_k: number of last blocks averaged.
         tensor: ``ffn`` (feed-forward output before the residual) or ``block``.
         layer_norms: of each layer's output, among batch, instance, group, layer.
         mean_norms: of the average, among layer, instance.
-        count_padding: padded frames enter the instance-norm statistics, as in the reference. By
-            default they do not.
+        count_padding: include padded frames in the statistics of batch and instance norms, as the
+            reference does.
     """
 
     top_k: int
@@ -41,12 +43,11 @@ class Targets:
 
     def __post_init__(self) -> None:
         for names, known in ((self.layer_norms, _LAYER_ORDER), (self.mean_norms, _MEAN_ORDER)):
-            assert set(names) <= set(known), (
-                f"unknown target norms {set(names) - set(known)}: choose from {known}"
-            )
+            unknown = set(names) - set(known)
+            assert not unknown, f"unknown target norms {unknown}: choose from {known}"
 
     def __call__(self, layers: Sequence[Tensor], valid: Tensor | None) -> Tensor:
-        """Build the targets.
+        """Compute the targets.
 
         Args:
             layers: ``top_k`` tensors of (B, T, D).
@@ -55,9 +56,7 @@ class Targets:
         Returns:
             (B, T, D) float32.
         """
-        assert len(layers) == self.top_k, (
-            f"top_k is {self.top_k} but the teacher gave {len(layers)} layers"
-        )
+        assert len(layers) == self.top_k, f"{len(layers)} layers, and top_k is {self.top_k}"
         counted = None if self.count_padding else valid
         total = torch.zeros_like(layers[0], dtype=torch.float32)
         for layer in layers:
@@ -65,31 +64,19 @@ class Targets:
         return _apply(total / self.top_k, self.mean_norms, _MEAN_ORDER, counted)
 
 
-_LAYER_ORDER = ("batch", "instance", "group", "layer")
-_MEAN_ORDER = ("layer", "instance")
-
-
 def _apply(x: Tensor, names: Sequence[str], order: Sequence[str], valid: Tensor | None) -> Tensor:
     for name in order:
         if name in names:
-            x = _NORMS[name](x, valid)
+            x = _normalise(x, name, valid)
     return x
 
 
-def _layer(x: Tensor, valid: Tensor | None) -> Tensor:
-    return F.layer_norm(x, x.shape[-1:], eps=_EPS)
-
-
-def _group(x: Tensor, valid: Tensor | None) -> Tensor:
-    return F.layer_norm(x, x.shape[-2:], eps=_EPS)
-
-
-def _instance(x: Tensor, valid: Tensor | None) -> Tensor:
-    return _standardise(x, valid, 1)
-
-
-def _batch(x: Tensor, valid: Tensor | None) -> Tensor:
-    return _standardise(x, valid, (0, 1))
+def _normalise(x: Tensor, norm: str, valid: Tensor | None) -> Tensor:
+    if norm == "layer":
+        return F.layer_norm(x, x.shape[-1:], eps=_EPS)
+    if norm == "group":
+        return F.layer_norm(x, x.shape[-2:], eps=_EPS)
+    return _standardise(x, valid, 1 if norm == "instance" else (0, 1))
 
 
 def _standardise(x: Tensor, valid: Tensor | None, dims: int | tuple[int, ...]) -> Tensor:
@@ -101,6 +88,3 @@ def _standardise(x: Tensor, valid: Tensor | None, dims: int | tuple[int, ...]) -
     mean = (x * weight).sum(dims, keepdim=True) / count
     variance = ((x - mean).square() * weight).sum(dims, keepdim=True) / count
     return (x - mean) * (variance + _EPS).rsqrt()
-
-
-_NORMS = {"batch": _batch, "instance": _instance, "group": _group, "layer": _layer}

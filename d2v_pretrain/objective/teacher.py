@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from d2v_pretrain.models.encoder import Encoded, Encoder
+from d2v_pretrain.objective.guard import UpdateGuard
 from d2v_pretrain.schedules import Schedule
 from d2v_pretrain.types import Batch, Tokens
 
@@ -17,16 +19,16 @@ class Teacher(nn.Module):
     """A complete encoder that follows the student: ``teacher <- decay * teacher + (1 - decay) *
     student``.
 
-    Parameters whose name starts with one of ``copied`` are taken over unaveraged, as the published
-    recipes do for the conv stem (audio) and the embeddings (text). Buffers are never averaged: the
-    reference averages an integer index buffer and shifts it.
+    Parameters whose name starts with one of ``copied`` are copied instead of averaged, as in the
+    published recipes for the conv stem (audio) and the embeddings (text). Buffers are never
+    averaged: the reference averages an integer index buffer, which makes it wrong by one.
 
     Args:
-        student: copied at the start.
-        decay: schedule of the number of updates done.
+        student: its weights are the teacher's at the start.
+        decay: schedule; read at the number of optimizer steps done.
         copied: names of encoder parts that are copied, e.g. ``("stem", "positions")``.
-        reads_student_stem: take the student's local features (the conv extractor then runs once)
-            instead of the teacher's own.
+        reads_student_stem: use the student's local features (the conv stem then runs once) instead
+            of the teacher's own.
     """
 
     def __init__(
@@ -39,9 +41,10 @@ class Teacher(nn.Module):
         super().__init__()
         self.encoder = copy.deepcopy(student).float().requires_grad_(False).eval()
         self.decay, self.copied, self.reads_student_stem = decay, tuple(copied), reads_student_stem
+        self.guard = UpdateGuard(student)
 
     def train(self, mode: bool = True) -> Teacher:
-        """Stay in eval mode: no dropout, no layer drop, whatever the caller asks for."""
+        """Stay in eval mode whatever ``mode`` is: no dropout, no layer drop."""
         return super().train(False)
 
     @torch.no_grad()
@@ -50,8 +53,8 @@ class Teacher(nn.Module):
 
         Args:
             batch: the input.
-            local: the student's local features of it.
-            top_k: layers to return.
+            local: the student's local features of the same input.
+            top_k: number of last blocks whose outputs are returned.
             tensor: ``ffn`` or ``block``.
         """
         if self.reads_student_stem:
@@ -64,21 +67,15 @@ class Teacher(nn.Module):
     def update(self, student: Encoder, updates: int) -> None:
         """Move towards the student after its optimizer step number ``updates`` (the first is 1).
 
-        Weights of float32 masters only: at decays of .9999 a half-precision accumulator would not
-        move at all."""
-        ours, theirs = dict(self.encoder.named_parameters()), dict(student.named_parameters())
-        averaged = [name for name in ours if not name.startswith(self.copied or ("\0",))]
-        copied = [name for name in ours if name.startswith(self.copied or ("\0",))]
-        _move(averaged, ours, theirs, 1 - self.decay(updates))
-        _move(
-            copied, ours, theirs, 1.0
-        )  # exactly a copy; _foreach_copy_ knows no shares of trainer=fsdp
-
-
-def _move(
-    names: list[str], ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], weight: float
-) -> None:
-    if names:
-        torch._foreach_lerp_(
-            [ours[n] for n in names], [theirs[n].detach().float() for n in names], weight
-        )
+        The teacher is float32 even if the student is not: with a decay of .9999 a half-precision
+        average would not move at all.
+        """
+        self.guard.steps = 0
+        teachers = dict(self.encoder.named_parameters())
+        students = {name: p.detach().float() for name, p in student.named_parameters()}
+        copied = [name for name in teachers if any(map(name.startswith, self.copied))]
+        averaged = [name for name in teachers if name not in copied]
+        for names, decay in ((averaged, self.decay(updates)), (copied, 0.0)):
+            if names:
+                average = get_ema_multi_avg_fn(decay)  # a decay of 0 is an exact copy
+                average([teachers[n] for n in names], [students[n] for n in names], updates)

@@ -1,4 +1,4 @@
-"""How the student meets the mask: masked tokens replaced (data2vec 1) or absent (data2vec 2)."""
+"""What the student sees of masked tokens: a replacement (data2vec 1) or nothing (data2vec 2)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class View(Protocol):
     replaces: ClassVar[bool]
 
     def __call__(self, student: Encoder, batch: Batch, local: Tokens, mask: Mask) -> Encoded:
-        """Encode ``local`` (B * clones rows, before masking) as the student may see it."""
+        """Encode what the student may see of ``local`` (B * clones rows, not yet masked)."""
         ...
 
     def check(self, mask: MaskPolicy, fills_gaps: bool) -> None:
@@ -41,13 +41,13 @@ class View(Protocol):
 
 @dataclass(frozen=True)
 class Replace:
-    """Masked tokens become a learned vector (for text: the ``<mask>`` id); the student encodes all
-    T positions."""
+    """Masked tokens are replaced by a learned vector (text: by the ``<mask>`` id); the student
+    encodes all T positions.
+    """
 
     replaces: ClassVar[bool] = True
 
     def __call__(self, student: Encoder, batch: Batch, local: Tokens, mask: Mask) -> Encoded:
-        """See ``View``."""
         return student(student.stem.replaced(batch, local, mask))
 
     def check(self, mask: MaskPolicy, fills_gaps: bool) -> None:
@@ -61,7 +61,6 @@ class Drop:
     replaces: ClassVar[bool] = False
 
     def __call__(self, student: Encoder, batch: Batch, local: Tokens, mask: Mask) -> Encoded:
-        """See ``View``."""
         return student(local, mask)
 
     def check(self, mask: MaskPolicy, fills_gaps: bool) -> None:
@@ -77,12 +76,12 @@ class Drop:
 
 @dataclass(frozen=True)
 class MaskedTokensOnly:
-    """``compat``: what the teacher of fairseq's public data2vec 1 text run read (fairseq issue
-    #4881).
+    """The teacher sees the masked tokens only, as in fairseq's public data2vec 1 text run (fairseq
+    issue #4881).
 
-    Its data set hands over masked-language-model targets, the ids at masked positions and padding
-    everywhere else, so the teacher never saw the visible words. The paper, and our default, give it
-    the whole sequence.
+    That run gave its teacher the targets of masked language modelling: the ids at masked positions
+    and padding everywhere else. The teacher never saw the visible words. In the paper, and by our
+    default, it sees the whole sequence.
 
     Args:
         pad: the padding id.
@@ -100,18 +99,16 @@ class MaskedTokensOnly:
 
 @dataclass(frozen=True)
 class Recolour:
-    """The teacher sees each image in other colours: channels permuted, scaled by .5 to 1.5 and, at
-    random, inverted.
+    """The teacher sees each image in other colours: channels are permuted, scaled by .5 to 1.5 and,
+    at random, inverted.
 
-    Not published: the reference's optional ``target_transform``, an own colour jitter for the
-    teacher, taken further. What the student cannot know of the target is then its colours, and what
-    is left to predict is shape."""
+    The student cannot predict these colours, so it learns to predict shape. Not published; it goes
+    further than the reference's optional ``target_transform``, a colour jitter for the teacher.
+    """
 
     def __call__(self, batch: Batch, mask: Mask) -> Batch:
         """The teacher's batch; (B, 3, H, W) images of about zero mean."""
-        draw = torch.rand(
-            2, *batch.inputs.shape[:2], device=batch.inputs.device
-        )  # from the step's generator
+        draw = torch.rand(2, *batch.inputs.shape[:2], device=batch.inputs.device)
         order = draw[0].argsort(1)[..., None, None].expand_as(batch.inputs)
         sign = 1 - 2 * (draw[1] < 0.5).to(batch.inputs.dtype)
         gain = sign * (0.5 + (2 * draw[1]) % 1)

@@ -1,5 +1,6 @@
-"""FSDP2: each rank keeps its share of weights, teacher and optimizer; checkpoints stay whole
-ordinary files."""
+"""FSDP2: each rank keeps a shard of weights, teacher and optimizer; checkpoints are the same files
+as without it.
+"""
 
 from __future__ import annotations
 
@@ -13,23 +14,22 @@ from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
-from torch.utils._pytree import tree_map_only
 
-from d2v_pretrain.objective.data2vec import Data2Vec
-from d2v_pretrain.objective.supervised import Supervised
+from d2v_pretrain.objective.base import Objective
+from d2v_pretrain.training.internals import map_tensors, use_all_ranks_for_data
 
 
 class Sharded(ModelParallelStrategy):
     """Lightning's FSDP2 strategy with checkpoints that any strategy and any number of ranks can go
     on from.
 
-    Lightning's own way around a full checkpoint does not do: it reads past our checksums, and it
-    numbers optimizer state by the model's parameters, which mixes up states as soon as there are
-    several parameter groups. Here a checkpoint is what one process would have written: every share
-    is unsharded on saving, cut again on loading.
+    A checkpoint is the file that one process would have written: shards are gathered on saving and
+    distributed again on loading. Lightning's own full checkpoints cannot be used. They are read
+    without our checksums, and their optimizer state is numbered by the model's parameters, which
+    mixes up states where there are several parameter groups.
 
     Args:
-        timeout: for how long a rank waits for the others before it gives up.
+        timeout: how long a rank waits for the others before it gives up.
     """
 
     def __init__(self, timeout: timedelta) -> None:
@@ -37,99 +37,100 @@ class Sharded(ModelParallelStrategy):
 
     @property
     def lightning_restore_optimizer(self) -> bool:
-        """By ``load_optimizer_state_dict``, as always."""
+        """Restore the optimizer by ``load_optimizer_state_dict``."""
         return True
 
     def setup_environment(self) -> None:
-        """All ranks share one model."""
-        self._data_parallel_size = self.num_nodes * self.num_processes
+        use_all_ranks_for_data(self)
         super().setup_environment()
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Whole weights, on the host of the first rank; every rank must call."""
-        return self._whole(Strategy.lightning_module_state_dict(self))
+        """Full weights, on the host of rank 0. A collective: every rank must call it."""
+        return self._gathered(Strategy.lightning_module_state_dict(self))
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """Whole moments, numbered as the optimizer numbers them; every rank must call."""
-        return self._whole(Strategy.optimizer_state(self, optimizer))
+        """Full optimizer state, numbered as by the optimizer. A collective: every rank must call
+        it.
+        """
+        return self._gathered(Strategy.optimizer_state(self, optimizer))
 
     def load_checkpoint(
         self, checkpoint_path: Any, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """The whole file, checked, on every rank."""
+        """The full file, checked, on every rank."""
         return Strategy.load_checkpoint(self, checkpoint_path, weights_only)
 
     def load_model_state_dict(self, checkpoint: Mapping[str, Any], strict: bool = True) -> None:
-        """Every rank takes its share of whole weights."""
+        """Load this rank's shards of full weights."""
         assert self.lightning_module is not None
-        shares = dict(self.lightning_module.named_parameters())
-        state = {
-            name: _cut(value, shares.get(name)) for name, value in checkpoint["state_dict"].items()
-        }
+        parameters = dict(self.lightning_module.named_parameters())
+        full = checkpoint["state_dict"]
+        state = {name: _shard_like(parameters.get(name), value) for name, value in full.items()}
         self.lightning_module.load_state_dict(state, strict=strict)
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Every rank takes its share of whole moments; those of a parameter lie as the parameter
-        does."""
+        """Load this rank's shards of a full optimizer state; moments are sharded like their
+        parameter.
+        """
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"]):
-            shares = [p for group in optimizer.param_groups for p in group["params"]]
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
             numbers = [n for group in saved["param_groups"] for n in group["params"]]
             state = {
-                n: {key: _cut(value, share) for key, value in saved["state"][n].items()}
-                for n, share in zip(numbers, shares)
+                n: {key: _shard_like(p, value) for key, value in saved["state"][n].items()}
+                for n, p in zip(numbers, parameters)
                 if n in saved["state"]
             }
             optimizer.load_state_dict({**saved, "state": state})
 
-    def _whole(self, state: dict[str, Any]) -> dict[str, Any]:
-        def gather(share: Tensor) -> Tensor | None:
-            all_of_it = full_tensor(share)  # by all ranks, one tensor at a time
-            return all_of_it.cpu() if self.is_global_zero else None
+    def _gathered(self, state: dict[str, Any]) -> dict[str, Any]:
+        def gather(tensor: DTensor) -> Tensor | None:
+            full = tensor.full_tensor()  # on all ranks, one tensor at a time
+            return full.cpu() if self.is_global_zero else None
 
-        return tree_map_only(DTensor, gather, state)
-
-
-def full_tensor(share: Tensor) -> Tensor:
-    """An ordinary tensor; of one that is shared out, every rank must ask."""
-    return share.full_tensor() if isinstance(share, DTensor) else share
+        return map_tensors(DTensor, gather, state)
 
 
-def _cut(value: Any, share: Tensor | None) -> Any:
-    if (
-        not isinstance(share, DTensor)
-        or not isinstance(value, Tensor)
-        or value.shape != share.shape
-    ):
+def full_tensor(tensor: Tensor) -> Tensor:
+    """The full tensor. For a DTensor this is a collective: every rank must call it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _shard_like(parameter: Tensor | None, value: Any) -> Any:
+    """``value``, sharded as ``parameter`` is; unchanged if it is no tensor of that shape."""
+    if not isinstance(parameter, DTensor) or not isinstance(value, Tensor):
         return value
-    return distribute_tensor(
-        value.to(share.device), share.device_mesh, share.placements, src_data_rank=None
-    )
+    if value.shape != parameter.shape:
+        return value
+    mesh, placements = parameter.device_mesh, parameter.placements
+    return distribute_tensor(value.to(parameter.device), mesh, placements, src_data_rank=None)
 
 
-def shard(objective: Data2Vec | Supervised, mesh: Any) -> None:
-    """Share an objective out over the ranks of ``mesh``: block by block, and the rest in one piece.
+def shard(objective: Objective, mesh: Any) -> None:
+    """Shard an objective over the ranks of ``mesh``: each block by itself, the rest in one unit.
 
-    Student blocks that layer drop may skip belong to the rest: ranks skip different ones, and
-    gathering a block takes all of them."""
+    Student blocks that layer drop may skip belong to the rest, because ranks skip different blocks
+    and gathering one is a collective.
+    """
     for encoder in objective.encoders:
         if encoder is not objective.student or not encoder.layer_drop:
             for block in encoder.blocks:
                 fully_shard(block, mesh=mesh)
-    # Its output is the first tensor that backward meets. What the objective returns is none, and
-    # without one there is nothing that tells FSDP of a backward pass where blocks belong to the
-    # rest.
+    # FSDP learns of a backward pass through the output tensors of its units. An objective returns
+    # an Output and no tensor, so the predictor, whose output backward reaches first, is a unit.
     fully_shard(objective.predictor, mesh=mesh)
     fully_shard(objective, mesh=mesh)
 
 
 @contextmanager
 def unsharded(objective: nn.Module) -> Iterator[None]:
-    """Inside, parts of a sharded objective may be used by themselves, by all ranks alike; else this
-    does nothing."""
+    """Allow parts of a sharded objective to be called on their own, by all ranks alike.
+
+    Without FSDP this does nothing.
+    """
     if not isinstance(objective, FSDPModule):
         yield
         return
-    objective.unshard()  # what is not in a block, such as the stems; blocks see to themselves
+    objective.unshard()  # the stems and all else that is in no block; blocks gather themselves
     try:
         yield
     finally:

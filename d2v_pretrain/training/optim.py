@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from d2v_pretrain.training.internals import multiply_in_place
+
 
 def parameter_groups(
     modules: Iterable[nn.Module],
@@ -16,44 +18,40 @@ def parameter_groups(
     """Split the trainable parameters by weight decay and learning-rate scale.
 
     Args:
-        modules: e.g. student and predictor; a frozen parameter is left out.
-        weight_decay_on: ``all`` (the published data2vec 2 and audio runs, whose exemptions never
-            took effect) or ``matrices`` (no decay for biases, norms, layer scales and extra tokens;
-            data2vec 1 vision, whose mask vector decays).
-        lr_scales: learning-rate factor by prefix of the parameter's name; the longest matching
-            prefix counts.
+        modules: e.g. student and predictor; frozen parameters are left out.
+        weight_decay_on: ``all`` (published data2vec 2 and audio runs; their code meant to exempt
+            some parameters, without effect) or ``matrices`` (no decay for biases, norms, layer
+            scales and extra tokens; data2vec 1 vision, whose mask vector decays).
+        lr_scales: factor on the learning rate by prefix of the parameter's name; the longest
+            matching prefix counts.
 
     Returns:
         Groups for a torch optimizer with the keys ``params``, ``lr_scale`` and ``decays`` (bool).
     """
-    assert weight_decay_on in ("all", "matrices"), (
-        f"weight_decay_on is {weight_decay_on!r}: all or matrices"
-    )
+    assert weight_decay_on in ("all", "matrices"), f"unknown weight_decay_on {weight_decay_on!r}"
+    scales = {"": 1.0} | dict(lr_scales or {})
     groups: dict[tuple[float, bool], list[Tensor]] = {}
     for module in modules:
         for name, parameter in module.named_parameters():
-            if parameter.requires_grad:
-                flat = parameter.ndim < 2 and not name.endswith(
-                    "mask_vector"
-                )  # three axes in BEiT: decays
-                exempt = weight_decay_on == "matrices" and (
-                    flat or name.rpartition(".")[2] == "extra"
-                )
-                groups.setdefault((_scale(name, lr_scales or {}), not exempt), []).append(parameter)
+            if not parameter.requires_grad:
+                continue
+            # BEiT's mask vector has three axes, so it counts as a matrix there.
+            flat = parameter.ndim < 2 and not name.endswith("mask_vector")
+            exempt = flat or name.rpartition(".")[2] == "extra"
+            scale = scales[max(filter(name.startswith, scales), key=len)]
+            decays = weight_decay_on == "all" or not exempt
+            groups.setdefault((scale, decays), []).append(parameter)
     return [
         {"params": params, "lr_scale": scale, "decays": decays}
         for (scale, decays), params in groups.items()
     ]
 
 
-def _scale(name: str, scales: Mapping[str, float]) -> float:
-    matching = [prefix for prefix in scales if name.startswith(prefix)]
-    return scales[max(matching, key=len)] if matching else 1.0
-
-
 def set_rates(optimizer: torch.optim.Optimizer, lr: float, weight_decay: float, eps: float) -> None:
-    """Write this step's learning rate, weight decay and eps into every group; nothing is left to
-    the optimizer's memory."""
+    """Set lr, weight decay and eps of every group for this step.
+
+    They are recomputed each step, so their values in checkpoints do not matter.
+    """
     for group in optimizer.param_groups:
         group["lr"] = lr * group["lr_scale"]
         group["weight_decay"] = weight_decay if group["decays"] else 0.0
@@ -61,11 +59,11 @@ def set_rates(optimizer: torch.optim.Optimizer, lr: float, weight_decay: float, 
 
 
 def fairseq_eps(eps: float, beta2: float, update: int) -> float:
-    """The eps that makes torch's AdamW equal to fairseq's Adam at update number ``update`` (from
-    1).
+    """The eps that makes torch's AdamW equal to fairseq's Adam at step number ``update`` (from 1).
 
-    fairseq adds eps to ``sqrt(v)`` before the bias correction, torch after: ``eps / sqrt(1 -
-    beta2^t)``."""
+    fairseq adds eps to ``sqrt(v)`` before the bias correction, torch after it, which makes a
+    factor of ``1 / sqrt(1 - beta2^update)``.
+    """
     return eps / (1 - beta2**update) ** 0.5
 
 
@@ -73,4 +71,4 @@ def scale_gradients(parameters: Iterable[Tensor], factor: Tensor | float) -> Non
     """Multiply every gradient in place; ``factor`` may live on the device."""
     gradients = [p.grad for p in parameters if p.grad is not None]
     if gradients:
-        torch._foreach_mul_(gradients, factor)
+        multiply_in_place(gradients, factor)

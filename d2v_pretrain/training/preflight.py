@@ -1,5 +1,4 @@
-"""Before anything is built: do the job's tasks and GPUs, CUDA's and the configuration's fit
-together?"""
+"""Checks before anything is built: the processes and GPUs of the job against the configuration."""
 
 from __future__ import annotations
 
@@ -8,7 +7,7 @@ from collections.abc import Mapping
 
 from d2v_pretrain.errors import ConfigError
 
-_INTERACTIVE = ("bash", "interactive")  # names of jobs that Lightning does not take for Slurm's
+_INTERACTIVE = ("bash", "interactive")  # job names for which Lightning ignores Slurm
 
 
 def preflight(
@@ -17,16 +16,17 @@ def preflight(
     """Compare what the launcher has started with what the configuration expects.
 
     Args:
-        environ: of this process, as Slurm or torchrun made it. gpus: that torch sees.
-        accelerator, devices, nodes: of ``trainer``, the devices of one node. workers: of one
-            device.
+        environ: environment variables of this process, as Slurm or torchrun set them.
+        gpus: number of GPUs that torch sees.
+        accelerator, devices, nodes: of ``trainer``; ``devices`` counts those of one node.
+        workers: data-loading processes per device.
 
     Returns:
-        Advice, a line each: what works but is slow, or leaves something idle.
+        Advice, one line each, about what works but is slow or leaves hardware unused.
 
     Raises:
-        ConfigError: a combination that would hang, or train several copies of a run; with the lines
-            to type instead.
+        ConfigError: a combination that would hang, or train several copies of a run. The remedy has
+            the lines to type instead.
     """
     if "TORCHELASTIC_RUN_ID" in environ:
         _check_torchrun(environ, devices, nodes)
@@ -45,74 +45,51 @@ def _check_torchrun(environ: Mapping[str, str], devices: int, nodes: int) -> Non
     here = int(environ["LOCAL_WORLD_SIZE"])
     there = int(environ["WORLD_SIZE"]) // here
     if (here, there) != (devices, nodes):
+        command = f"torchrun --nnodes={nodes} --nproc-per-node={devices} …"
         started = f"torchrun has started {there} x {here}"
-        _refuse(
-            started,
-            here,
-            there,
-            f"torchrun --nnodes={nodes} --nproc-per-node={devices} …",
-            devices,
-            nodes,
-        )
+        _refuse(started, here, there, command, devices, nodes)
 
 
 def _check_slurm(environ: Mapping[str, str], devices: int, nodes: int) -> None:
-    """Every task is a rank, and srun starts them."""
+    """Each task of the job must be a rank that srun has started."""
     there = int(_first(environ, "SLURM_STEP_NUM_NODES", "SLURM_JOB_NUM_NODES", "SLURM_NNODES") or 1)
     tasks = int(_first(environ, "SLURM_STEP_NUM_TASKS", "SLURM_NTASKS") or there)
     lines = f"#SBATCH --nodes={nodes}\n#SBATCH --ntasks-per-node={devices}"
     if environ.get("SLURM_JOB_NAME") in _INTERACTIVE:
         if tasks > 1 and "SLURM_STEP_ID" in environ:
-            rule = "is a name by which Lightning takes every task for a run of its own"
-            raise ConfigError(
-                "SLURM_JOB_NAME", environ["SLURM_JOB_NAME"], rule, "type srun --job-name=d2v …"
-            )
+            rule, remedy = "makes each task a run of its own", "type srun --job-name=d2v …"
+            raise ConfigError("SLURM_JOB_NAME", environ["SLURM_JOB_NAME"], rule, remedy)
         return
     if tasks > 1 and "SLURM_STEP_ID" not in environ:
         rule = f"but only one of {tasks} tasks was started: it would wait for the others"
-        raise ConfigError(
-            "SLURM_NTASKS",
-            tasks,
-            rule,
-            "type srun before python in the script, as slurm/*.sbatch do",
-        )
-    spread = _first(environ, "SLURM_STEP_TASKS_PER_NODE") or ""
-    if len(set(re.findall(r"(\d+)(?:\(x\d+\))?", spread))) > 1:  # "8(x3),4"
-        raise ConfigError(
-            "tasks per node",
-            spread,
-            "is not the same number on every node",
-            f"submit with\n{lines}\n",
-        )
-    if (tasks // there, there) != (devices, nodes):
-        _refuse(
-            f"Slurm has started {there} x {tasks // there}",
-            tasks // there,
-            there,
-            lines,
-            devices,
-            nodes,
-        )
+        remedy = "type srun before python in the script, as slurm/*.sbatch do"
+        raise ConfigError("SLURM_NTASKS", tasks, rule, remedy)
+    spread = environ.get("SLURM_STEP_TASKS_PER_NODE", "")  # for example 8(x3),4
+    if len(set(re.findall(r"(\d+)(?:\(x\d+\))?", spread))) > 1:
+        rule = "is not the same number on every node"
+        raise ConfigError("tasks per node", spread, rule, f"submit with\n{lines}\n")
+    here = tasks // there
+    if (here, there) != (devices, nodes):
+        _refuse(f"Slurm has started {there} x {here}", here, there, lines, devices, nodes)
 
 
 def _refuse(started: str, here: int, there: int, lines: str, devices: int, nodes: int) -> None:
     key, value = ("trainer.devices", devices) if here != devices else ("trainer.num_nodes", nodes)
-    rule = f"does not fit: {started} processes (nodes x tasks a node), the configuration has {nodes} x {devices}"
+    rule = f"does not fit: {started} processes (nodes x tasks per node), "
+    rule += f"the configuration has {nodes} x {devices}"
     trainer = "" if here * there == 1 else "trainer=ddp "
-    remedy = f"type {trainer}trainer.devices={here} trainer.num_nodes={there}, or start it with\n{lines}\n"
+    remedy = f"type {trainer}trainer.devices={here} trainer.num_nodes={there}, or start it with"
+    remedy += f"\n{lines}\n"
     raise ConfigError(key, value, rule, remedy)
 
 
 def _refuse_gpus(environ: Mapping[str, str], gpus: int, devices: int) -> None:
     rule = f"is more than the GPUs that this process sees, {gpus}"
-    remedy = (
-        f"type trainer.devices={gpus}"
-        if gpus
-        else "type trainer.accelerator=cpu, or look at nvidia-smi"
-    )
+    without = "type trainer.accelerator=cpu, or look at nvidia-smi"
+    remedy = f"type trainer.devices={gpus}" if gpus else without
     if "SLURM_JOB_ID" in environ:
-        # With --gpus-per-task every task sees one GPU, and as number 0; the ranks of a node must
-        # see them all.
+        # With --gpus-per-task each task sees one GPU, as number 0; here each rank must see all GPUs
+        # of its node.
         lines = f"#SBATCH --gpus-per-node={devices}\n#SBATCH --ntasks-per-node={devices}"
         remedy = f"submit with\n{lines}\nand no --gpus-per-task"
     elif "CUDA_VISIBLE_DEVICES" in environ:
@@ -124,29 +101,25 @@ def _idle_gpus(environ: Mapping[str, str], gpus: int, devices: int) -> list[str]
     lent = environ.get("SLURM_GPUS_ON_NODE", "")
     if not lent.isdigit() or int(lent) <= min(gpus, devices):
         return []
+    used = f"{devices} are used: submit with --ntasks-per-node={lent}"
     if gpus == 0:
-        return [
-            f"Slurm has lent {lent} GPUs a node and none is used: is this torch one for CUDA, or trainer=cpu meant?"
-        ]
-    return [
-        f"Slurm has lent {lent} GPUs a node, {devices} are used: submit with --ntasks-per-node={lent}"
-    ]
+        used = "none is used: does this torch support CUDA, and is trainer=cpu meant?"
+    return [f"Slurm has lent {lent} GPUs per node, {used}"]
 
 
 def _few_cpus(environ: Mapping[str, str], world: int, workers: int) -> list[str]:
-    """Each rank wants a core for itself and one per data-loading process, and not every core of the
-    node for OpenMP."""
+    """Each rank needs one core, plus one for each data-loading process. OpenMP by default takes all
+    cores of the node for each rank.
+    """
     advice = []
     cpus = environ.get("SLURM_CPUS_PER_TASK", "")
     if cpus.isdigit() and int(cpus) < workers + 1:
-        advice.append(
-            f"workers={workers} share {cpus} cores: submit with #SBATCH --cpus-per-task={workers + 1}"
-        )
+        line = f"#SBATCH --cpus-per-task={workers + 1}"
+        advice.append(f"workers={workers} share {cpus} cores: submit with {line}")
     launched = "SLURM_JOB_ID" in environ or "TORCHELASTIC_RUN_ID" in environ
     if world > 1 and launched and "OMP_NUM_THREADS" not in environ:
-        advice.append(
-            "OMP_NUM_THREADS is not set, ranks of a node may fight over its cores: export OMP_NUM_THREADS=1"
-        )
+        unset = "OMP_NUM_THREADS is not set, and ranks of a node may compete for its cores"
+        advice.append(f"{unset}: export OMP_NUM_THREADS=1")
     return advice
 
 

@@ -1,145 +1,129 @@
-"""One run: config -> checks -> build -> fit, the whole wiring in plain sight."""
+"""One run: configuration, checks, data, model, training. The whole wiring is in this file."""
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import warnings
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.profilers import PyTorchProfiler
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from d2v_pretrain.checkpoint import file as checkpoint
-from d2v_pretrain.checkpoint.run import adopt
-from d2v_pretrain.config import identity as provenance
 from d2v_pretrain.config.compose import check
+from d2v_pretrain.config.identity import check_same_run
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.models.encoder import Encoder
 from d2v_pretrain.rng import seed_default
 from d2v_pretrain.training.callbacks.metrics import JsonlLogger
 from d2v_pretrain.training.callbacks.preemption import Preemption
 from d2v_pretrain.training.callbacks.saving import Saving
+from d2v_pretrain.training.environment import write_environment
 from d2v_pretrain.training.init_from import load_weights, read
-from d2v_pretrain.training.module import Pretrain
+from d2v_pretrain.training.log import log
+from d2v_pretrain.training.module import TrainingModule
 from d2v_pretrain.training.preflight import preflight
 from d2v_pretrain.training.ranks import is_lost, leave_together, post_mortem
+from d2v_pretrain.training.tasks import Task
 
 CPU = torch.device("cpu")
 
 
 def pretrain(cfg: DictConfig) -> Trainer | None:
-    """Start a run, or go on with it.
+    """Start a run or continue it, whatever its task is.
 
     Args:
-        cfg: composed by ``conf/pretrain.yaml``.
+        cfg: composed from ``conf/pretrain.yaml``.
 
     Returns:
         The trainer after ``fit``, with the module and the data; None if the run was finished
-        already.
+        before.
 
     Raises:
-        ConfigError: before anything is allocated for what is wrong in ``cfg``; later for what is
-            wrong with the data.
+        ConfigError: for mistakes in ``cfg`` before anything is allocated, and for mistakes in the
+            data after they were read.
     """
-    if cfg.task == "finetune":
-        adopt(cfg)
+    task: Task = instantiate(cfg.task)
+    task.before(cfg)
     check(cfg)
-    _preflight(cfg)
+    _check_job(cfg)
     _quiet_lightning()
-    plain, folder = OmegaConf.to_container(cfg, resolve=True), Path(cfg.folder)
-    assert isinstance(plain, dict)
-    last = _where_to_start(cfg, plain, folder)
-    say(f"[bold]{cfg.name}[/] in {folder}")
-    judges = {"probe.json": cfg.probe, "finetune.json": cfg.callbacks.get("accuracy")}
-    judged = all(
-        (folder / report).exists() for report, judge in judges.items() if judge is not None
-    )
-    if last is not None and (step := checkpoint.step_of(last)) >= cfg.steps and judged:
-        say(
-            f"{last} is at step {step:,}: finished. Type steps=… for more, or name=… for a new run."
-        )
+    folder = Path(cfg.folder)
+    last = _where_to_start(cfg, folder)
+    step = 0 if last is None else checkpoint.step_of(last)
+    log(f"[bold]{cfg.name}[/] in {folder}")
+    if last is not None and task.is_finished(cfg, folder, step):
+        more = "Type steps=… for more, or name=… for a new run."
+        log(f"{last} is at step {step:,}: finished. {more}")
         return None
     datamodule = build_data(cfg)
-    say(datamodule.describe())  # type: ignore[attr-defined]
-    if cfg.task == "finetune":
-        cfg.classes = datamodule.transform.classes  # type: ignore[attr-defined]  # only the data know
+    log(datamodule.describe())  # type: ignore[attr-defined]
+    task.after_data(cfg, datamodule)
     if last is not None:
-        say(f"going on from {last}, step {checkpoint.step_of(last):,} of {cfg.steps:,}")
+        log(f"going on from {last}, step {step:,} of {cfg.steps:,}")
     module = build_module(cfg, last)
     module.config = OmegaConf.to_yaml(cfg, resolve=True)
     trainer = build_trainer(cfg, folder)
     per_step, world = datamodule.micro_batches_per_step, trainer.world_size  # type: ignore[attr-defined]
     trainer.accumulate_grad_batches = per_step // world
-    say(
-        f"an update is {per_step} micro-batches of up to {cfg.micro_batch} samples: {per_step // world} on each of {world}"
-    )
+    each = f"{per_step // world} on each of {world}"
+    log(f"an update is {per_step} micro-batches of up to {cfg.micro_batch} samples: {each}")
     if trainer.is_global_zero:
-        _write_down(cfg, folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+        write_environment(folder)
     _fit(trainer, module, datamodule, last, folder)
     if (reason := stopped(trainer)) is not None:
-        say(
-            f"stopped at step {trainer.global_step:,} of {cfg.steps:,} ({reason}); all of it is saved in {folder}."
-        )
-        say("The same command goes on from there.")
+        at = f"{trainer.global_step:,} of {cfg.steps:,}"
+        log(f"stopped at step {at} ({reason}); everything is saved in {folder}.")
+        log("The same command goes on from there.")
     return trainer
 
 
-def _preflight(cfg: DictConfig) -> None:
-    """Refuse what would hang or train several copies; advise on the rest."""
+def _check_job(cfg: DictConfig) -> None:
+    """Refuse jobs that would hang or train several copies; print advice on the others."""
     t = cfg.trainer
     if isinstance(t.devices, int):
-        gpus = torch.cuda.device_count()
-        for advice in preflight(
-            os.environ, gpus, t.accelerator, t.devices, t.num_nodes, cfg.workers
-        ):
-            say(f"[yellow]{advice}[/]")
+        hardware = torch.cuda.device_count(), t.accelerator, t.devices, t.num_nodes, cfg.workers
+        for advice in preflight(os.environ, *hardware):
+            log(f"[yellow]{advice}[/]")
 
 
 def _fit(
     trainer: Trainer,
-    module: Pretrain,
+    module: TrainingModule,
     datamodule: LightningDataModule,
     last: Path | None,
     folder: Path,
 ) -> None:
-    """Train; all ranks leave together, and if one is lost, each of the others says which and why.
-
-    A rank that only lost another one leaves without a stack trace, which would hide that of the
-    cause."""
+    """Train. All ranks exit together; if one fails, each of the others reports which and why."""
     try:
         trainer.fit(module, datamodule, ckpt_path=last, weights_only=True)
     except Exception as error:
-        _tell(error, folder)
+        console = Console(stderr=True)
+        for number, line in enumerate(post_mortem(error)):
+            console.print(line, style="red", soft_wrap=True, highlight=False, markup=False)
+            if number == 0:
+                newest = checkpoint.newest_valid(folder / "checkpoints")[0] or "the start"
+                line = f"with the cause mended, the same command goes on from {newest}"
+                console.print(line, style="red", soft_wrap=True, highlight=False, markup=False)
         if is_lost(error):
-            os._exit(
-                1
-            )  # at once: closing what is left of the connections would wait for those who are gone
+            # No stack trace, which would hide the one of the rank that failed; and no clean-up,
+            # which would wait for that rank.
+            os._exit(1)
         raise
     leave_together()
 
 
-def _tell(error: Exception, folder: Path) -> None:
-    lines = post_mortem(error)
-    if first := next(lines, ""):
-        newest = checkpoint.newest_valid(folder / "checkpoints")[0]
-        next_step = f"with the cause mended, the same command goes on from {newest or 'the start'}"
-        for line in itertools.chain((first, next_step), lines):
-            Console(stderr=True).print(
-                line, style="red", soft_wrap=True, highlight=False, markup=False
-            )
-
-
 def stopped(trainer: Trainer) -> str | None:
-    """Why a run was stopped before its last step, to be gone on with; None if it was not."""
+    """Why a run stopped before its last step; None if it did not."""
     return next(c.stopped for c in trainer.callbacks if isinstance(c, Preemption))  # type: ignore[attr-defined]
 
 
@@ -149,57 +133,56 @@ def build_data(cfg: DictConfig) -> LightningDataModule:
 
 
 def build_encoder(cfg: DictConfig) -> Encoder:
-    """The encoder that a run of this configuration starts from, untrained: the same weights for the
-    same seed."""
+    """The untrained encoder that a run of this configuration starts from; the same weights for the
+    same seed.
+    """
     seed_default(cfg.seed, CPU)
     return instantiate(cfg.architecture, _convert_="all")
 
 
-def build_module(cfg: DictConfig, last: Path | None = None) -> Pretrain:
-    """The objective and all that trains it, on the CPU, seeded.
+def build_module(cfg: DictConfig, last: Path | None = None) -> TrainingModule:
+    """The module with its objective, on the CPU, from seeded initial weights.
 
     Args:
-        cfg: see ``pretrain``. last: checkpoint that the run goes on from; ``init_from`` then no
-            longer counts.
+        cfg: see ``pretrain``.
+        last: checkpoint that the run continues from; ``init_from`` is then not read.
     """
     seed_default(cfg.seed, CPU)
-    module: Pretrain = instantiate(cfg.module, _convert_="all")
+    module: TrainingModule = instantiate(cfg.module, _convert_="all")
     size = sum(p.numel() for p in module.objective.student.parameters()) / 1e6
-    say(
-        f"{size:.1f} M parameters in the encoder, {cfg.steps:,} updates of {cfg.global_batch} samples"
-    )
+    updates = f"{cfg.steps:,} updates of {cfg.global_batch} samples"
+    log(f"{size:.1f} M parameters in the encoder, {updates}")
     if cfg.init_from is not None and last is None:
         load_student(module, Path(cfg.init_from))
-    if cfg.init_from is None and cfg.task == "finetune":
-        say(
-            "[yellow]fine-tuning starts from random weights: init_from=PATH would start it from trained ones[/]"
-        )
     return module
 
 
-def load_student(module: Pretrain, path: Path) -> None:
-    """Start the encoders from the weights of a checkpoint, bundle, Hugging Face folder or published
-    file.
+def load_student(module: TrainingModule, path: Path) -> None:
+    """Start the encoders from a checkpoint, a bundle, a Hugging Face folder or a published file.
 
     Raises:
         ConfigError: it cannot be read, or is of another architecture.
     """
-    say(load_weights(module.objective.encoders, read(path)))
+    log(load_weights(module.objective.encoders, read(path)))
 
 
 def build_trainer(cfg: DictConfig, folder: Path) -> Trainer:
-    """Lightning's Trainer with our logger, checkpoints and callbacks; it neither shuffles nor
-    validates."""
+    """Lightning's Trainer with our logger, checkpoints and callbacks. It does not shuffle (the
+    datamodule does) and does not validate.
+    """
     loggers: list[Logger] = [JsonlLogger(folder)]
-    if cfg.logger:  # logger=csv is empty: those two files are always written
+    if cfg.logger:
         loggers.append(instantiate(cfg.logger, _convert_="all"))
-    callbacks = [
-        instantiate(node, _convert_="all") for node in cfg.callbacks.values() if node is not None
-    ]
+    nodes = [node for node in cfg.callbacks.values() if node is not None]
+    callbacks = [instantiate(node, _convert_="all") for node in nodes]
     if cfg.probe is not None:
         callbacks.append(instantiate(cfg.probe)(folder=folder, random=partial(build_encoder, cfg)))
     saving = Saving(folder / "checkpoints", **cfg.checkpoint)
     callbacks += [Preemption(cfg.max_hours), saving]
+    profiler = None
+    if cfg.profile:
+        steps = torch.profiler.schedule(wait=5, warmup=5, active=10, repeat=1)
+        profiler = PyTorchProfiler(folder, "profile", schedule=steps)
     return instantiate(
         cfg.trainer,
         _convert_="all",
@@ -207,7 +190,7 @@ def build_trainer(cfg: DictConfig, folder: Path) -> Trainer:
         logger=loggers,
         callbacks=callbacks,
         plugins=[saving.io],
-        profiler=_profiler(folder) if cfg.profile else None,
+        profiler=profiler,
         default_root_dir=str(folder),
         log_every_n_steps=cfg.log_every,
         use_distributed_sampler=False,
@@ -217,56 +200,32 @@ def build_trainer(cfg: DictConfig, folder: Path) -> Trainer:
 
 
 def _quiet_lightning() -> None:
-    """Its greetings, and warnings about what is meant: a teacher in eval mode, loaders sized by
-    measurement."""
+    """Silence Lightning's start-up messages, and warnings about choices made on purpose (teacher in
+    eval mode, few workers).
+    """
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     for message in (
         ".*in eval mode at the start of training",
         ".*LeafSpec",
         ".*not have many workers",
         ".*Grad strides",
-        ".*`srun` command is available",  # preflight tells of a job that was started without it
+        ".*`srun` command is available",  # preflight reports a job that was started without srun
     ):
         warnings.filterwarnings("ignore", message)
 
 
-def _profiler(folder: Path) -> Any:
-    from lightning.pytorch.profilers import PyTorchProfiler
-
-    return PyTorchProfiler(
-        folder, "profile", schedule=torch.profiler.schedule(wait=5, warmup=5, active=10, repeat=1)
-    )
-
-
-def _where_to_start(cfg: DictConfig, plain: dict[Any, Any], folder: Path) -> Path | None:
-    """The checkpoint to go on from, or None for the beginning."""
+def _where_to_start(cfg: DictConfig, folder: Path) -> Path | None:
+    """The checkpoint to continue from, or None for the beginning."""
     if cfg.resume == "never":
         if any(folder.glob("checkpoints/*.ckpt")) or (folder / "metrics.jsonl").exists():
-            raise ConfigError(
-                "resume",
-                "never",
-                f"would overwrite {folder}",
-                "type name=… for a new run, or resume=auto",
-            )
+            remedy = "type name=… for a new run, or resume=auto"
+            raise ConfigError("resume", "never", f"would overwrite {folder}", remedy)
         return None
     last, rejected = checkpoint.newest_valid(folder / "checkpoints")
     for path, reason in rejected:
-        say(f"[yellow]{path} {reason}; passed over[/]")
-    if last is None:
-        return None
-    old = OmegaConf.to_container(OmegaConf.create(checkpoint.config_of(last)))
-    assert isinstance(old, dict)
-    provenance.check_same_run(old, plain)  # type: ignore[arg-type]
+        log(f"[yellow]{path} {reason}; passed over[/]")
+    if last is not None:
+        old = OmegaConf.to_container(OmegaConf.create(checkpoint.config_of(last)))
+        new = OmegaConf.to_container(cfg, resolve=True)
+        check_same_run(old, new)  # type: ignore[arg-type]
     return last
-
-
-def _write_down(cfg: DictConfig, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
-    provenance.write_environment(folder)
-
-
-@rank_zero_only
-def say(text: str) -> None:
-    """One line for the user, from the first rank."""
-    Console().print(text, soft_wrap=True, highlight=False)

@@ -1,5 +1,6 @@
-"""A request to stop: signals set a flag that training looks at between steps; the exit code says
-"not done yet"."""
+"""Requests to stop: signals set a flag that training reads between steps, and the exit code says
+that the run is not finished.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ import signal
 from types import FrameType
 from typing import Any
 
-EXIT_REQUEUE = 85  # exit code: stopped on request, everything saved, the same command goes on
+EXIT_REQUEUE = 85  # exit code: stopped on request and saved; the same command continues the run
 _SIGNALS = {
     signal.SIGUSR1: "SIGUSR1",
     signal.SIGUSR2: "SIGUSR2",
@@ -18,32 +19,33 @@ _SIGNALS = {
 
 
 class StopRequest:
-    """Set by the first SIGUSR1, SIGUSR2, SIGTERM or SIGINT after ``install``; a second SIGINT quits
-    at once.
+    """Set by the first SIGUSR1, SIGUSR2, SIGTERM or SIGINT after ``install``. A second SIGINT ends
+    the process at once.
 
-    Handlers do nothing else: Slurm signals every process of a step, forked data-loading workers
-    included, and a save in a handler would catch training in the middle of an update."""
+    The handlers do nothing else. Slurm signals every process of a step, data-loading workers
+    included, and a save within a handler could interrupt an optimizer step.
+    """
 
     def __init__(self) -> None:
         self.reason: str | None = None
         self.before: dict[int, Any] = {}
 
     def install(self) -> None:
-        """Take the signals over, from Python's main thread; who had them before is kept for
-        ``hand_over``."""
+        """Install the handlers, in Python's main thread; the old ones are kept."""
         self.reason = None
         for number in _SIGNALS:
             self.before.setdefault(number, signal.signal(number, self._set))
 
     def uninstall(self) -> None:
-        """Give the signals back, as after a run that came to its end (a notebook goes on)."""
+        """Restore the old handlers after a run: in a notebook the process goes on."""
         for number, handler in self.before.items():
             signal.signal(number, handler)
         self.before = {}
 
     def hand_over(self) -> None:
-        """Call the SIGUSR2 handler that was there before: under submitit it pickles the job,
-        requeues it and exits."""
+        """After a SIGUSR2, call the handler that was there before. Under submitit it pickles the
+        job, requeues it and exits.
+        """
         handler = self.before.get(signal.SIGUSR2)
         if self.reason == _SIGNALS[signal.SIGUSR2] and callable(handler):
             handler(signal.SIGUSR2, None)

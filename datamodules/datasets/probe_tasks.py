@@ -16,32 +16,6 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class ProbeTask:
-    """A classification of frozen features, as ``d2v_pretrain.evaluation.probe`` reads it.
-
-    Args:
-        name: what is classified ("words", "shapes", "order").
-        train, test: labelled batches, the same at each iteration; no speaker, image or document is
-            in both.
-        classes: number of classes.
-        floor: Batch -> (B, F) raw features without learning, the baseline of the probe.
-        floor_name: what these are ("log-mel mean + std").
-        headline: the probe to quote, "few_shot", "linear" or "knn".
-        note: what of the test items was not seen in training (speakers, documents), for the
-            printed table.
-    """
-
-    name: str
-    train: FixedBatches
-    test: FixedBatches
-    classes: int
-    floor: Callable[[Batch], Tensor]
-    floor_name: str
-    headline: str
-    note: str
-
-
-@dataclass(frozen=True)
 class Split(Generic[Item]):
     """Labelled items.
 

@@ -15,9 +15,9 @@ from torch.nn.functional import layer_norm
 
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.rng import Use, fold_in
-from d2v_pretrain.types import Batch
+from d2v_pretrain.types import Batch, ProbeTask
 from datamodules.datasets.base import Dataset, Item, Numbered
-from datamodules.datasets.probe_tasks import FixedBatches, Labelled, ProbeTask
+from datamodules.datasets.probe_tasks import FixedBatches, Labelled
 
 
 class Samples(Numbered):
@@ -177,8 +177,8 @@ class Transform(Samples, Generic[Item]):
             train=FixedBatches(task.train, self.probe_view, self.fill),
             test=FixedBatches(task.test, self.probe_view, self.fill),
             classes=task.classes,
-            floor=self.raw_baseline,
-            floor_name=self.raw_baseline_name,
+            raw_baseline=self.raw_baseline,
+            raw_baseline_name=self.raw_baseline_name,
             headline=task.headline,
             note=task.note,
         )

@@ -10,7 +10,8 @@ import numpy as np
 from torch import Tensor
 
 from d2v_pretrain.errors import ConfigError
-from datamodules.datasets.probe_tasks import ProbeTask
+from d2v_pretrain.types import ProbeTask
+from datamodules.datasets.probe_tasks import FixedBatches
 from datamodules.transforms.base import Samples, Transform
 
 
@@ -38,7 +39,9 @@ class LabelledTransform(Samples):
             raise ConfigError("labels", task, rule, f"choose one of {', '.join(tasks)}")
         self.transform, self.fill = transform, transform.fill
         self.task = tasks[next(iter(tasks)) if task is None else task]
-        self.split, self.classes = self.task.train.split, self.task.classes
+        train, test = self.task.train, self.task.test
+        assert isinstance(train, FixedBatches) and isinstance(test, FixedBatches)
+        self.split, self.test_size, self.classes = train.split, len(test.split), self.task.classes
 
     @cached_property
     def _readable(self) -> tuple[np.ndarray, np.ndarray | None]:
@@ -73,7 +76,7 @@ class LabelledTransform(Samples):
         return self.transform.finish(inputs)
 
     def describe(self) -> str:
-        sizes = f"{len(self):,} to train on, {len(self.task.test.split):,} to test"
+        sizes = f"{len(self):,} to train on, {self.test_size:,} to test"
         what = f"labels '{self.task.name}' of {self.transform.describe()}"
         return f"{what}: {sizes}, {self.classes} classes"
 

@@ -15,7 +15,7 @@ from d2v_pretrain.config import recipes
 from d2v_pretrain.config.compose import check, choices, config_folder, load
 from d2v_pretrain.config.recipes import folders_of, usable_data
 from d2v_pretrain.errors import ConfigError
-from d2v_pretrain.training.module import Pretrain
+from d2v_pretrain.training.module import TrainingModule
 from tests.config.test_recipes import CROSSED
 
 MODALITIES, OBJECTIVES, RECIPES = choices("modality"), choices("objective"), choices("recipe")
@@ -38,7 +38,7 @@ PUBLISHED = {
 }
 
 
-def built(*overrides: str) -> Pretrain:
+def built(*overrides: str) -> TrainingModule:
     """The module of a configuration that passes the checks, without memory behind its weights."""
     cfg = load(overrides)
     check(cfg)
@@ -116,7 +116,7 @@ def test_maskings(run: str, masking: str) -> None:
 def test_schedules_and_optimizers(group: str) -> None:
     for choice in choices(group):
         module = built("modality=audio", f"{group}={choice}")
-        for schedule in (module.rate, module.objective.teacher.decay):
+        for schedule in (module.lr_schedule, module.objective.teacher.decay):
             assert all(0 <= schedule(step) <= 1 for step in (0, 10, 1200))
 
 

@@ -74,7 +74,7 @@ def test_what_does_not_fit_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         raise torch.OutOfMemoryError("Tried to allocate 80 GiB")
 
     monkeypatch.setattr(module, "MEMORY_TRIED", ("cpu",))
-    monkeypatch.setattr(module.Pretrain, "training_step", full)
+    monkeypatch.setattr(module.TrainingModule, "training_step", full)
     with pytest.raises(
         ConfigError,
         match=r"micro_batch=2 is too much .* inputs of \(2, \d+\) .*80 GiB.*; lower micro_batch",

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from datamodules.datasets.probe_tasks import ProbeTask
+from d2v_pretrain.types import ProbeTask
 from datamodules.synthetic.audio import SEEN, SyntheticAudio
 from datamodules.synthetic.text import TOPICS, SyntheticText
 from datamodules.synthetic.vision import SyntheticVision
@@ -21,11 +21,11 @@ from datamodules.transforms.audio import AudioTransform
 from datamodules.transforms.text import TextTransform
 
 
-def floor_accuracy(task: ProbeTask) -> float:
+def baseline_accuracy(task: ProbeTask) -> float:
     """Logistic regression on the raw features, by scikit-learn."""
     (x, y), (test_x, test_y) = (
         (
-            torch.cat([task.floor(b) for b in part]).numpy(),
+            torch.cat([task.raw_baseline(b) for b in part]).numpy(),
             torch.cat([b.labels for b in part]).numpy(),
         )
         for part in (task.train, task.test)
@@ -67,8 +67,8 @@ def test_audio_is_sound_at_the_pitch_of_its_speaker() -> None:
 
 def test_a_bag_of_frames_cannot_tell_the_words() -> None:
     task = AudioTransform(SyntheticAudio(1, 900, seed=0), 1.5, seed=0).probe_tasks()[0]
-    assert 0.4 < floor_accuracy(task) < 0.7
-    assert task.classes == 10 and task.floor(next(iter(task.train))).shape == (64, 80)
+    assert 0.4 < baseline_accuracy(task) < 0.7
+    assert task.classes == 10 and task.raw_baseline(next(iter(task.train))).shape == (64, 80)
 
 
 def test_images_do_not_depend_on_how_many_there_are() -> None:
@@ -112,9 +112,10 @@ def test_topic_is_easy_and_order_needs_more_than_words() -> None:
     order, topic = TextTransform(
         SyntheticText(100, 800, 400, 0), 96, 1000, None, None
     ).probe_tasks()
-    assert floor_accuracy(topic) > 0.95
-    assert floor_accuracy(order) > 0.9  # 1-3-grams with 800 labels see it, single words do not:
+    assert baseline_accuracy(topic) > 0.95
+    assert baseline_accuracy(order) > 0.9  # 1-3-grams with 800 labels see it, single words do not:
     words = replace(
-        order, floor=lambda batch: torch.nn.functional.one_hot(batch.inputs, 1000).sum(1).float()
+        order,
+        raw_baseline=lambda batch: torch.nn.functional.one_hot(batch.inputs, 1000).sum(1).float(),
     )
-    assert 0.4 < floor_accuracy(words) < 0.6
+    assert 0.4 < baseline_accuracy(words) < 0.6

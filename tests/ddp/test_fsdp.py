@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from d2v_pretrain.checkpoint import file as checkpoint
-from d2v_pretrain.training.module import Pretrain
+from d2v_pretrain.training.module import TrainingModule
 from tests.ddp.test_ranks import TEXT, kill_one, same_training
 from tests.resume import processes
 from tests.resume.processes import COMMON, RUNS
@@ -97,13 +97,13 @@ def test_moves_between_fsdp_ddp_and_one_process(tmp_path: Path) -> None:
 
 def poisoned(cwd: str, argv: list[str], env: dict[str, str]) -> None:
     """A life in which the losses of steps 4 to 7 are nan on the second rank."""
-    step = Pretrain.training_step
+    step = TrainingModule.training_step
 
-    def training_step(module: Pretrain, batch: Any, batch_idx: int) -> Tensor:
+    def training_step(module: TrainingModule, batch: Any, batch_idx: int) -> Tensor:
         loss = step(module, batch, batch_idx)
         return loss * float("nan") if module.global_rank == 1 and 4 <= module.updates <= 7 else loss
 
-    Pretrain.training_step = training_step  # type: ignore[method-assign]
+    TrainingModule.training_step = training_step  # type: ignore[method-assign]
     processes.live(cwd, argv, env)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from d2v_pretrain.training.module import Pretrain
+from d2v_pretrain.training.module import TrainingModule
 from tests.ddp.test_ranks import ARGV, TEXT
 from tests.resume import processes
 
@@ -120,14 +120,14 @@ def workers(pid: int) -> list[int]:
 
 def failing(cwd: str, argv: list[str], env: dict[str, str]) -> None:
     """A life in which the second rank meets an error of its own at step 4."""
-    step = Pretrain.training_step
+    step = TrainingModule.training_step
 
-    def training_step(module: Pretrain, batch: Any, batch_idx: int) -> Tensor:
+    def training_step(module: TrainingModule, batch: Any, batch_idx: int) -> Tensor:
         if module.global_rank == 1 and module.updates == 4:
             raise MemoryError("a very large sample")
         return step(module, batch, batch_idx)
 
-    Pretrain.training_step = training_step  # type: ignore[method-assign]
+    TrainingModule.training_step = training_step  # type: ignore[method-assign]
     processes.live(cwd, argv, env)
 
 

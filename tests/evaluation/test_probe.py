@@ -62,8 +62,8 @@ class Task:
     train: Iterable[Batch]
     test: Iterable[Batch]
     classes: int
-    floor: Callable[[Batch], Tensor]
-    floor_name: str = "first value"
+    raw_baseline: Callable[[Batch], Tensor]
+    raw_baseline_name: str = "first value"
     headline: str = "few_shot"
     note: str = ""
 

@@ -14,71 +14,21 @@ from torch import Tensor, nn
 from d2v_pretrain.masking import BlockMask, MaskPolicy, RectangleMask, SpanMask, TokenMask
 from d2v_pretrain.models.block import Block
 from d2v_pretrain.models.encoder import Encoder
-from d2v_pretrain.models.positions import Alibi, ConvPositions, RelativeBias, SinCosPositions
-from d2v_pretrain.models.stems import AudioStem, TextStem, VisionStem
+from d2v_pretrain.models.positions import RelativeBias
+from d2v_pretrain.models.stems import VisionStem
 from d2v_pretrain.objective.data2vec import Data2Vec
-from d2v_pretrain.objective.loss import RegressionLoss
-from d2v_pretrain.objective.predictors import ConvDecoder, Head
 from d2v_pretrain.objective.targets import Targets
 from d2v_pretrain.objective.teacher import Teacher
-from d2v_pretrain.objective.view import Drop, MaskedTokensOnly, Replace
+from d2v_pretrain.objective.view import MaskedTokensOnly
 from d2v_pretrain.rng import fold_in
 from d2v_pretrain.schedules import Constant
 from d2v_pretrain.types import Batch, Mask, Output
-
-D, HEADS, DEPTH = 16, 2, 2
-
-
-def encoder(modality: str, dropout: float = 0.0, **parts: Any) -> Encoder:
-    block = partial(Block, D, HEADS, dropout=dropout, attention_dropout=dropout)
-    if modality == "audio":
-        parts = {
-            "positions": ConvPositions(D, 2, 6, 4, mask_padding=True),
-            "bias": Alibi(HEADS),
-        } | parts
-        return Encoder(AudioStem(D, ((8, 10, 5), (8, 3, 2)), masked=True), block, D, DEPTH, **parts)
-    if modality == "text":
-        return Encoder(TextStem(D, 30, 40, dropout), block, D, DEPTH, input_norm=False, **parts)
-    parts = {"positions": SinCosPositions(D), "extra_tokens": 1} | parts
-    return Encoder(VisionStem(D, 4, masked=True), block, D, DEPTH, **parts)
-
-
-def data2vec1(student: Encoder, mask: MaskPolicy, **parts: Any) -> Data2Vec:
-    parts = {"teacher": partial(Teacher, decay=Constant(0.9)), "targets": Targets(2)} | parts
-    return Data2Vec(
-        student, mask=mask, view=Replace(), predictor=Head(D), loss=RegressionLoss(), **parts
-    )
-
-
-def data2vec2(
-    student: Encoder, mask: MaskPolicy, dims: int = 1, clones: int = 3, **parts: Any
-) -> Data2Vec:
-    decoder = ConvDecoder(D, 8, 3, 2, 2, dims)
-    parts = {"teacher": partial(Teacher, decay=Constant(0.9)), "targets": Targets(2)} | parts
-    return Data2Vec(
-        student,
-        mask=mask,
-        view=Drop(),
-        predictor=decoder,
-        loss=RegressionLoss(),
-        clones=clones,
-        **parts,
-    )
-
-
-def batch_of(modality: str, rows: int = 3, first: int = 0) -> Batch:
-    generator = torch.Generator().manual_seed(first)
-    ids = torch.arange(first, first + rows)
-    if modality == "audio":
-        return Batch(torch.randn(rows, 250, generator=generator), ids)
-    if modality == "text":
-        return Batch(torch.randint(4, 29, (rows, 14), generator=generator), ids)
-    return Batch(torch.randn(rows, 3, 16, 16, generator=generator), ids)
+from tests.tiny import DEPTH, HEADS, D, batch_of, data2vec1, data2vec2, encoder
 
 
 def gradients(model: Data2Vec, output: Output) -> dict[str, Tensor]:
     model.zero_grad()
-    output.loss.backward()
+    output.loss_sum.backward()
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
@@ -105,18 +55,21 @@ def test_identical_clones_count_as_often_as_there_are(modality: str) -> None:
         batch, Mask.of(mask.masked.repeat_interleave(4, 0)), noise.repeat_interleave(4, 0)
     )
     assert fourfold.count == 4 * single.count
-    torch.testing.assert_close(fourfold.loss, 4 * single.loss)
+    torch.testing.assert_close(fourfold.loss_sum, 4 * single.loss_sum)
+    torch.testing.assert_close(fourfold.loss, single.loss)
     expected = gradients(one, single)
     for name, gradient in gradients(many, fourfold).items():
         torch.testing.assert_close(gradient, 4 * expected[name], atol=1e-4, rtol=1e-4)
 
 
-def test_the_loss_is_the_sum_over_masked_positions_of_prediction_and_target() -> None:
+def test_the_loss_is_the_mean_over_masked_positions_of_prediction_and_target() -> None:
     model, batch = data2vec1(encoder("text"), SpanMask(0.4, 2, False, False)), batch_of("text")
     mask = model.draw(batch)
     output = model(batch, mask)
     assert output.count == int(mask.masked.sum()) == len(output.pred)
-    torch.testing.assert_close(output.loss, (output.pred - output.target).square().sum() / D**0.5)
+    errors = (output.pred - output.target).square().sum(1) / D**0.5
+    torch.testing.assert_close(output.loss_sum, errors.sum())
+    torch.testing.assert_close(output.loss, errors.mean())
     assert output.position.tolist() == [
         t for row in mask.masked for t, hidden in enumerate(row.tolist()) if hidden
     ]
@@ -157,10 +110,10 @@ def test_cls_term_by_its_formula() -> None:
     mean = model.target(batch, local, mask).mean(1).repeat_interleave(3, 0)
     per_row = (cls - mean).square().sum(1) / D**0.5
     torch.testing.assert_close(
-        output.losses["cls"] / output.count, 0.01 * 9 * per_row.mean().detach()
+        output.terms["cls"] / output.count, 0.01 * 9 * per_row.mean().detach()
     )
     torch.testing.assert_close(
-        output.losses["cls"] + output.losses["regression"], output.loss.detach()
+        output.terms["cls"] + output.terms["regression"], output.loss_sum.detach()
     )
     with pytest.raises(AssertionError, match="extra token"):
         data2vec2(encoder("text"), TokenMask(0.5), cls_weight=0.01)
@@ -178,7 +131,7 @@ def test_a_sample_without_weight_leaves_the_others_alone(modality: str, cls_weig
     some = model(replace(batch, weight=torch.tensor([1.0, 0.0, 1.0])), noise=noise)
     alone = model(good, noise=noise.view(3, 3, *noise.shape[1:])[[0, 2]].flatten(0, 1))
     assert some.count == alone.count
-    torch.testing.assert_close(some.loss, alone.loss)
+    torch.testing.assert_close(some.loss_sum, alone.loss_sum)
     assert torch.equal(some.position, alone.position)
     expected = gradients(model, alone)
     for name, gradient in gradients(model, some).items():
@@ -267,10 +220,10 @@ def test_every_objective_trains_over_every_encoder(name: str, version: int) -> N
     for update in range(1, 26):
         output = model(batch)
         optimizer.zero_grad()
-        (output.loss / output.count).backward()
+        output.loss.backward()
         optimizer.step()
-        model.teacher.update(model.student, update)
-        losses.append(float(output.loss.detach()) / output.count)
+        model.after_step(update)
+        losses.append(float(output.loss.detach()))
     unused = {n for n, p in model.student.named_parameters() if p.grad is None}
     assert unused <= (
         {"stem.mask_vector"} if version == 2 else {"final_norm.weight", "final_norm.bias"}
@@ -301,8 +254,8 @@ def test_a_step_never_asks_the_device_for_a_value(name: str, version: int) -> No
             weight=torch.tensor([1.0, 1.0, 0.0]),
         )
     output = model.train()(batch.to("meta"))
-    (output.loss / output.count).backward()
-    model.teacher.update(model.student, 1)
+    output.loss.backward()
+    model.after_step(1)
     assert output.loss.is_meta and 0 < output.count == len(output.pred)
 
 

@@ -102,12 +102,12 @@ def live(cwd: str, argv: Sequence[str], env: dict[str, str]) -> None:
     os.dup2(out, 1), os.dup2(out, 2)
     from d2v_pretrain.cli import main
     from d2v_pretrain.training.callbacks import probe
-    from d2v_pretrain.training.module import Pretrain
+    from d2v_pretrain.training.module import TrainingModule
 
-    trained = Pretrain.training_step
+    trained = TrainingModule.training_step
     Path("trace").mkdir(exist_ok=True)
 
-    def training_step(module: Pretrain, batch: Any, batch_idx: int) -> torch.Tensor:
+    def training_step(module: TrainingModule, batch: Any, batch_idx: int) -> torch.Tensor:
         loss = trained(module, batch, batch_idx)
         if batch.cursor:  # a batch of the stream, not DDP's throw-away one
             accumulate = module.trainer.accumulate_grad_batches
@@ -130,7 +130,7 @@ def live(cwd: str, argv: Sequence[str], env: dict[str, str]) -> None:
                 file.write(json.dumps(line) + "\n")
         return loss
 
-    Pretrain.training_step = training_step  # type: ignore[method-assign]
+    TrainingModule.training_step = training_step  # type: ignore[method-assign]
     judge = probe.probe
 
     def noted(*args: Any, **more: Any) -> Any:

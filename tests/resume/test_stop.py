@@ -7,8 +7,6 @@ import signal
 from pathlib import Path
 
 import pytest
-from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
-from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 
 from d2v_pretrain.checkpoint import file as checkpoint
 from d2v_pretrain.training.signals import EXIT_REQUEUE, StopRequest
@@ -90,11 +88,6 @@ def test_the_handler_that_was_there_before_is_called(monkeypatch: pytest.MonkeyP
     finally:
         request.uninstall()
         signal.signal(signal.SIGUSR2, old)
-
-
-def test_lightning_has_the_private_names_that_are_switched_off() -> None:
-    assert callable(_SignalConnector.register_signal_handlers)
-    assert callable(_TrainingEpochLoop._broadcast_sigterm_tensor)
 
 
 def said(cwd: Path) -> str:

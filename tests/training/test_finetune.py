@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
-from d2v_pretrain.checkpoint.run import adopt
 from d2v_pretrain.config.compose import check, load
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.objective.supervised import Supervised
 from d2v_pretrain.training import run
 from d2v_pretrain.training.callbacks.accuracy import test as accuracy
 from d2v_pretrain.training.optim import parameter_groups
+from d2v_pretrain.training.tasks import Finetuning
 from d2v_pretrain.types import Batch
 from tests.resume import processes
 
@@ -51,7 +51,7 @@ def test_padding_and_unreadable_samples_change_nothing() -> None:
         each.append(F.cross_entropy(model.predictor(x.mean(0)), label))
     output = model(batch)
     assert output.count == 2
-    torch.testing.assert_close(output.loss, each[0] + each[2])
+    torch.testing.assert_close(output.loss_sum, each[0] + each[2])
 
 
 def test_rates_fall_towards_the_stem_as_in_beit() -> None:
@@ -186,7 +186,7 @@ def test_two_ranks_do_what_one_does(tmp_path: Path, trainer: str) -> None:
 
 def test_what_is_typed_counts(pretrained: Path) -> None:
     cfg = load(finetuning(pretrained, "architecture.drop_path=0.2", "transform.flip=0.5"))
-    adopt(cfg)
+    Finetuning().before(cfg)
     check(cfg)
     assert (cfg.architecture.width, cfg.architecture.drop_path, cfg.transform.flip) == (
         16,
@@ -194,13 +194,13 @@ def test_what_is_typed_counts(pretrained: Path) -> None:
         0.5,
     )
     cfg = load(finetuning(pretrained, "encoder.width=48"))
-    adopt(cfg)
+    Finetuning().before(cfg)
     assert cfg.architecture.width == 48 and cfg.transform.flip == 0.25
 
 
 def test_another_modality_is_refused(pretrained: Path) -> None:
     with pytest.raises(ConfigError, match="modality=vision"):
-        adopt(load(["task=finetune", "modality=audio", f"init_from={pretrained}"]))
+        Finetuning().before(load(["task=finetune", "modality=audio", f"init_from={pretrained}"]))
 
 
 def test_data_without_labels_is_refused(tmp_path: Path) -> None:

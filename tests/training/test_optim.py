@@ -74,7 +74,7 @@ def test_the_longest_matching_prefix_sets_the_rate() -> None:
 
 
 def test_an_unknown_decay_is_refused() -> None:
-    with pytest.raises(AssertionError, match="matrices"):
+    with pytest.raises(AssertionError, match="unknown weight_decay_on 'some'"):
         parameter_groups([nn.Linear(2, 2)], "some")
 
 

@@ -12,7 +12,7 @@ from d2v_pretrain.models.conv import conv_last, conv_lengths
 from d2v_pretrain.models.stems.base import Stem, valid_positions
 from d2v_pretrain.types import Batch, Tokens
 
-# Channels, kernel and stride of wav2vec 2.0: a frame each 320 samples (20 ms) that sees 400.
+# Channels, kernel and stride of wav2vec 2.0: one frame per 320 samples (20 ms), which sees 400.
 WAV2VEC2 = ((512, 10, 5), *[(512, 3, 2)] * 4, *[(512, 2, 2)] * 2)
 
 
@@ -29,9 +29,9 @@ class AudioStem(Stem):
         conv_bias: convolutions have a bias.
         masked: learn a mask vector (data2vec 1).
         init: ``kaiming`` as published, or ``smooth``: layers after the first start as averages over
-            time of their rectified inputs. A usual random stem passes waveform phase through, so
-            that early targets are noise that a small model never learns to predict (FEASIBILITY
-            study: collapse against learning from step 100 on).
+            time of their rectified inputs. A usual random stem passes the phase of the waveform
+            through, so that targets are at first noise. A small model does not learn to predict it
+            and collapses; with ``smooth`` it learns from step 100 on.
         norm_eps: of the LayerNorm before the projection.
         activation: after each layer.
     """
@@ -80,21 +80,22 @@ class AudioStem(Stem):
 
     @property
     def receptive_field(self) -> int:
-        """Samples that one frame sees: 400 of the published stem. Shorter batches are padded with
-        silence."""
+        """Number of samples that one frame sees: 400 for the published stem. Shorter inputs are
+        padded with zeros.
+        """
         field = 1
         for _, kernel, stride in reversed(self.layers):
             field = (field - 1) * stride + kernel
         return field
 
     def grid(self, shape: torch.Size) -> tuple[int, ...]:
-        """(T,) for (B, S): 49 frames for 16,000 samples of the published stem."""
+        """(T,) for (B, S): 49 frames for 16,000 samples in the published stem."""
         lengths = self.token_lengths(torch.tensor([shape[1]]))
         assert lengths is not None
         return (int(lengths[0]),)
 
     def token_lengths(self, lengths: Tensor | None) -> Tensor | None:
-        """Frames for samples; at least one, which short clips are padded to."""
+        """Number of frames; at least one, because short inputs are padded."""
         if lengths is None:
             return None
         for _, kernel, stride in self.layers:

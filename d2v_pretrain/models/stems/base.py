@@ -1,5 +1,4 @@
-"""What every stem offers to the objective: local features, token lengths, and the masked version of
-them."""
+"""Stem: what turns raw inputs into tokens, and replaces masked ones."""
 
 from __future__ import annotations
 
@@ -10,13 +9,14 @@ from d2v_pretrain.types import Batch, Mask, Tokens
 
 
 class Stem(nn.Module):
-    """Turns the inputs of a ``Batch`` into ``Tokens``; the only place that knows the modality.
+    """Turns the inputs of a ``Batch`` into ``Tokens``. It is the only part of an encoder that
+    depends on the modality.
 
     Attributes:
         reads: what the inputs are, in a word: ``waveform``, ``image``, ``tokens``, or the word of a
             modality of your own. The transform gives the same (``Transform.gives``).
-        mask_vector: (D,) learned stand-in for a masked token, or None where tokens are only ever
-            dropped.
+        mask_vector: (D,) learned vector that replaces masked tokens; None if masked tokens are
+            always dropped.
     """
 
     reads: str
@@ -31,7 +31,7 @@ class Stem(nn.Module):
         raise NotImplementedError
 
     def grid(self, shape: torch.Size) -> tuple[int, ...]:
-        """Token grid for inputs of ``shape``, without computing anything."""
+        """Token grid for inputs of ``shape``, batch axis included."""
         raise NotImplementedError
 
     def check(self, shape: tuple[int, ...]) -> None:
@@ -42,11 +42,11 @@ class Stem(nn.Module):
         """
 
     def token_lengths(self, lengths: Tensor | None) -> Tensor | None:
-        """(B,) tokens for (B,) input lengths; host arithmetic."""
+        """(B,) number of tokens for (B,) input lengths, both on the host."""
         return lengths
 
     def replaced(self, batch: Batch, local: Tokens, mask: Mask) -> Tokens:
-        """``local`` with the masked tokens replaced, what data2vec 1's student reads.
+        """``local`` with masked tokens replaced, the student's input in data2vec 1.
 
         Args:
             batch: the inputs of ``local``.

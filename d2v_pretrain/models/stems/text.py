@@ -15,15 +15,15 @@ class TextStem(Stem):
     """RoBERTa's embeddings: ``dropout(LayerNorm(token + position))``; ``<mask>`` is the last id of
     the vocabulary.
 
-    Masking replaces *ids*, before the LayerNorm, as published. Positions count real tokens from
-    ``PAD + 1`` on. Source: fairseq ``TransformerEncoder.forward_embedding``, ``TextLocalEncoder``.
+    Masking replaces *ids*, before the LayerNorm, as published. Positions of real tokens start at
+    ``pad + 1``. Source: fairseq ``TransformerEncoder.forward_embedding``, ``TextLocalEncoder``.
 
     Args:
         width: D of the tokens.
         vocabulary: number of ids, with ``<s>`` 0, ``<pad>`` 1, ``</s>`` 2, ``<unk>`` 3 and
             ``<mask>`` last.
-        max_tokens: longest sequence; None for no learned positions (the encoder's own must then
-            tell the order).
+        max_tokens: longest sequence; None for no learned positions, if the encoder has positions
+            of its own.
         dropout: of the embeddings.
         norm_eps: of the LayerNorm.
         pad: id of ``<pad>``.
@@ -45,9 +45,8 @@ class TextStem(Stem):
         super().__init__()
         self.pad = pad
         self.token = nn.Embedding(vocabulary, width, pad)
-        self.position = (
-            None if max_tokens is None else nn.Embedding(max_tokens + pad + 1, width, pad)
-        )
+        rows = None if max_tokens is None else max_tokens + pad + 1
+        self.position = None if rows is None else nn.Embedding(rows, width, pad)
         self.segment = nn.Embedding(types, width) if types else None
         self.norm = nn.LayerNorm(width, norm_eps)
         self.dropout = nn.Dropout(dropout)
@@ -68,24 +67,32 @@ class TextStem(Stem):
         return (shape[1],)
 
     def replaced(self, batch: Batch, local: Tokens, mask: Mask) -> Tokens:
-        """Embed again, with ``<mask>`` (and random tokens, where the mask says so) in place of the
-        masked ids."""
+        """Embed the ids again, with ``<mask>`` in place of masked ones and random ids where the
+        mask has some.
+        """
         ids = batch.inputs.repeat_interleave(mask.masked.shape[0] // len(batch), 0)
         last = self.token.num_embeddings - 1
         if mask.random is not None:
             regular = SPECIALS + (mask.random * (last - SPECIALS)).long()
             ids = torch.where(mask.random >= 0, regular, ids)
-        return Tokens(
-            self._embed(ids.masked_fill(mask.masked, last), local.valid), local.grid, local.valid
-        )
+        embedded = self._embed(ids.masked_fill(mask.masked, last), local.valid)
+        return Tokens(embedded, local.grid, local.valid)
 
     def _embed(self, ids: Tensor, valid: Tensor | None) -> Tensor:
         real = torch.ones_like(ids) if valid is None else valid.long()
         return self.combine(self.token(ids), real.cumsum(1) * real + self.pad)
 
     def combine(self, x: Tensor, places: Tensor, types: Tensor | None = None) -> Tensor:
-        """Token vectors (B, T, D), rows of the position table (B, T) and token types (B, T) -> (B,
-        T, D)."""
+        """Embeddings from token vectors.
+
+        Args:
+            x: (B, T, D) token vectors.
+            places: (B, T) rows of the position table.
+            types: (B, T) token types; all 0 by default.
+
+        Returns:
+            (B, T, D).
+        """
         if self.segment is not None:
             x = x + self.segment(torch.zeros_like(places) if types is None else types)
         if self.position is not None:

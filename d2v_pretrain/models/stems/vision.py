@@ -67,10 +67,10 @@ class EdgeStem(Stem):
     """Patches from overlapping filters, GELU and an average: edges and textures, whatever the sign
     of their contrast.
 
-    Not published; for tiny models. Filters of ``kernel`` pixels stand ``patch / 2`` apart, four of
-    them make a token. As with ``AudioStem``'s ``smooth``, what matters is the start: filters are
-    smooth, blind to flat colour and in pairs of opposite sign, and what they rectify is averaged,
-    so that targets are worth predicting from the first step on.
+    Not published; for tiny models. Filters of ``kernel`` pixels are ``patch / 2`` apart, and four
+    positions make a token. As with ``smooth`` of ``AudioStem`` the initial weights matter: filters
+    are smooth, do not respond to flat colour and come in pairs of opposite sign, and their
+    rectified outputs are averaged. Targets then mean something from the first step on.
 
     Args:
         width: D of the tokens.
@@ -121,8 +121,9 @@ class EdgeStem(Stem):
 
 @torch.no_grad()
 def _start_as_edges(conv: nn.Conv2d) -> None:
-    """Unit filters of zero mean, smoothed over 3 x 3 pixels, the second half the negative of the
-    first."""
+    """Filters of norm 1 and mean 0, smoothed over 3 x 3 pixels; the second half is the negative of
+    the first.
+    """
     drawn = torch.randn_like(conv.weight[::2])
     smooth = F.avg_pool2d(F.pad(drawn, (1, 1, 1, 1), mode="reflect"), 3, 1)
     smooth = smooth - smooth.mean((2, 3), keepdim=True)

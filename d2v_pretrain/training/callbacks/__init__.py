@@ -1,2 +1,4 @@
-"""What watches a run: metrics, health, throughput, progress, probes. All of it reads; none of it
-changes a weight."""
+"""Callbacks: metrics, health, throughput, progress, probes, saving, stopping.
+
+None of them changes weights, except that ``BadSteps`` may restore those of a checkpoint.
+"""

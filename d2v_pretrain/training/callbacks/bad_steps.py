@@ -1,5 +1,6 @@
-"""Steps whose gradient is not finite: skipped, counted, written down; too many in a row, and the
-run goes back once."""
+"""BadSteps: records steps whose gradient is not finite; after too many in a row, the run goes back
+to a checkpoint once.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +13,9 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, distributed
 
 from d2v_pretrain.checkpoint import file as checkpoint
-from d2v_pretrain.checkpoint.file import write_text
 from d2v_pretrain.checkpoint.lightning import AtomicCheckpointIO
 from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.files import atomic
 from d2v_pretrain.training.callbacks.metrics import Meter
 from d2v_pretrain.types import Batch
 
@@ -23,45 +24,44 @@ class BadSteps(Meter):
     """Watches ``module.bad``, a () float tensor that is 1 after a step whose gradient was not
     finite, else 0.
 
-    The module skips such a step by itself, on the device. Here the host learns of it, at logged
-    steps and saves only:
-    ``bad_steps.jsonl`` gets a line per skipped step with the ids of all its samples. After
-    ``patience`` in a row it is not the data: weights, teacher and optimizer go back to the newest
-    checkpoint that was saved on a good step, while step number and data go on, so that the samples
-    in between are not met again. The second time the run stops. What happens is a function of the
-    steps alone, so a resumed run repeats it.
+    The module skips such a step itself, on the device. This callback reads the flags at logged
+    steps and saves only, and writes a line into ``bad_steps.jsonl`` for each skipped step with the
+    ids of all its samples.
+
+    ``patience`` bad steps in a row are not the fault of single samples. Then weights, teacher and
+    optimizer are restored from the newest checkpoint that was saved after a good step. Step number
+    and data go on, so the samples in between are not seen again. The second time the run stops.
+    All of this is a function of the steps alone, so a resumed run repeats it.
 
     Args:
         folder: the run's folder.
-        patience: bad steps in a row that are borne.
+        patience: bad steps in a row before the run goes back.
 
     Raises:
-        ConfigError: at a logged step, if going back has not helped or there is nothing to go back
-            to.
+        ConfigError: at a logged step, if going back did not help or there is no checkpoint to go
+            back to.
     """
 
     def __init__(self, folder: str | Path, patience: int) -> None:
         self.folder, self.patience = Path(folder), patience
         self.file = self.folder / "bad_steps.jsonl"
-        self.row: Tensor | float = (
-            0.0  # bad steps in a row up to now, and the most since the last look
-        )
-        self.worst: Tensor | float = 0.0
+        self.row: Tensor | float = 0.0  # bad steps in a row up to now
+        self.worst: Tensor | float = 0.0  # the most in a row since the last logged step
         self.went_back, self.seen = False, 0
         self.ids: list[Tensor] = []
         self.recent: list[tuple[int, list[Tensor], Tensor]] = []
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take back the lines of steps that are about to be repeated."""
+        """Remove the lines of steps that are about to be repeated."""
         self.seen = trainer.global_step
         if trainer.is_global_zero and self.file.exists():
             lines = self.file.read_text().splitlines(keepends=True)
-            write_text(
-                "".join(line for line in lines if json.loads(line)["step"] <= self.seen), self.file
-            )
+            with atomic(self.file) as temporary:
+                kept = (line for line in lines if json.loads(line)["step"] <= self.seen)
+                temporary.write_text("".join(kept))
 
     def count(self, trainer: Trainer, module: LightningModule, batch: Batch) -> None:
-        """Keep the verdict, unread, with the samples of the step."""
+        """Keep the flag of the step, which is not read yet, with the ids of its samples."""
         self.ids.append(batch.ids)
         if trainer.global_step == self.seen:
             return
@@ -73,7 +73,6 @@ class BadSteps(Meter):
         self.ids = []
 
     def receive(self, trainer: Trainer, module: LightningModule, values: dict[str, float]) -> None:
-        """Write down, go back or stop."""
         self._write(trainer)
         worst, self.worst = float(self.worst), 0.0
         if worst >= self.patience:
@@ -82,44 +81,42 @@ class BadSteps(Meter):
     def on_save_checkpoint(
         self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        """A run that goes on from here does not see these steps again."""
+        """Write the lines now: a run that continues from here does not see these steps again."""
         self._write(trainer)
 
     def state_dict(self) -> dict[str, Any]:
-        """How many in a row, at the step that is saved."""
         return {"row": float(self.row), "worst": float(self.worst), "went_back": self.went_back}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """See ``state_dict``."""
-        self.row, self.worst, self.went_back = (
-            state_dict["row"],
-            state_dict["worst"],
-            state_dict["went_back"],
-        )
+        self.row, self.worst = state_dict["row"], state_dict["worst"]
+        self.went_back = state_dict["went_back"]
 
     def _write(self, trainer: Trainer) -> None:
         recent, self.recent = self.recent, []
         flags = torch.stack([bad for *_, bad in recent]).tolist() if recent else []
         for (step, ids, _), bad in zip(recent, flags):
-            if bad:  # on all ranks or on none: the gradient is everybody's
-                everybodys = _gather(torch.cat(ids).tolist(), trainer.world_size)
-                if trainer.is_global_zero:
-                    with self.file.open("a") as file:
-                        file.write(json.dumps({"step": step, "ids": everybodys}) + "\n")
+            if not bad:
+                continue
+            parts: list[Any] = [torch.cat(ids).tolist()]  # of each rank
+            if trainer.world_size > 1:  # all ranks get here: the flag is the same on all of them
+                parts *= trainer.world_size
+                distributed.all_gather_object(parts, parts[0])
+            if trainer.is_global_zero:
+                line = {"step": step, "ids": [i for part in parts for i in part]}
+                with self.file.open("a") as file:
+                    file.write(json.dumps(line) + "\n")
 
     def _go_back(self, trainer: Trainer, module: LightningModule) -> None:
         io = trainer.strategy.checkpoint_io
         assert isinstance(io, AtomicCheckpointIO)
-        io.wait()  # a file that is still being written would be there for some ranks and not for others
+        io.wait()  # else some ranks might see a file that is still being written, and others not
         trainer.strategy.barrier()
         good = None if self.went_back else self._last_good()
         if good is None:
-            rule = f"was not finite in {self.patience} steps in a row, the last of them step {trainer.global_step}"
-            rule += (
-                ", although the run had gone back once"
-                if self.went_back
-                else ", and nothing good was saved before"
-            )
+            rule = f"was not finite in {self.patience} steps in a row, up to step "
+            again = "although the run had gone back once"
+            none = "and no checkpoint was saved before them"
+            rule += f"{trainer.global_step}, {again if self.went_back else none}"
             remedy = f"lower lr, raise warmup or set clip; {self.file} has the samples"
             raise ConfigError("loss", "nan", rule, remedy)
         trainer.strategy.load_model_state_dict(good)
@@ -127,21 +124,11 @@ class BadSteps(Meter):
         self.went_back, self.row = True, 0.0
 
     def _last_good(self) -> dict[str, Any] | None:
-        """The newest whole checkpoint that no bad step had led up to."""
-        paths = sorted(
-            (self.folder / "checkpoints").glob("step=*.ckpt"), key=checkpoint.step_of, reverse=True
-        )
-        for path in paths:
+        """The newest undamaged checkpoint that was saved after a good step."""
+        paths = (self.folder / "checkpoints").glob("step=*.ckpt")
+        for path in sorted(paths, key=checkpoint.step_of, reverse=True):
             if checkpoint.fault(path) is None:
                 content = checkpoint.read(path)
                 if not content["callbacks"][self.state_key]["row"]:
                     return content
         return None
-
-
-def _gather(ids: list[int], world: int) -> list[int]:
-    if world == 1:
-        return ids
-    parts: list[Any] = [None] * world
-    distributed.all_gather_object(parts, ids)
-    return [i for part in parts for i in part]

@@ -1,5 +1,7 @@
-"""The one place where training numbers leave the device: MetricsLog, its Meters, and the JSONL +
-CSV logger."""
+"""MetricsLog collects numbers from all Meters and gives them to the loggers.
+
+Nothing else in training copies numbers from the device to the host.
+"""
 
 from __future__ import annotations
 
@@ -15,35 +17,37 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
-from d2v_pretrain.checkpoint.file import write_text
+from d2v_pretrain.files import atomic
 from d2v_pretrain.types import Batch
 
 
 class Meter(Callback):
-    """A callback that takes part in logged steps; ``MetricsLog`` calls it, in the trainer's order,
-    on every rank."""
+    """A callback with numbers to log. ``MetricsLog`` calls all meters on every rank, in the order
+    of the trainer's callbacks.
+    """
 
     def count(self, trainer: Trainer, module: LightningModule, batch: Batch) -> None:
-        """After every micro-batch: note what costs nothing; nothing that is on the device may be
-        read."""
+        """Called after every micro-batch. It must not read tensors of the device, which would make
+        the host wait.
+        """
 
     def observe(self, trainer: Trainer, module: LightningModule) -> dict[str, Tensor | float]:
-        """Numbers to log, as () tensors wherever they are (nobody has waited for the device yet) or
-        floats."""
+        """Called at logged steps: numbers to log, as floats or () tensors on any device."""
         return {}
 
     def receive(self, trainer: Trainer, module: LightningModule, values: dict[str, float]) -> None:
-        """All numbers of this step, averaged over ranks, on the host."""
+        """Called at logged steps with the numbers of all meters: averaged over ranks, on the
+        host.
+        """
 
 
 class MetricsLog(Callback):
-    """Every ``log_every`` steps: collect from module and meters, wait for the device once, give to
-    all loggers.
+    """Every ``log_every`` steps, collect numbers from module and meters, wait for the device once,
+    and give them to all loggers.
 
-    Between those steps nothing is read, so nothing makes the host wait. Which steps are logged is a
-    function of the step alone (the first, every ``log_every``-th, the last), the same in a resumed
-    run. The line of a step is written before Lightning saves that step's checkpoint (checkpoint
-    callbacks run last), so a kill leaves no gap.
+    Logged are the first step, every ``log_every``-th and the last, so a resumed run logs the same
+    steps. The line of a step is written before that step's checkpoint (Lightning calls checkpoint
+    callbacks last), so a kill leaves no gap.
 
     The module has ``log_metrics: dict[str, Tensor | float]``, the numbers of its last step, and
     ``samples_seen``.
@@ -57,12 +61,12 @@ class MetricsLog(Callback):
         self.meters: list[Meter] = []
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Find the meters, wherever they stand in the trainer's list."""
         self.meters = [c for c in trainer.callbacks if isinstance(c, Meter)]  # type: ignore[attr-defined]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Take back the lines that a killed run wrote after the checkpoint that this one starts
-        from."""
+        """Remove lines that a killed run wrote after the checkpoint that this run continues
+        from.
+        """
         self.seen = trainer.global_step
         for logger in trainer.loggers:
             if isinstance(logger, JsonlLogger):
@@ -76,22 +80,20 @@ class MetricsLog(Callback):
         batch: Batch,
         batch_idx: int,
     ) -> None:
-        """Log if this micro-batch ended an optimizer step that is due."""
+        """Log if this micro-batch ended an optimizer step that is logged."""
         for meter in self.meters:
             meter.count(trainer, pl_module, batch)
         step = trainer.global_step
         if step == self.seen:
             return
         self.seen = step
-        if step == 1 or step % self.log_every == 0 or step == trainer.max_steps:
-            self._log(trainer, pl_module, step)
-
-    def _log(self, trainer: Trainer, module: LightningModule, step: int) -> None:
-        collected: dict[str, Tensor | float] = dict(module.log_metrics)  # type: ignore[arg-type]
+        if step != 1 and step % self.log_every and step != trainer.max_steps:
+            return
+        module: Any = pl_module
+        collected: dict[str, Tensor | float] = dict(module.log_metrics)
         for meter in self.meters:
             collected |= meter.observe(trainer, module)
-        samples: int = module.samples_seen  # type: ignore[assignment]
-        values: dict[str, float] = {"samples": samples} | read(collected, trainer, module.device)
+        values = {"samples": module.samples_seen} | read(collected, trainer, module.device)
         for meter in self.meters:
             meter.receive(trainer, module, values)
         for logger in trainer.loggers:
@@ -101,17 +103,19 @@ class MetricsLog(Callback):
 def read(
     collected: dict[str, Tensor | float], trainer: Trainer, device: torch.device
 ) -> dict[str, float]:
-    """Mean over ranks of every number, by one collective and one wait for the device.
+    """Mean over ranks of every number, with one collective and one wait for the device.
 
-    float64, so that a count of samples survives; float32 where the device knows no float64.
+    Numbers travel as float64, which holds large counts exactly; as float32 on devices without
+    float64.
 
     Args:
         collected: () tensors on ``device`` or the host, and numbers; the same keys on every rank.
+        trainer: whose ranks are averaged over.
+        device: of the collective.
     """
     dtype = torch.float32 if device.type == "mps" else torch.float64
-    host = torch.tensor(
-        [0.0 if isinstance(v, Tensor) else v for v in collected.values()], dtype=dtype
-    )
+    numbers = [0.0 if isinstance(v, Tensor) else v for v in collected.values()]
+    host = torch.tensor(numbers, dtype=dtype)
     vector = host.to(device, non_blocking=True)
     for i, value in enumerate(collected.values()):
         if isinstance(value, Tensor):
@@ -122,12 +126,12 @@ def read(
 
 
 class JsonlLogger(Logger):
-    """``metrics.jsonl``, the truth, and ``metrics.csv``, a view of it for spreadsheets, in the
-    run's folder.
+    """Writes ``metrics.jsonl`` in the run's folder, and ``metrics.csv`` with the same numbers for
+    spreadsheets.
 
-    One line a logged step, ``{"step": ..., "loss": ..., ...}``, appended and handed to the system
-    at once, so that a killed process loses none. What JSON cannot hold (nan, inf) is null. Only
-    rank 0 writes.
+    A logged step is one line, ``{"step": ..., "loss": ..., ...}``. It is written at once, so that a
+    killed process loses none. nan and inf, which JSON does not know, become null. Only rank 0
+    writes.
 
     Args:
         folder: the run's folder; made at the first line.
@@ -140,25 +144,21 @@ class JsonlLogger(Logger):
 
     @property
     def name(self) -> str:
-        """The run's name."""
         return self.jsonl.parent.name
 
     @property
     def version(self) -> str:
-        """Empty: a run has a name and no versions."""
         return ""
 
     @property
     def save_dir(self) -> str:
-        """The run's folder."""
         return str(self.jsonl.parent)
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: the resolved configuration is in the run's folder already."""
+        """Do nothing: the resolved configuration is in the run's folder."""
 
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Append one line for ``step``."""
         assert step is not None, "a line needs its step"
         line = {"step": step} | {k: v if math.isfinite(v) else None for k, v in metrics.items()}
         self.jsonl.parent.mkdir(parents=True, exist_ok=True)
@@ -172,19 +172,19 @@ class JsonlLogger(Logger):
 
     @rank_zero_only
     def rewind(self, step: int) -> None:
-        """Drop the lines after ``step``, and a last one that a kill cut in half."""
+        """Remove the lines after ``step``, and a last line that a kill cut in half."""
         if not self.jsonl.exists():
             return
-        text = "".join(
-            json.dumps(line) + "\n" for line in lines(self.jsonl) if line["step"] <= step
-        )
-        if text != self.jsonl.read_text():
-            write_text(text, self.jsonl)
+        kept = [json.dumps(line) + "\n" for line in lines(self.jsonl) if line["step"] <= step]
+        if (text := "".join(kept)) != self.jsonl.read_text():
+            with atomic(self.jsonl) as temporary:
+                temporary.write_text(text)
         self._rebuild_csv()
 
     def _rebuild_csv(self) -> None:
-        """Some numbers come now and then, and a CSV's header is its first line: a new one means a
-        new file."""
+        """Write the whole CSV anew, which a number that was not logged before makes necessary: the
+        header is the first line.
+        """
         rows = lines(self.jsonl)
         self.columns = list(dict.fromkeys(key for row in rows for key in row))
         with self.csv.open("w", newline="") as file:
@@ -194,6 +194,5 @@ class JsonlLogger(Logger):
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    """The whole lines of a ``metrics.jsonl``; a torn last one (no newline at its end) is left
-    out."""
+    """The lines of a ``metrics.jsonl``, without a last one that has no newline (cut by a kill)."""
     return [json.loads(line) for line in path.read_text().split("\n")[:-1]]

@@ -1,5 +1,4 @@
-"""Stopping in time: a signal on any rank, or the end of the hours, ends training at the next step
-boundary."""
+"""Preemption: ends training between two steps after a signal on any rank, or after max_hours."""
 
 from __future__ import annotations
 
@@ -8,24 +7,19 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from d2v_pretrain.training.internals import disable_sigterm_handling
 from d2v_pretrain.training.ranks import Agreement
 from d2v_pretrain.training.signals import STOP
 
 
 class Preemption(Callback):
-    """Ends ``fit`` when any rank was signalled or the hours are over; ``Saving`` then writes the
+    """Ends ``fit`` when any rank got a signal or ``max_hours`` are over; ``Saving`` then writes the
     checkpoint.
 
-    Lightning has a protocol of its own: a SIGTERM handler that calls a collective wherever it finds
-    the process, and with several ranks a broadcast and a wait for the device before every batch.
-    Both are switched off here; see lightning#21406 and #21487. They are private names, which
-    tests/resume pins.
+    ``stopped`` says why training ended before its last step; it is None if it did not.
 
     Args:
-        max_hours: stop after so long; None for no limit. Counted from the start of training in this
-            process.
-
-    ``stopped`` says why training ended before its last step, or is None.
+        max_hours: limit, counted from the start of training in this process; None for no limit.
     """
 
     def __init__(self, max_hours: float | None) -> None:
@@ -34,24 +28,19 @@ class Preemption(Callback):
         self.seen = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Keep Lightning's handlers and its broadcast out."""
-        trainer._signal_connector.register_signal_handlers = _nothing  # type: ignore[method-assign]
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
+        disable_sigterm_handling(trainer)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock; a signal that came while the run was being set up is met here, with
-        nothing to save."""
-        self.start, self.seen, self.agreement = (
-            time.monotonic(),
-            trainer.global_step,
-            Agreement(trainer.strategy),
-        )
+        """Start the clock. If a signal came during the set-up, stop now, with nothing to save."""
+        self.start, self.seen = time.monotonic(), trainer.global_step
+        self.agreement = Agreement(trainer.strategy)
         if self.agreement.ask(self._due()) or self.agreement.settle():
             self._stop(trainer)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Ask all ranks if this micro-batch ended a step; with several ranks the answer comes one
-        step later."""
+        """At the end of a step, ask all ranks. With several ranks the answer comes one step
+        later.
+        """
         if trainer.global_step == self.seen:
             return
         self.seen = trainer.global_step
@@ -59,7 +48,7 @@ class Preemption(Callback):
             self._stop(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave no message under way."""
+        """Receive the last answer, so that no message stays unread."""
         self.agreement.settle()
 
     def _due(self) -> bool:
@@ -69,10 +58,5 @@ class Preemption(Callback):
         if trainer.global_step < trainer.max_steps:
             trainer.should_stop = True
             over = time.monotonic() - self.start >= self.limit
-            self.stopped = STOP.reason or (
-                "max_hours is over" if over else "another rank was told to stop"
-            )
-
-
-def _nothing() -> None:
-    pass
+            other = "max_hours is over" if over else "another rank was told to stop"
+            self.stopped = STOP.reason or other

@@ -1,4 +1,4 @@
-"""When to save: every so many steps or minutes, and at the end, whatever has brought it about."""
+"""Saving: writes checkpoints every N steps or minutes, and when training ends for any reason."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from d2v_pretrain.checkpoint.lightning import AtomicCheckpointIO
+from d2v_pretrain.files import atomic
 from d2v_pretrain.training.callbacks.metrics import Meter
 from d2v_pretrain.training.ranks import Agreement
 
 
 class Saving(Checkpoint, Meter):
-    """Writes ``step=N.ckpt`` and points ``last.ckpt`` at it by a hard link, at step boundaries
-    only.
+    """Writes ``step=N.ckpt`` after an optimizer step, and makes ``last.ckpt`` a hard link to it.
 
-    Lightning's ModelCheckpoint may save between the micro-batches of a step (their gradients are
-    lost), writes ``last`` a second time, and cannot do steps and minutes at once.
+    Lightning's ModelCheckpoint is not used: it may save between the micro-batches of a step, whose
+    gradients are then lost; it writes ``last`` a second time; and it cannot save by steps and by
+    minutes at once. ``io`` is the plugin that writes the files, for the trainer.
 
     Args:
         folder: of the checkpoints.
-        every_steps, every_minutes: None for never; each counts for itself.
-        keep_last: so many ``step=N.ckpt`` stay.
-        keep_every: those of steps that divide by it stay too; None for no others.
-        best: a number of ``metrics.jsonl`` that needs no labels (``effective_rank``,
-            ``loss_relative``); ``best.ckpt`` is the checkpoint saved when it was best so far. Of
-            what is named loss less is better, else more. None for no ``best.ckpt``.
+        every_steps: save at multiples of this; None for never.
+        every_minutes: also save when this long has passed since the last save; None for never.
+        keep_last: number of the newest ``step=N.ckpt`` that are kept.
+        keep_every: those of steps that are multiples of this are kept too; None for no others.
+        best: name of a number in ``metrics.jsonl``, for example ``effective_rank`` or
+            ``loss_relative``. ``best.ckpt`` is the checkpoint saved when it was best: smallest if
+            the name contains "loss", else largest. None for no ``best.ckpt``.
         asynchronous: see ``AtomicCheckpointIO``.
-
-    ``io`` is the plugin that writes, for the trainer.
     """
 
     def __init__(
@@ -54,36 +54,33 @@ class Saving(Checkpoint, Meter):
         self.pause = float("inf") if every_minutes is None else 60 * every_minutes
         self.seen = self.saved = 0
         self.last = time.monotonic()
-        self.score: float | None = None  # the newest since the last save, larger is better
+        self.score: float | None = None  # the newest since the last save; larger is better
         self.record = float("-inf")
         self.is_best = False
 
     def receive(self, trainer: Trainer, module: LightningModule, values: dict[str, float]) -> None:
-        """Keep the score of this step, if it has one."""
         if self.best in values and math.isfinite(value := values[self.best]):
             self.score = -value if "loss" in self.best else value
 
     def state_dict(self) -> dict[str, Any]:
-        """The best score so far."""
         return {"record": self.record}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """See ``state_dict``."""
         self.record = state_dict["record"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock, take memory; what this run resumed from need not be saved again."""
+        """Start the clock and allocate memory. The checkpoint that this run continues from is not
+        saved again.
+        """
         if self.io.asynchronous:
-            state = (
-                trainer.strategy.lightning_module_state_dict()
-            )  # by all ranks, if each has a share of it
+            state = trainer.strategy.lightning_module_state_dict()  # under FSDP a collective
             if trainer.is_global_zero:
                 self.io.reserve(state)
         self.seen = self.saved = trainer.global_step
         self.last, self.agreement = time.monotonic(), Agreement(trainer.strategy)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Save if this micro-batch ended a step and it is time."""
+        """Save if this micro-batch ended a step and a save is due."""
         step = trainer.global_step
         if step == self.seen:
             return
@@ -93,24 +90,23 @@ class Saving(Checkpoint, Meter):
             self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the end, unless it has just been; wait until it is on disk."""
+        """Save the last step unless it is saved already, and wait until it is on disk."""
         self.agreement.settle()
         if trainer.global_step > self.saved:
             self._save(trainer)
         self.io.wait()
 
     def _save(self, trainer: Trainer) -> None:
-        self.io.wait()  # the file before this one looks at is_best
+        self.io.wait()  # the write of the last checkpoint reads is_best when it ends
         self.is_best = self.score is not None and self.score > self.record
-        if self.is_best:
-            assert self.score is not None
-            self.record = self.score
+        if self.score is not None:
+            self.record = max(self.record, self.score)
         self.score = None
         trainer.save_checkpoint(self.folder / f"step={trainer.global_step}.ckpt")
         self.saved, self.last = trainer.global_step, time.monotonic()
 
     def _keep(self, path: Path) -> None:
-        """Once a file is whole: its other names, and which older ones go."""
+        """After a file was written, link its other names to it and delete older files."""
         point(path.with_name("last.ckpt"), path)
         if self.is_best:
             point(path.with_name("best.ckpt"), path)
@@ -120,15 +116,15 @@ class Saving(Checkpoint, Meter):
 
 
 def point(name: Path, path: Path) -> None:
-    """Make ``name`` another name of the file ``path``, at once; a copy where the file system has no
-    hard links."""
-    temporary = name.with_suffix(".tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(path, temporary)
-    except OSError:
-        shutil.copyfile(path, temporary)
-    os.replace(temporary, name)
+    """Make ``name`` another name of the file ``path`` atomically: a hard link, or a copy where the
+    file system has no hard links.
+    """
+    with atomic(name, name.with_suffix(".tmp")) as temporary:
+        temporary.unlink(missing_ok=True)
+        try:
+            os.link(path, temporary)
+        except OSError:
+            shutil.copyfile(path, temporary)
 
 
 def _step(path: Path) -> int:

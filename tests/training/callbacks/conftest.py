@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +14,33 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from torch import Tensor, nn
 
 from d2v_pretrain.checkpoint.lightning import AtomicCheckpointIO
-from d2v_pretrain.models.block import Block
 from d2v_pretrain.models.encoder import Encoder
-from d2v_pretrain.models.stems.text import TextStem
 from d2v_pretrain.objective.statistics import spread
 from d2v_pretrain.training.callbacks.metrics import JsonlLogger
 from d2v_pretrain.types import Batch, Output
+from tests import tiny
 
-WIDTH, TOKENS, ROWS = 16, 12, 4
+WIDTH, TOKENS, ROWS = tiny.D, 12, 4
 
 
 def encoder(seed: int = 0) -> Encoder:
     torch.manual_seed(seed)
-    return Encoder(TextStem(WIDTH, 40, 32), partial(Block, WIDTH, 2), WIDTH, depth=2)
+    return tiny.encoder("text")
+
+
+class ToyObjective(nn.Module):
+    """A teacher that nothing trains, and the numbers that Health logs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.teacher = nn.Module()
+        self.teacher.encoder = encoder()
+
+    def statistics(self, output: Output) -> dict[str, Tensor]:
+        stats = {}
+        for name, rows in (("target", output.target), ("pred", output.pred)):
+            stats[f"{name}_std"], stats[f"{name}_position_std"] = spread(rows, output.position)
+        return stats
 
 
 class Toy(LightningModule):
@@ -36,9 +49,7 @@ class Toy(LightningModule):
 
     def __init__(self, targets: str = "healthy", nan_id: int = -1) -> None:
         super().__init__()
-        self.objective = nn.Module()
-        self.objective.teacher = nn.Module()
-        self.objective.teacher.encoder = encoder()
+        self.objective = ToyObjective()
         self.number = nn.Parameter(torch.zeros(()))
         self.targets, self.nan_id = targets, nan_id
         self.log_metrics: dict[str, Tensor | float] = {}
@@ -61,14 +72,6 @@ class Toy(LightningModule):
         self.samples_seen += len(batch)
         self.log_metrics = {"loss": loss.detach(), "lr": 0.1}
         return loss
-
-    def statistics(self) -> dict[str, Tensor]:
-        output = self.last_output
-        assert output is not None
-        stats = {}
-        for name, rows in (("target", output.target), ("pred", output.pred)):
-            stats[f"{name}_std"], stats[f"{name}_position_std"] = spread(rows, output.position)
-        return stats
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), lr=0.1)
@@ -113,8 +116,8 @@ class Task:
         default_factory=lambda: [batch(n, labelled=True) for n in range(200, 210)]
     )
     classes: int = 2
-    floor: Callable[[Batch], Tensor] = lambda batch: batch.inputs[:, :2].float()
-    floor_name: str = "first two ids"
+    raw_baseline: Callable[[Batch], Tensor] = lambda batch: batch.inputs[:, :2].float()
+    raw_baseline_name: str = "first two ids"
     headline: str = "knn"
     note: str = "made up"
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from d2v_pretrain.config.compose import load
 from d2v_pretrain.errors import ConfigError
-from d2v_pretrain.training.module import Pretrain
+from d2v_pretrain.training.module import TrainingModule
 from d2v_pretrain.training.run import pretrain
 from d2v_pretrain.types import Batch
 from tests.resume.processes import COMMON, RUNS
@@ -31,19 +31,19 @@ def poisoned(
 ) -> Callable[[set[int]], dict[int, list[Tensor]]]:
     """Train with a loss that is nan in the steps given; the student's weights before each step."""
     monkeypatch.chdir(tmp_path)
-    step = Pretrain.training_step
+    step = TrainingModule.training_step
 
     def train(bad: set[int]) -> dict[int, list[Tensor]]:
         before: dict[int, list[Tensor]] = {}
 
-        def training_step(module: Pretrain, batch: Batch, batch_idx: int) -> Tensor:
+        def training_step(module: TrainingModule, batch: Batch, batch_idx: int) -> Tensor:
             loss = step(module, batch, batch_idx)
             before.setdefault(
                 module.updates, [p.detach().clone() for p in module.objective.student.parameters()]
             )
             return loss * float("nan") if module.updates in bad and batch_idx % 2 else loss
 
-        monkeypatch.setattr(Pretrain, "training_step", training_step)
+        monkeypatch.setattr(TrainingModule, "training_step", training_step)
         pretrain(load(ARGV))
         return before
 

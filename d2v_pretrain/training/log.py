@@ -1,0 +1,12 @@
+"""log(): one line for the user."""
+
+from __future__ import annotations
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from rich import get_console
+
+
+@rank_zero_only
+def log(text: str) -> None:
+    """Print a line on rank 0; ``[bold]…[/]`` and the like are Rich's markup."""
+    get_console().print(text, soft_wrap=True, highlight=False)
