@@ -57,7 +57,8 @@ class Dataset(Numbered, Generic[Item]):
 
     holds: ClassVar[str]
     """What an item is: "waveform" ((S,) float32, mono, 16 kHz), "image" ((3, H, W) uint8), "text"
-    (str), or a word of your own that a transform names in ``takes``."""
+    (str), or a word of your own that a transform names in ``takes``; "array" if the transform need
+    not be told."""
 
     @abstractmethod
     def read(self, index: int) -> Item | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,14 +13,12 @@ from PIL import Image, ImageOps
 
 from d2v_pretrain.errors import ConfigError
 from datamodules.datasets import image_folder
-from datamodules.datasets.audio_folder import RATE, resampler, waveform
-from datamodules.datasets.probe_tasks import Labelled
+from datamodules.datasets.audio_folder import resampler, waveform
+from datamodules.datasets.base import RATE, Dataset, Item, TextDataset
 from datamodules.datasets.scan import Unusable
 
-Item = TypeVar("Item")
 
-
-class InHand(Generic[Item]):
+class InHand(Dataset[Item]):
     """A few items, in the order in which they were given.
 
     Args:
@@ -29,8 +27,6 @@ class InHand(Generic[Item]):
     Attributes:
         one: whether a single item was given.
     """
-
-    holds: ClassVar[str]
 
     def __init__(self, inputs: Any) -> None:
         self.one = self.is_one(inputs)
@@ -56,14 +52,8 @@ class InHand(Generic[Item]):
     def read(self, index: int) -> Item:
         return self.items[index]
 
-    def name(self, index: int) -> str:
-        return str(index)
-
     def describe(self) -> str:
         return f"{len(self):,} items in hand"
-
-    def labelled(self) -> list[Labelled[Item]]:
-        return []
 
 
 class Arrays(InHand[np.ndarray]):
@@ -152,10 +142,8 @@ class Images(InHand[np.ndarray]):
         return np.ascontiguousarray(pixels)
 
 
-class Texts(InHand[str]):
+class Texts(InHand[str], TextDataset):
     """Strings: one, or a list of them. Line breaks become spaces, since datasets have none."""
-
-    holds = "text"
 
     def is_one(self, inputs: Any) -> bool:
         return isinstance(inputs, str)

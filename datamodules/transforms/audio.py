@@ -29,8 +29,7 @@ class AudioTransform(CropTransform):
         crop_to_shortest: see ``CropTransform``.
     """
 
-    takes = "waveform"
-    gives = "waveform"
+    takes = gives = "waveform"
     raw_baseline_name = "log-mel mean + std"
 
     def __init__(
@@ -42,15 +41,15 @@ class AudioTransform(CropTransform):
         crop_to_shortest: bool = False,
     ) -> None:
         self.check_dataset(type(dataset))
-        (crop,) = self.longest_input(crop_seconds=crop_seconds)
+        (crop,) = self.longest_input(crop_seconds)
         super().__init__(
             Joined(dataset, crop, seed) if join else dataset, crop, seed, crop_to_shortest
         )
 
     @classmethod
-    def longest_input(cls, **settings: Any) -> tuple[int, ...]:
-        """(samples,) of a crop."""
-        return (round(settings["crop_seconds"] * RATE),)
+    def longest_input(cls, crop_seconds: float, **_: Any) -> tuple[int, ...]:
+        """(S,) of the longest crop."""
+        return (round(crop_seconds * RATE),)
 
     def probe_view(self, item: np.ndarray) -> Tensor:
         return self.plain_view(item)[: _PROBE_SECONDS * RATE]

@@ -80,8 +80,8 @@ class Samples(Numbered):
 class Transform(Samples, Generic[Item]):
     """Samples made of the items of a dataset, one of each item unless a subclass says otherwise.
 
-    A new transform needs ``takes``, ``longest_input``, ``train_view``, ``plain_view`` and
-    ``placeholder``. For signals along time, ``CropTransform`` has all but the first two.
+    A new transform needs ``takes``, ``gives``, ``longest_input``, ``train_view``, ``plain_view``
+    and ``placeholder``. For signals along time, ``CropTransform`` has the last three.
 
     Args:
         dataset: the items.
@@ -93,7 +93,8 @@ class Transform(Samples, Generic[Item]):
     takes: ClassVar[str]
     """The kind of items, see ``Dataset.holds``."""
     gives: ClassVar[str]
-    """The kind of samples, which the stem reads: see ``Stem.reads`` in ``d2v_pretrain.models``."""
+    """What samples are, as a stem names it in ``reads``: "waveform", "image", "tokens", or a word
+    of your own."""
     equal_sizes: ClassVar[bool] = False
     """Whether training views of any two items have the same shape."""
     raw_baseline_name: ClassVar[str] = "mean + std"
@@ -112,17 +113,19 @@ class Transform(Samples, Generic[Item]):
         if not issubclass(dataset, Dataset):
             rule = "is no dataset: it must be a subclass of datamodules.datasets.base.Dataset"
             raise ConfigError("data", dataset.__name__, rule, "derive it from that class")
-        if dataset.holds != cls.takes:
+        if dataset.holds not in (cls.takes, "array"):
             rule = f"holds items of kind {dataset.holds}, and {cls.__name__} takes {cls.takes}"
             raise ConfigError("data", dataset.__name__, rule, "choose other data or modality")
 
     @classmethod
     @abstractmethod
-    def longest_input(cls, **settings: Any) -> tuple[int, ...]:
+    def longest_input(cls, *_: Any, **settings: Any) -> tuple[int, ...]:
         """Shape of the longest sample: (samples,), (3, H, W), (tokens,), (C, samples) ...
 
+        A subclass names the settings that it reads.
+
         Args:
-            settings: arguments of the constructor by name; those that do not matter are ignored.
+            settings: arguments of the constructor by name.
         """
 
     def __len__(self) -> int:

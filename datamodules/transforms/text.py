@@ -66,9 +66,9 @@ class TextTransform(Transform[Any]):
         self.tokenizer, self.cache = tokenizer, cache
 
     @classmethod
-    def longest_input(cls, **settings: Any) -> tuple[int, ...]:
-        """(block,)"""
-        return (int(settings["block"]),)
+    def longest_input(cls, block: int, **_: Any) -> tuple[int, ...]:
+        """(T,) of a block."""
+        return (int(block),)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
