@@ -126,12 +126,16 @@ def scan(
     if not found:
         kinds = Counter(os.path.splitext(file)[1] or os.path.basename(file) for file in files)
         there = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(_SHOWN))
-        rule = f"has no usable file: looked for {looked_for} in it and below; "
-        rule += f"it holds {there or 'no file at all'}{examples}"
+        rule = (
+            f"has no usable file: looked for {looked_for} in it and below; "
+            f"it holds {there or 'no file at all'}{examples}"
+        )
         raise ConfigError("data.root", root, rule, "give another folder, or another modality")
     if len(bad) > max_bad_share * len(wanted):
-        rule = f"has {len(bad)} unusable of {len(wanted)} files, more than "
-        rule += f"max_bad_share={max_bad_share:g} allows{examples}"
+        rule = (
+            f"has {len(bad)} unusable of {len(wanted)} files, more than "
+            f"max_bad_share={max_bad_share:g} allows{examples}"
+        )
         remedy = "mend or remove them, or raise data.max_bad_share"
         raise ConfigError("data.root", root, rule, remedy)
     if bad and skipped.path:

@@ -173,8 +173,10 @@ def _check_share(records: list[Record], plan: Plan, settings: Build) -> None:
     n = len(plan.items)
     if len(bad) > settings.max_bad_share * n:
         named = "; ".join(f"{file} ({reason})" for file, reason in list(bad.items())[:5])
-        rule = f"has {len(bad)} of {n} unusable, more than "
-        rule += f"max_bad_share={settings.max_bad_share:g} allows ({named})"
+        rule = (
+            f"has {len(bad)} of {n} unusable, more than "
+            f"max_bad_share={settings.max_bad_share:g} allows ({named})"
+        )
         remedy = "mend or remove them, or raise max_bad_share"
         raise ConfigError("input", settings.input, rule, remedy)
 

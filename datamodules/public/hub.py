@@ -54,8 +54,10 @@ class HubTexts(TextDataset):
             asked = datasets.DownloadConfig(local_files_only=not self.download)
             return datasets.load_dataset(self.root, self.config, split=split, download_config=asked)
         except (OSError, ValueError, KeyError) as error:  # names, splits, no network
-            remedy = "check data.root, data.config and data.split; a name on the hub needs "
-            remedy += "data.download=true once"
+            remedy = (
+                "check data.root, data.config and data.split; a name on the hub needs "
+                "data.download=true once"
+            )
             rule = f"cannot be loaded ({error})".replace("\n", " ")
             raise ConfigError("data.root", self.root, rule, remedy) from None
 

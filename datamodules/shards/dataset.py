@@ -46,12 +46,14 @@ class ShardDataset(Dataset[Item]):
             probe; None for none.
         test_shards: with ``label_key``, so many shards, the last, are not pretrained on: the
             probe's test.
+
+    Attributes:
+        bounds: smallest and largest length that is used.
+        outside: what the list of skipped samples says of those of another length.
     """
 
     bounds: tuple[float, float] = (1, np.inf)
-    """Smallest and largest length that is used."""
     outside = ""
-    """What is said of samples of another length."""
 
     def __init__(
         self,
@@ -122,8 +124,10 @@ class ShardDataset(Dataset[Item]):
             rule = f"has no usable sample in {len(shards)} shards"
             raise ConfigError("data.root", self.root, rule, named)
         if bad > self.max_bad_share * total:
-            rule = f"has {bad:,} unusable of {total:,} samples, more than "
-            rule += f"max_bad_share={self.max_bad_share:g} allows: {named}"
+            rule = (
+                f"has {bad:,} unusable of {total:,} samples, more than "
+                f"max_bad_share={self.max_bad_share:g} allows: {named}"
+            )
             raise ConfigError("data.root", self.root, rule, "mend it, or raise data.max_bad_share")
         if self.label_key is not None and not 0 < self.test_shards < len(shards):
             rule = f"must leave some of the {len(shards)} shards to train on, and some to test"

@@ -171,8 +171,10 @@ class Store:
         far = [n for n in dict.fromkeys(map(int, numbers)) if is_remote(self.names[n])]
         size = sum(self.sums[n][0] for n in far)
         if size > self.cache.limit:
-            rule = f"is less than the {size / 1e9:.3g} GB of the {len(far)} shards that are read "
-            rule += "at the same time"
+            rule = (
+                f"is less than the {size / 1e9:.3g} GB of the {len(far)} shards that are read "
+                "at the same time"
+            )
             remedy = "raise it, or set a smaller window_shards"
             raise ConfigError("data.cache_gb", self.cache.limit / 1e9, rule, remedy)
         if far and self.wanted is None:

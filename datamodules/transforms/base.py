@@ -25,12 +25,15 @@ class Samples(Numbered):
 
     What ``read`` returns is a function of (seed, epoch, index) alone, so that any worker and rank
     reads the same.
+
+    Attributes:
+        fill: value of padding.
+        crop_to_shortest: whether all rows of a micro-batch are cropped to its shortest sample,
+            instead of padded.
     """
 
     fill: float = 0.0
-    """Value of padding."""
     crop_to_shortest: bool = False
-    """Whether all rows of a micro-batch are cropped to its shortest sample, instead of padded."""
 
     @property
     def lengths(self) -> np.ndarray | None:
@@ -86,17 +89,20 @@ class Transform(Samples, Generic[Item]):
     Args:
         dataset: the items.
 
+    Attributes:
+        takes: the kind of items, as ``Dataset.holds`` names it.
+        gives: what samples are, as a stem names it in ``reads``: "waveform", "image", "tokens", or
+            a word of your own.
+        equal_sizes: whether training views of any two items have the same shape.
+        raw_baseline_name: what ``raw_baseline`` computes, for the printed table.
+
     Raises:
         ConfigError: if the dataset holds items of another kind.
     """
 
     takes: ClassVar[str]
-    """The kind of items, see ``Dataset.holds``."""
     gives: ClassVar[str]
-    """What samples are, as a stem names it in ``reads``: "waveform", "image", "tokens", or a word
-    of your own."""
     equal_sizes: ClassVar[bool] = False
-    """Whether training views of any two items have the same shape."""
     raw_baseline_name: ClassVar[str] = "mean + std"
 
     def __init__(self, dataset: Dataset[Item]) -> None:
