@@ -1,5 +1,4 @@
-"""Datasets of items that a user has in memory: Waveforms, Images, Texts, and Arrays of anything
-else."""
+"""Datasets of items in memory: Waveforms, Images, Texts, and Arrays of anything else."""
 
 from __future__ import annotations
 
@@ -69,8 +68,7 @@ class Arrays(InHand[np.ndarray]):
 
 
 class Waveforms(InHand[np.ndarray]):
-    """Mono waveforms: arrays, tensors or lists of numbers (S,), rows of a (B, S) array, or paths of
-    audio files.
+    """Mono waveforms (S,), rows of a (B, S) array, or paths of audio files.
 
     Args:
         inputs: one of them, or a list of them. Whole numbers are scaled to [-1, 1] by the range of
@@ -111,8 +109,11 @@ class Waveforms(InHand[np.ndarray]):
 
 
 class Images(InHand[np.ndarray]):
-    """Colour images: PIL images, arrays (H, W, 3) or (H, W), tensors (3, H, W), of 8 bits, or paths
-    of image files; one of them, a list of them, or a batch of four dimensions."""
+    """Colour images of 8 bits, or paths of image files.
+
+    One PIL image, array (H, W, 3) or (H, W), tensor (3, H, W) or path; a list of them; or a batch
+    of four dimensions.
+    """
 
     holds = "image"
 

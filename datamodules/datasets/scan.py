@@ -23,8 +23,7 @@ _SHOWN = 5  # files named in an error; the list of the run has all of them
 
 
 class Unusable(Exception):
-    """A file or sample that cannot be used; the message is the reason, for the list of skipped
-    ones."""
+    """A file or sample that cannot be used; the message is the reason for the list."""
 
 
 class TooMuchBad(ConfigError):
@@ -178,8 +177,10 @@ def _files(root: str, ignore: set[str], closed: dict[str, str]) -> list[str]:
 def _check_all(
     files: list[str], check: Callable[[str], Info]
 ) -> tuple[dict[str, Info], dict[str, str]]:
-    """What ``check`` returns for each usable file, and the reason for each unusable one; prints how
-    far it is every few seconds."""
+    """What ``check`` returns for usable files, and the reasons for unusable ones.
+
+    Prints how far it is every few seconds.
+    """
 
     def safe(file: str) -> Info | Unusable:
         try:

@@ -1,5 +1,6 @@
 """The command ``python -m datamodules.doctor modality=audio data=folder data.root=DIR …``: what is
-wrong with the data, and what order a run would read it in."""
+wrong with the data, and what order a run would read it in.
+"""
 
 from __future__ import annotations
 

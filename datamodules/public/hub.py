@@ -81,8 +81,7 @@ class HubTexts(TextDataset):
         return f"{self.root}, {self.split}: {len(self.rows):,} texts"
 
     def labelled(self) -> list[Labelled[str]]:
-        """The column of classes, trained on one split and tested on the other; [] without a
-        column."""
+        """The column of classes, trained on one split and tested on the other; [] without it."""
         if self.label is None:
             return []
         found = [

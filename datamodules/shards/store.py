@@ -70,8 +70,9 @@ class Cache:
             yield
 
     def open(self, url: str, expected: Sum | None) -> int:
-        """The descriptor of an open shard, downloaded if it is not there. It stays readable if the
-        file is deleted.
+        """The descriptor of an open shard, downloaded if it is not there.
+
+        It stays readable if the file is deleted.
 
         Args:
             url: address of the shard.
@@ -212,8 +213,7 @@ class Store:
             raise
 
     def _sweep(self) -> None:
-        """Close files that were deleted (their space is free only then), and one if too many are
-        open."""
+        """Close deleted files, whose space is free only then, and one if too many are open."""
         for number, file in list(self.files.items()):
             if len(self.files) >= _OPEN or os.fstat(file).st_nlink == 0:
                 self._close(number)

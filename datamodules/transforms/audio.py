@@ -1,5 +1,4 @@
-"""AudioTransform: random crops of normalised waveforms; log-mel features are what probes compare
-with."""
+"""AudioTransform: random crops of normalised waveforms; log_mel(): the baseline of probes."""
 
 from __future__ import annotations
 
@@ -66,8 +65,10 @@ class AudioTransform(CropTransform):
 
 
 def log_mel(batch: Batch) -> Tensor:
-    """(B, 80) mean and standard deviation over time of 40 log-mel bands (25 ms windows every
-    10 ms), padding left out."""
+    """(B, 80) mean and standard deviation over time of 40 log-mel bands, padding left out.
+
+    Windows are 25 ms long, every 10 ms.
+    """
     frames = _mel()(batch.inputs).clamp_min(1e-6).log().transpose(1, 2)  # (B, T, 40)
     samples = (
         torch.full((len(batch),), batch.inputs.shape[1]) if batch.lengths is None else batch.lengths

@@ -1,5 +1,4 @@
-"""Samples, what a datamodule reads; Transform, the samples that are made of a dataset's items;
-CropTransform, crops of signals of any number of channels."""
+"""Samples: what a datamodule reads; Transform: samples of a dataset's items; CropTransform."""
 
 from __future__ import annotations
 
@@ -67,8 +66,7 @@ class Samples(Numbered):
         """
 
     def finish(self, inputs: Tensor) -> Tensor:
-        """The last step, done on the device for a whole batch: (B, ...) to what the encoder
-        takes."""
+        """The last step, on the device, for a batch (B, ...): inputs as the encoder takes them."""
         return inputs
 
     @abstractmethod
@@ -240,15 +238,19 @@ class CropTransform(Transform[np.ndarray]):
 
 
 def normalise(signal: np.ndarray) -> Tensor:
-    """(..., S) float32 whose rows have zero mean and unit (biased) variance, eps 1e-5, as fairseq's
-    ``F.layer_norm`` over the utterance."""
+    """(..., S) float32 whose rows have zero mean and unit (biased) variance, eps 1e-5.
+
+    Of a waveform as fairseq's ``F.layer_norm`` over the utterance.
+    """
     tensor = torch.from_numpy(np.ascontiguousarray(signal, np.float32))
     return layer_norm(tensor, tensor.shape[-1:])
 
 
 def mean_and_std(batch: Batch) -> Tensor:
-    """(B, 2F): mean and standard deviation along the last axis of inputs (B, ..., S), padding left
-    out; F is the product of the axes between."""
+    """(B, 2F) mean and standard deviation along the last axis of (B, ..., S).
+
+    F is the product of the axes between; padding is left out.
+    """
     x = batch.inputs.flatten(1, -2) if batch.inputs.ndim > 2 else batch.inputs[:, None]
     lengths = torch.full((len(x),), x.shape[-1]) if batch.lengths is None else batch.lengths
     valid = (torch.arange(x.shape[-1]) < lengths[:, None]).to(x)[:, None]

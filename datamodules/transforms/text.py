@@ -1,5 +1,4 @@
-"""TextTransform: text as one stream of tokens, cut into blocks; TokenBlocks: blocks from shards.
-Hashed n-grams are what probes compare with."""
+"""TextTransform: blocks of one stream of tokens; TokenBlocks: blocks that shards hold."""
 
 from __future__ import annotations
 
@@ -231,8 +230,10 @@ class TokenBlocks(TextTransform):
 
 
 def n_grams(batch: Batch) -> Tensor:
-    """(B, 2048) float32 log(1 + count) of 1-, 2- and 3-grams of tokens, hashed into bins; <s> and
-    </s> are left out."""
+    """(B, 2048) float32 log(1 + count) of 1-, 2- and 3-grams of tokens, hashed into bins.
+
+    <s> and </s> are left out.
+    """
     ids, rows = batch.inputs, len(batch)
     counts = torch.zeros(rows, _BINS)
     word = (ids != BOS) & (ids != EOS) & (ids != PAD)

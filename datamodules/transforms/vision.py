@@ -1,5 +1,4 @@
-"""VisionTransform: images, cropped and flipped as uint8, normalised on the device; pixels are what
-probes compare with."""
+"""VisionTransform: images, cropped and flipped as uint8, normalised on the device."""
 
 from __future__ import annotations
 
