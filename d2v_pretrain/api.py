@@ -33,7 +33,7 @@ from d2v_pretrain.weights.construct import construct
 # The class that takes what a user has in hand for each kind of stem; ``Arrays`` for other stems.
 # The only classes outside of the encoder that an exported folder may name are transforms.
 _IN_HAND = {AudioStem: "Waveforms", VisionStem: "Images", EdgeStem: "Images", TextStem: "Texts"}
-_TRANSFORMS = ("datamodules.transforms.", "datamodules.shards.text.text_transform")
+_TRANSFORMS = "datamodules.transforms."
 
 
 @dataclass(frozen=True)

@@ -21,8 +21,10 @@ from datamodules.transforms.base import Samples
 
 
 class MicroBatches(Dataset[Batch]):
-    """Reads micro-batches. A sample that cannot be read gets weight 0 and a placeholder, so that
-    the order of a run does not change.
+    """Reads micro-batches.
+
+    A sample that cannot be read gets weight 0 and a placeholder, so that the order of a run does
+    not change.
 
     Args:
         transform: the samples.
@@ -169,8 +171,7 @@ class PretrainDataModule(LightningDataModule):
         return self.transform.probe_tasks()
 
     def largest(self) -> Batch:
-        """The micro-batch of the first window that takes the most memory: the most rows times
-        longest sample."""
+        """The micro-batch of the first window with the most rows times longest sample."""
         lengths, batches = self.plan.lengths, self.plan.window(0)
         sizes = [
             len(ids) if lengths is None else len(ids) * int(lengths[ids].max()) for ids in batches
@@ -179,8 +180,10 @@ class PretrainDataModule(LightningDataModule):
         return self.finished(MicroBatches(self.transform)[micro_batch])
 
     def health_batches(self, n: int) -> list[Batch]:
-        """About n samples spread evenly over the data, always the same ones, for the measures of
-        collapse (effective rank, variance)."""
+        """About n samples spread evenly over the data, always the same ones.
+
+        The measures of collapse (effective rank, variance) are computed on them.
+        """
         ids = np.unique(self.transform.numbered.spread_ids(n))
         cuts = range(self.micro_batch, len(ids), self.micro_batch)
         batches = MicroBatches(self.transform)

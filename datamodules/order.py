@@ -1,5 +1,4 @@
-"""EpochOrder: which samples make up which micro-batch, a pure function of the seed; StepSampler: an
-endless walk over it that resumes from a cursor."""
+"""EpochOrder: which samples make up which micro-batch; StepSampler: an endless walk over it."""
 
 from __future__ import annotations
 
@@ -34,8 +33,7 @@ class MicroBatch(NamedTuple):
 
 
 class EpochOrder:
-    """Which samples make up which micro-batch: windows of shards, numbered endlessly over the
-    epochs.
+    """Which samples make up which micro-batch, in windows numbered endlessly over the epochs.
 
     Each epoch shuffles the shards and cuts them into windows. The samples of a window are shuffled,
     grouped by length and packed into micro-batches. By default all data are one window, so that the
@@ -250,8 +248,9 @@ class StepSampler(Sampler[MicroBatch]):
 
 
 def readers_for(plan: EpochOrder, micro_batches_per_step: int) -> int:
-    """The largest divisor of ``micro_batches_per_step`` that leaves every reader at least 8 windows
-    an epoch, else 1.
+    """The largest divisor of ``micro_batches_per_step`` with 8 windows an epoch for every reader.
+
+    It is 1 if there are fewer windows.
 
     With fewer windows, some readers would be epochs ahead of others.
     """

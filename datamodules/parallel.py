@@ -102,8 +102,10 @@ def _pool(
 
 
 def _start(counter: Synchronized[int]) -> None:
-    """Set up a process of the pool: one thread, no reaction to Ctrl-C, and an exit when the parent
-    is killed (it would wait for work for ever)."""
+    """Set up a process of the pool: one thread, and no reaction to Ctrl-C.
+
+    It exits when the parent is killed, since it would wait for work for ever.
+    """
     global _done
     _done = counter
     torch.set_num_threads(1)

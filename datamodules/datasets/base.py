@@ -53,11 +53,14 @@ class Dataset(Numbered, Generic[Item]):
 
     A new dataset needs ``holds``, ``__len__``, ``read`` and ``describe``; ``labelled`` where it has
     classes.
+
+    Attributes:
+        holds: what an item is: "waveform" ((S,) float32, mono, 16 kHz), "image" ((3, H, W) uint8),
+            "text" (str), or a word of your own that a transform names in ``takes``. Items that a
+            user has in memory are "array", which every transform accepts.
     """
 
     holds: ClassVar[str]
-    """What an item is: "waveform" ((S,) float32, mono, 16 kHz), "image" ((3, H, W) uint8), "text"
-    (str), or a word of your own that a transform names in ``takes``."""
 
     @abstractmethod
     def read(self, index: int) -> Item | None:
@@ -94,13 +97,15 @@ class Dataset(Numbered, Generic[Item]):
 class TextDataset(Dataset[str]):
     """Texts (paragraphs, sentences) without line breaks, in reading order.
 
-    ``texts`` is enough for a new one. Texts by number, which only tools ask for, come from a list
-    that is kept in memory.
+    A new one needs ``texts`` and ``describe``. Texts by number, which only tools ask for, come from
+    a list that is kept in memory.
+
+    Attributes:
+        in_tokens: whether the items are rows of token ids already.
     """
 
     holds = "text"
     in_tokens = False
-    """Whether the items are rows of token ids already."""
 
     @abstractmethod
     def texts(self) -> Iterable[str]:

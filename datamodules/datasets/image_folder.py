@@ -1,5 +1,4 @@
-"""ImageFolder: jpg, png and webp files of any size, grey, with alpha, CMYK or 16 bits, below a
-folder."""
+"""ImageFolder: jpg, png and webp files of any size and colour type, below a folder."""
 
 from __future__ import annotations
 
@@ -21,8 +20,9 @@ PILLOW_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
 class ImageFolder(Dataset[np.ndarray]):
-    """Colour images. Sub-folders that look like classes give a probe, whose test images are left
-    out of pretraining.
+    """Colour images.
+
+    Sub-folders that look like classes give a probe, whose test images are left out of pretraining.
 
     Args:
         root: folder, searched to any depth; ``root/train/<class>/...`` and

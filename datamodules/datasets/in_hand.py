@@ -1,11 +1,10 @@
-"""Datasets of items that a user has in memory: Waveforms, Images, Texts, and Arrays of anything
-else."""
+"""Datasets of items in memory: Waveforms, Images, Texts, and Arrays of anything else."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,14 +12,12 @@ from PIL import Image, ImageOps
 
 from d2v_pretrain.errors import ConfigError
 from datamodules.datasets import image_folder
-from datamodules.datasets.audio_folder import RATE, resampler, waveform
-from datamodules.datasets.probe_tasks import Labelled
+from datamodules.datasets.audio_folder import resampler, waveform
+from datamodules.datasets.base import RATE, Dataset, Item, TextDataset
 from datamodules.datasets.scan import Unusable
 
-Item = TypeVar("Item")
 
-
-class InHand(Generic[Item]):
+class InHand(Dataset[Item]):
     """A few items, in the order in which they were given.
 
     Args:
@@ -29,8 +26,6 @@ class InHand(Generic[Item]):
     Attributes:
         one: whether a single item was given.
     """
-
-    holds: ClassVar[str]
 
     def __init__(self, inputs: Any) -> None:
         self.one = self.is_one(inputs)
@@ -56,14 +51,8 @@ class InHand(Generic[Item]):
     def read(self, index: int) -> Item:
         return self.items[index]
 
-    def name(self, index: int) -> str:
-        return str(index)
-
     def describe(self) -> str:
         return f"{len(self):,} items in hand"
-
-    def labelled(self) -> list[Labelled[Item]]:
-        return []
 
 
 class Arrays(InHand[np.ndarray]):
@@ -79,8 +68,7 @@ class Arrays(InHand[np.ndarray]):
 
 
 class Waveforms(InHand[np.ndarray]):
-    """Mono waveforms: arrays, tensors or lists of numbers (S,), rows of a (B, S) array, or paths of
-    audio files.
+    """Mono waveforms (S,), rows of a (B, S) array, or paths of audio files.
 
     Args:
         inputs: one of them, or a list of them. Whole numbers are scaled to [-1, 1] by the range of
@@ -121,8 +109,11 @@ class Waveforms(InHand[np.ndarray]):
 
 
 class Images(InHand[np.ndarray]):
-    """Colour images: PIL images, arrays (H, W, 3) or (H, W), tensors (3, H, W), of 8 bits, or paths
-    of image files; one of them, a list of them, or a batch of four dimensions."""
+    """Colour images of 8 bits, or paths of image files.
+
+    One PIL image, array (H, W, 3) or (H, W), tensor (3, H, W) or path; a list of them; or a batch
+    of four dimensions.
+    """
 
     holds = "image"
 
@@ -152,10 +143,8 @@ class Images(InHand[np.ndarray]):
         return np.ascontiguousarray(pixels)
 
 
-class Texts(InHand[str]):
+class Texts(InHand[str], TextDataset):
     """Strings: one, or a list of them. Line breaks become spaces, since datasets have none."""
-
-    holds = "text"
 
     def is_one(self, inputs: Any) -> bool:
         return isinstance(inputs, str)

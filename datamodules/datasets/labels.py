@@ -1,5 +1,4 @@
-"""Labels of a folder: from a table or from class sub-folders; train and test from a column, from
-folder names, or from a hash."""
+"""Labels of a folder, from a table or from class sub-folders, and their test split."""
 
 from __future__ import annotations
 
@@ -104,8 +103,10 @@ class Table:
 
 
 def hashed(key: str) -> bool:
-    """Whether a key is in the fifth that is tested: the same on every machine, whatever other keys
-    there are."""
+    """Whether a key is in the fifth that is tested.
+
+    The answer is the same on every machine, whatever other keys there are.
+    """
     return hashlib.sha1(key.encode()).digest()[0] < 256 // 5
 
 

@@ -23,8 +23,7 @@ _SHOWN = 5  # files named in an error; the list of the run has all of them
 
 
 class Unusable(Exception):
-    """A file or sample that cannot be used; the message is the reason, for the list of skipped
-    ones."""
+    """A file or sample that cannot be used; the message is the reason for the list."""
 
 
 class TooMuchBad(ConfigError):
@@ -126,12 +125,16 @@ def scan(
     if not found:
         kinds = Counter(os.path.splitext(file)[1] or os.path.basename(file) for file in files)
         there = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common(_SHOWN))
-        rule = f"has no usable file: looked for {looked_for} in it and below; "
-        rule += f"it holds {there or 'no file at all'}{examples}"
+        rule = (
+            f"has no usable file: looked for {looked_for} in it and below; "
+            f"it holds {there or 'no file at all'}{examples}"
+        )
         raise ConfigError("data.root", root, rule, "give another folder, or another modality")
     if len(bad) > max_bad_share * len(wanted):
-        rule = f"has {len(bad)} unusable of {len(wanted)} files, more than "
-        rule += f"max_bad_share={max_bad_share:g} allows{examples}"
+        rule = (
+            f"has {len(bad)} unusable of {len(wanted)} files, more than "
+            f"max_bad_share={max_bad_share:g} allows{examples}"
+        )
         remedy = "mend or remove them, or raise data.max_bad_share"
         raise ConfigError("data.root", root, rule, remedy)
     if bad and skipped.path:
@@ -174,8 +177,10 @@ def _files(root: str, ignore: set[str], closed: dict[str, str]) -> list[str]:
 def _check_all(
     files: list[str], check: Callable[[str], Info]
 ) -> tuple[dict[str, Info], dict[str, str]]:
-    """What ``check`` returns for each usable file, and the reason for each unusable one; prints how
-    far it is every few seconds."""
+    """What ``check`` returns for usable files, and the reasons for unusable ones.
+
+    Prints how far it is every few seconds.
+    """
 
     def safe(file: str) -> Info | Unusable:
         try:

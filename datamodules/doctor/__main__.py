@@ -1,5 +1,6 @@
 """The command ``python -m datamodules.doctor modality=audio data=folder data.root=DIR …``: what is
-wrong with the data, and what order a run would read it in."""
+wrong with the data, and what order a run would read it in.
+"""
 
 from __future__ import annotations
 
@@ -86,13 +87,9 @@ def look(cfg: DictConfig, sample: int | None) -> int:
     about = data.describe()
     transform = data.transform
     processes = len(os.sched_getaffinity(0))
-    found = survey(
-        _dataset(transform),
-        getattr(transform, "size", 0),
-        sample,
-        processes,
-        folder / "skipped.jsonl",
-    )
+    side = transform.longest_input(**cfg.transform)[-1]
+    listed = folder / "skipped.jsonl"
+    found = survey(transform.dataset.unjoined, side, sample, processes, listed)
     plan = _simulated(data)
     settings = (
         f"global_batch={cfg.global_batch} micro_batch={cfg.micro_batch} max_tokens={cfg.max_tokens}"
@@ -116,12 +113,6 @@ def look(cfg: DictConfig, sample: int | None) -> int:
         highlight=False,
     )
     return int(bool(bad) or isinstance(plan, str))
-
-
-def _dataset(transform: Any) -> Any:
-    """What the transform reads from, before it crops, joins or tokenises."""
-    dataset = transform.dataset
-    return getattr(dataset, "clips", dataset)
 
 
 def _simulated(data: Any) -> Simulation | str:

@@ -76,8 +76,11 @@ def _digest(*parts: bytes | memoryview) -> bytes:
 
 
 def _sound(wave: np.ndarray) -> tuple[str, ...]:
-    """Defects of a waveform. A constant offset is silence too. A sound that was scaled up to full
-    scale reaches it at a few samples, a clipped one at many in a row."""
+    """Defects of a waveform.
+
+    A constant offset is silence too. A sound that was scaled up to full scale reaches it at a few
+    samples, a clipped one at many in a row.
+    """
     if wave.std() < _SILENT:
         return ("silent",)
     size = np.abs(wave)

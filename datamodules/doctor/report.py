@@ -1,5 +1,4 @@
-"""Show what the doctor found: tables and a histogram in the terminal, a picture, and
-``doctor.json``."""
+"""Show what the doctor found: tables, a histogram, a picture, and ``doctor.json``."""
 
 from __future__ import annotations
 

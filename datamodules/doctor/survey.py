@@ -98,8 +98,10 @@ def survey(
 
 
 def _silence(worker: int) -> None:
-    """Discard what a worker prints of skipped files: it would break the progress bar, and the table
-    at the end has it."""
+    """Discard what a worker prints of skipped files.
+
+    It would break the progress bar, and the table at the end has it.
+    """
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
 
@@ -125,8 +127,11 @@ def _findings(found: list[Named], skipped: Path) -> dict[str, list[str]]:
 
 
 def _key(name: str) -> str:
-    """What two items of the same name share: "FILE.wav" without its ending, the key of
-    "SHARD.tar: KEY"; "text 3: ..." is unchanged."""
+    """What two items of the same name share.
+
+    For "FILE.wav" the name without its ending, for "SHARD.tar: KEY" the key; "text 3: ..." is
+    unchanged.
+    """
     shard, _, key = name.partition(".tar: ")
     return key or (name if name.startswith("text ") else os.path.splitext(shard)[0])
 

@@ -1,2 +1,1 @@
-"""Make shards of files: ``python -m datamodules.prepare audio|vision|text|index|verify input=DIR
-output=DIR ...``."""
+"""Make shards of files: ``python -m datamodules.prepare COMMAND input=DIR output=DIR ...``."""

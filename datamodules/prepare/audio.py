@@ -109,8 +109,10 @@ def _bytes(item: AudioItem, size: int, encode: str) -> int:
 
 
 def sample(item: AudioItem, key: str, encode: str, check: str) -> Sample:
-    """An item as a sample with two members: the audio, and ``json`` with the name of the file, the
-    first frame in it, and the frames and rate in Hz of the member.
+    """An item as a sample of two members, the audio and ``json``.
+
+    The ``json`` has the name of the file, the first frame in it, and the frames and rate in Hz of
+    the member.
 
     Raises:
         Unusable: if it cannot be decoded.
@@ -136,8 +138,7 @@ def flac(wave: np.ndarray) -> bytes:
 
 
 def _check(data: bytes, frames: int, check: str) -> None:
-    """Decode the bytes of a file, or their header, as a reader of the shard will do: without the
-    name of the file."""
+    """Decode the bytes of a file, or their header, without its name, as readers of shards will."""
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             there, sound = file.frames, file.read(dtype="float32") if check == "decode" else None

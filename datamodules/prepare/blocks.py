@@ -9,15 +9,18 @@ import numpy as np
 
 
 def anywhere(total: int, size: int) -> np.ndarray:
-    """(n, 2) first token and end of blocks of ``size`` tokens; the last block may be shorter (break
-    mode "none")."""
+    """(n, 2) first token and end of blocks of ``size`` tokens (break mode "none").
+
+    The last block may be shorter.
+    """
     starts = np.arange(0, total, size)
     return np.stack([starts, np.minimum(starts + size, total)], 1)
 
 
 def whole_lines(documents: Iterable[Iterable[np.ndarray]], size: int, split: bool) -> np.ndarray:
-    """(n, 2) first token and end of blocks of as many whole lines as fit into ``size`` tokens; a
-    longer line is a block of its own.
+    """(n, 2) first token and end of blocks of as many whole lines as fit into ``size`` tokens.
+
+    A longer line is a block of its own.
 
     Source: fairseq ``token_block_utils_fast.pyx:_get_slice_indices_fast``, "complete" and
     "complete_doc". There the dataset is one file; here the end of a file ends a document too.

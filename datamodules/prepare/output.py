@@ -95,8 +95,9 @@ class Output:
             yield
 
     def begin(self, source: dict[str, Any]) -> None:
-        """Write down what is made of what, or compare it with what an earlier start wrote down; and
-        remove half written files.
+        """Write down what is made of what, or compare it with what an earlier start wrote down.
+
+        Half written files are removed.
 
         Args:
             source: what identifies the input, see ``source_of``.
@@ -124,8 +125,12 @@ class Output:
         differing = [key for key in self.recipe if before.get(key) != self.recipe[key]]
         if differing:
             key, *others = differing
-            rule = f"differs from {before.get(key)}, with which {self.folder} {verb}"
-            rule += f"; so do {', '.join(others)}" if others else ""
+            rule = (
+                f"differs from {before.get(key)}, with which {self.folder} {verb}"
+                f"; so do {', '.join(others)}"
+                if others
+                else ""
+            )
             remedy = "give another output, or remove this one"
             raise ConfigError(key, self.recipe[key], rule, remedy)
 
@@ -225,8 +230,7 @@ def _version(package: str) -> str | None:
 
 
 def _licence(settings: Build) -> dict[str, str] | None:
-    """The setting; else the first licence file in the input or above it, or the lines of a README
-    that mention a licence."""
+    """The setting, the first licence file in the input or above it, or a README's lines on it."""
     if settings.licence is not None:
         return {"text": settings.licence, "from": "licence="}
     root = Path(settings.input)

@@ -1,5 +1,4 @@
-"""Plan: which items go to which shard; pack(): write the shards in parallel, each whole or not at
-all."""
+"""Plan: which items go to which shard; pack(): write the shards in parallel."""
 
 from __future__ import annotations
 
@@ -84,8 +83,7 @@ def arranged(n: int, settings: Build) -> np.ndarray:
 
 
 def cut(sizes: np.ndarray, settings: Build) -> list[int]:
-    """Where shards begin and end: after ``shard_samples`` items, else where ``shard_mb`` would be
-    exceeded.
+    """Where shards begin and end: after ``shard_samples`` items, or ``shard_mb``.
 
     Args:
         sizes: (n,) bytes of each item in a tar.
@@ -173,15 +171,16 @@ def _check_share(records: list[Record], plan: Plan, settings: Build) -> None:
     n = len(plan.items)
     if len(bad) > settings.max_bad_share * n:
         named = "; ".join(f"{file} ({reason})" for file, reason in list(bad.items())[:5])
-        rule = f"has {len(bad)} of {n} unusable, more than "
-        rule += f"max_bad_share={settings.max_bad_share:g} allows ({named})"
+        rule = (
+            f"has {len(bad)} of {n} unusable, more than "
+            f"max_bad_share={settings.max_bad_share:g} allows ({named})"
+        )
         remedy = "mend or remove them, or raise max_bad_share"
         raise ConfigError("input", settings.input, rule, remedy)
 
 
 def _pack_one(task: _Shard) -> Record:
-    """Write one shard: tar, index and record, each under a temporary name until it is whole, the
-    record last."""
+    """Write one shard: tar, index and, last, its record, each whole or not at all."""
     skipped: dict[str, str] = {}
 
     def samples() -> Iterator[Sample]:

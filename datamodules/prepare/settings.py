@@ -1,5 +1,6 @@
 """The options of each command of ``datamodules.prepare``; ``d2v_pretrain.config.options`` reads
-them."""
+them.
+"""
 
 from __future__ import annotations
 

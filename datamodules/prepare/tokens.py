@@ -1,5 +1,4 @@
-"""TokenStream: text as one stream of tokens that may be larger than memory, tokenised in parts, or
-read from fairseq's binarised data."""
+"""TokenStream: text, or fairseq's binarised data, as one stream of tokens on the disk."""
 
 from __future__ import annotations
 
@@ -124,8 +123,9 @@ class _Task:
 
 
 def tokenised(files: dict[str, int], folder: Path, vocabulary: Path, settings: Text) -> TokenStream:
-    """Tokenise text files, each line with </s> behind it, into temporary files; those that are
-    there already are kept.
+    """Tokenise text files, each line with </s> behind it, into temporary files.
+
+    Those that are there already are kept.
 
     Args:
         files: file -> its size in bytes.
@@ -178,8 +178,7 @@ def _vocabulary(path: str) -> Vocabulary:
 
 
 def binarised(path: Path) -> TokenStream:
-    """fairseq's ``NAME.bin`` with ``NAME.idx`` (``--dataset-impl mmap``) and ``dict.txt`` beside
-    it.
+    """fairseq's ``NAME.bin``, with ``NAME.idx`` (mmap format) and ``dict.txt`` beside it.
 
     Source: fairseq ``indexed_dataset.py:MMapIndexedDataset``. Ids are those of the dictionary: line
     n is id n + 4.

@@ -72,8 +72,9 @@ def plan(settings: Vision, _: Output) -> Plan:
 
 
 def sample(item: ImageItem, key: str, smallest: int | None, quality: int, check: str) -> Sample:
-    """An item as a sample: the image, ``cls`` (the number of its class, if it has one) and ``json``
-    (the name of the file).
+    """An item as a sample of the image, ``json`` and, if it has a class, ``cls``.
+
+    The ``json`` has the name of the file, ``cls`` the number of the class.
 
     Args:
         item: the image.
@@ -97,8 +98,7 @@ def sample(item: ImageItem, key: str, smallest: int | None, quality: int, check:
 
 
 def smaller(pixels: np.ndarray, side: int, quality: int) -> bytes:
-    """A JPEG of an image (3, H, W) uint8 whose shorter side is ``side`` pixels, of the same aspect
-    ratio up to rounding."""
+    """A JPEG of an image (3, H, W) uint8 whose shorter side is ``side`` pixels."""
     image = Image.fromarray(pixels.transpose(1, 2, 0))
     scale = side / min(image.size)
     width, height = (max(side, round(old * scale)) for old in image.size)

@@ -18,8 +18,9 @@ from datamodules.public.fetch import demand, fetch
 
 
 class AudioSet(AudioFolder):
-    """Files of a known layout, at any depth below a folder. Test files of the probe are left out of
-    pretraining.
+    """Files of a known layout, at any depth below a folder.
+
+    Test files of the probe are left out of pretraining.
 
     Args:
         root: folder of the set.
@@ -123,8 +124,7 @@ class AudioSet(AudioFolder):
 
 
 def transcripts(root: str) -> dict[str, str]:
-    """Utterance id -> text of every ``*.trans.txt`` below a folder (LibriSpeech's format, one
-    "id TEXT" per line)."""
+    """Utterance id -> text of every ``*.trans.txt`` below a folder, as LibriSpeech has them."""
     lines = (
         line
         for path in sorted(Path(root).rglob("*.trans.txt"))

@@ -54,8 +54,10 @@ class HubTexts(TextDataset):
             asked = datasets.DownloadConfig(local_files_only=not self.download)
             return datasets.load_dataset(self.root, self.config, split=split, download_config=asked)
         except (OSError, ValueError, KeyError) as error:  # names, splits, no network
-            remedy = "check data.root, data.config and data.split; a name on the hub needs "
-            remedy += "data.download=true once"
+            remedy = (
+                "check data.root, data.config and data.split; a name on the hub needs "
+                "data.download=true once"
+            )
             rule = f"cannot be loaded ({error})".replace("\n", " ")
             raise ConfigError("data.root", self.root, rule, remedy) from None
 
@@ -79,8 +81,7 @@ class HubTexts(TextDataset):
         return f"{self.root}, {self.split}: {len(self.rows):,} texts"
 
     def labelled(self) -> list[Labelled[str]]:
-        """The column of classes, trained on one split and tested on the other; [] without a
-        column."""
+        """The column of classes, trained on one split and tested on the other; [] without it."""
         if self.label is None:
             return []
         found = [

@@ -47,8 +47,7 @@ class TextSet(TextDataset):
 
 
 class Wikitext(TextDataset):
-    """The training lines of WikiText-2 or -103, words and ``<unk>`` as they are published; no
-    labels.
+    """The training lines of WikiText-2 or -103, with their ``<unk>``; no labels.
 
     Args:
         root: folder of the set; its file may lie deeper.
@@ -72,8 +71,10 @@ class Wikitext(TextDataset):
 
 
 def ag_news(root: str, get: str) -> Iterator[LabelRow]:
-    """``train.csv`` and ``test.csv`` with class, title and text; if there is only the test file,
-    one text in five is tested."""
+    """``train.csv`` and ``test.csv`` with class, title and text.
+
+    If there is only the test file, one text in five is tested.
+    """
     test = _find(root, ("test.csv",), get)
     train = next(iter(sorted(Path(root).rglob("train.csv"))), None)
     for file in filter(None, (train, test)):
@@ -84,8 +85,7 @@ def ag_news(root: str, get: str) -> Iterator[LabelRow]:
 
 
 def sst2(root: str, get: str) -> Iterator[LabelRow]:
-    """``train.tsv`` and ``dev.tsv``, columns ``sentence`` (or ``content``) and ``label``; GLUE's
-    test has no labels."""
+    """``train.tsv`` and ``dev.tsv``, columns ``sentence`` (or ``content``) and ``label``."""
     for name in ("train.tsv", "dev.tsv"):
         file = _find(root, (name,), get)
         rows = csv.DictReader(_lines(file), delimiter="\t", quoting=csv.QUOTE_NONE)

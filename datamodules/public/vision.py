@@ -1,5 +1,4 @@
-"""ImageSet: class folders of a known layout; TorchvisionImages: sets that torchvision reads from
-their own files."""
+"""ImageSet: class folders of a known layout; TorchvisionImages: torchvision's own files."""
 
 from __future__ import annotations
 
@@ -19,8 +18,9 @@ from datamodules.public.fetch import alone, build, demand, fetch
 
 
 class ImageSet(ImageFolder):
-    """``train/<class>/...`` and, for the probe, ``val/<class>/...`` or ``test/<class>/...``, in a
-    folder or at most two below it.
+    """``train/<class>/...`` and, for the probe, ``val/<class>/...`` or ``test/<class>/...``.
+
+    They are in the folder or at most two below it.
 
     Args:
         root: folder of the set.
@@ -47,8 +47,7 @@ class ImageSet(ImageFolder):
 
 
 def _home(root: str, get: str) -> str:
-    """The first folder that has ``train/``: the root, or at most two below it, where an archive in
-    a download lies."""
+    """The first folder that has ``train/``: the root, or at most two below it."""
     for folder, below, _ in os.walk(root):
         if "train" in below:
             for name in sorted({"val", "test"} & set(below)):

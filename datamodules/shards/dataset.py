@@ -1,5 +1,4 @@
-"""ShardDataset: the samples of a set of shards by number, what cannot be read of them, and their
-labels."""
+"""ShardDataset: the samples of a set of shards by number, and their labels."""
 
 from __future__ import annotations
 
@@ -46,12 +45,14 @@ class ShardDataset(Dataset[Item]):
             probe; None for none.
         test_shards: with ``label_key``, so many shards, the last, are not pretrained on: the
             probe's test.
+
+    Attributes:
+        bounds: smallest and largest length that is used.
+        outside: what the list of skipped samples says of those of another length.
     """
 
     bounds: tuple[float, float] = (1, np.inf)
-    """Smallest and largest length that is used."""
     outside = ""
-    """What is said of samples of another length."""
 
     def __init__(
         self,
@@ -110,8 +111,7 @@ class ShardDataset(Dataset[Item]):
         shards = open_all(self.names, self.cache, reasons)
         used = [len(self._used(shard)) for shard in shards]
         for name, shard, kept in zip(self.names, shards, used, strict=True):
-            broken = int((shard.lengths == 0).sum())
-            if broken:
+            if broken := int((shard.lengths == 0).sum()):
                 reasons[f"{shown(name)}: broken"] = f"{broken:,} samples could not be indexed"
             if beside := len(shard.lengths) - broken - kept:
                 reasons[f"{shown(name)}: length"] = f"{beside:,} samples are {self.outside}"
@@ -119,11 +119,12 @@ class ShardDataset(Dataset[Item]):
         total, bad = sum(len(shard.lengths) for shard in shards), sum(shard.bad for shard in shards)
         named = "; ".join(f"{name} ({reason})" for name, reason in list(reasons.items())[:5])
         if sum(used) == 0:
-            rule = f"has no usable sample in {len(shards)} shards"
-            raise ConfigError("data.root", self.root, rule, named)
+            raise ConfigError("data.root", self.root, "has no usable sample in its shards", named)
         if bad > self.max_bad_share * total:
-            rule = f"has {bad:,} unusable of {total:,} samples, more than "
-            rule += f"max_bad_share={self.max_bad_share:g} allows: {named}"
+            rule = (
+                f"has {bad:,} unusable of {total:,} samples, more than "
+                f"max_bad_share={self.max_bad_share:g} allows: {named}"
+            )
             raise ConfigError("data.root", self.root, rule, "mend it, or raise data.max_bad_share")
         if self.label_key is not None and not 0 < self.test_shards < len(shards):
             rule = f"must leave some of the {len(shards)} shards to train on, and some to test"
@@ -270,8 +271,7 @@ class ShardDataset(Dataset[Item]):
         return self._mapped[shard]
 
     def labelled(self) -> list[Labelled[Item]]:
-        """The probe of ``label_key``: trained on shards that are pretrained on too, tested on the
-        last; [] without."""
+        """The probe of ``label_key``, tested on the last shards; [] without."""
         if self.label_key is None:
             return []
         split = len(self.shards) - self.test_shards
@@ -288,7 +288,7 @@ class ShardDataset(Dataset[Item]):
         return [labelled(self.label_key, rows, read, note)]
 
     def _label_rows(self, shard: int, most: int, test: bool) -> Iterator[LabelRow]:
-        """Those of the first samples of a shard that have a label; their keys are "shard/place"."""
+        """Labels of the first samples of a shard; their keys are "shard/place"."""
         extension, _, field = str(self.label_key).partition(".")
         for place in self._used(self.shards[shard])[:most].tolist():
             try:

@@ -114,8 +114,7 @@ def _opener(url: str) -> Callable[[str, int, str | None], AbstractContextManager
 
 @contextmanager
 def _http(url: str, begin: int, version: str | None) -> Iterator[Stream]:
-    """The rest of the file if the server supports that and the file is still the same
-    (``If-Range``), else all of it."""
+    """The rest of the file if it is still the same (``If-Range``), else all of it."""
     rest = {"Range": f"bytes={begin}-", "If-Range": version} if begin and version else {}
     with urlopen(Request(url, headers=rest), timeout=STALL) as answer:
         version = answer.headers["ETag"] or answer.headers["Last-Modified"]

@@ -70,8 +70,7 @@ def build_index(tar: str | Path, idx: str | Path | None = None) -> dict[str, str
 
 
 def scan(file: BinaryIO, size: int) -> tuple[Index, dict[str, str]]:
-    """The index of a tar of ``size`` bytes, read from its beginning, and what ``build_index``
-    returns."""
+    """The index of a tar of ``size`` bytes, and what ``build_index`` returns."""
     summed, refused, rows = _Summed(file), dict[str, str](), []
     try:
         for sample in _samples(walk(summed, size)):  # type: ignore[arg-type]

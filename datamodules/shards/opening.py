@@ -1,5 +1,4 @@
-"""Find the index of every shard, beside its tar or in the cache; compare it with the tar; make it
-where there is none."""
+"""open_all(): the index of every shard, found, compared with its tar, or made."""
 
 from __future__ import annotations
 

@@ -70,8 +70,9 @@ class Cache:
             yield
 
     def open(self, url: str, expected: Sum | None) -> int:
-        """The descriptor of an open shard, downloaded if it is not there. It stays readable if the
-        file is deleted.
+        """The descriptor of an open shard, downloaded if it is not there.
+
+        It stays readable if the file is deleted.
 
         Args:
             url: address of the shard.
@@ -171,8 +172,10 @@ class Store:
         far = [n for n in dict.fromkeys(map(int, numbers)) if is_remote(self.names[n])]
         size = sum(self.sums[n][0] for n in far)
         if size > self.cache.limit:
-            rule = f"is less than the {size / 1e9:.3g} GB of the {len(far)} shards that are read "
-            rule += "at the same time"
+            rule = (
+                f"is less than the {size / 1e9:.3g} GB of the {len(far)} shards that are read "
+                "at the same time"
+            )
             remedy = "raise it, or set a smaller window_shards"
             raise ConfigError("data.cache_gb", self.cache.limit / 1e9, rule, remedy)
         if far and self.wanted is None:
@@ -210,8 +213,7 @@ class Store:
             raise
 
     def _sweep(self) -> None:
-        """Close files that were deleted (their space is free only then), and one if too many are
-        open."""
+        """Close deleted files, whose space is free only then, and one if too many are open."""
         for number, file in list(self.files.items()):
             if len(self.files) >= _OPEN or os.fstat(file).st_nlink == 0:
                 self._close(number)

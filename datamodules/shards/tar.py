@@ -1,5 +1,4 @@
-"""Tar files of WebDataset's samples: read member by member, and written so that equal samples give
-equal bytes."""
+"""Tar files of WebDataset's samples: walk() and sample_of() read them, write_tar() writes them."""
 
 from __future__ import annotations
 
@@ -107,8 +106,7 @@ def _text(field: bytes) -> str:
 
 
 def _records(data: bytes) -> dict[str, str]:
-    """Path and size from a pax header, whose records are ``<length> <key>=<value>`` and a line
-    feed."""
+    """Path and size from a pax header, records ``<length> <key>=<value>`` and a line feed."""
     found, place = {}, 0
     while (match := _RECORD.match(data, place)) and int(match[1]) > 0:
         key, end = match[2].decode("utf-8", "replace"), place + int(match[1])
@@ -130,8 +128,10 @@ def parts(name: str) -> tuple[str, str] | None:
 
 
 def is_unsafe(name: str) -> bool:
-    """Whether a name points out of its folder. We extract nothing to the disk, but such a tar is
-    not to be trusted."""
+    """Whether a name points out of its folder.
+
+    We extract nothing to the disk, but such a tar is not to be trusted.
+    """
     return name.startswith("/") or ".." in name.split("/")
 
 
@@ -185,8 +185,14 @@ class Sample:
 
 @dataclass(frozen=True)
 class Written:
-    """A tar file that was written: its samples, the sum of their lengths, its bytes and SHA-256
-    (hexadecimal)."""
+    """A tar file that was written.
+
+    Args:
+        samples: their number.
+        length: sum of their lengths.
+        bytes: size of the file.
+        sha256: of the file, hexadecimal.
+    """
 
     samples: int
     length: int
@@ -207,8 +213,7 @@ class _Hashed(io.RawIOBase):
 
 
 def write_tar(path: Path, samples: Iterable[Sample]) -> Written:
-    """Write a tar file through webdataset, without times and owners, so that equal samples give
-    equal bytes.
+    """Write a tar file in which equal samples give equal bytes: no times and no owners.
 
     It is on the disk when this returns. It is not atomic: ``path`` should be a temporary name.
     """

@@ -16,8 +16,7 @@ from datamodules.shards.tar import one_of
 
 
 class TextShards(ShardDataset[Any], TextDataset):
-    """Rows of token ids, one of each sample (``npy``, as ``datamodules.prepare text`` makes them),
-    or texts (``txt``).
+    """Rows of token ids (``npy``, as ``datamodules.prepare text`` makes them) or texts (``txt``).
 
     Args:
         vocab_size: number of ids, as the model has them.

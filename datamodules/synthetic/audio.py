@@ -55,8 +55,10 @@ class SyntheticAudio(Dataset[np.ndarray]):
         """The word, tested on speakers that neither pretraining nor the classifier has heard."""
         spoken = [self.voices.word(i) for i in range(self.words)]
         seen, unseen = ([s for s in spoken if (s[2] < SEEN) is heard] for heard in (True, False))
-        note = f"{len(WORDS)} pseudo-words, labels of {SEEN} speakers, tested on "
-        note += f"{SPEAKERS - SEEN} unseen speakers"
+        note = (
+            f"{len(WORDS)} pseudo-words, labels of {SEEN} speakers, tested on "
+            f"{SPEAKERS - SEEN} unseen speakers"
+        )
         return [Labelled("words", _split(seen), _split(unseen), len(WORDS), note)]
 
 

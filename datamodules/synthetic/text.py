@@ -1,5 +1,4 @@
-"""SyntheticText: Python's language reference (real text), and documents of a small grammar with a
-probe of word order."""
+"""SyntheticText: Python's language reference, and documents of a small grammar with a probe."""
 
 from __future__ import annotations
 
@@ -23,8 +22,7 @@ _LONG, _SHORT = (40, 40), (3, 5)
 
 
 class SyntheticText(TextDataset):
-    """The language reference and documents of a grammar; the probe has other documents of the
-    grammar.
+    """The language reference and documents of a grammar; others of these are the probe's.
 
     In the grammar, article, adjective and noun agree in number, and so do verb and subject.
     Subjects are persons; objects, and nouns after "pe", are things. The sentences of a document are
@@ -71,8 +69,7 @@ def _split(documents: list[tuple[str, int, int]], field: int) -> Split[str]:
 
 
 class Grammar:
-    """A lexicon of pseudo-words, a function of the seed, and documents, functions of seed and
-    index."""
+    """A lexicon of pseudo-words, a function of the seed, and documents of it by number."""
 
     def __init__(self, seed: int) -> None:
         self.seed = seed

@@ -28,8 +28,9 @@ _NUMBERS = 32  # uniform random numbers that describe an image
 
 
 class SyntheticVision(Dataset[np.ndarray]):
-    """Filled shapes of random colour, size, place and rotation, with a sinusoidal texture, shading,
-    a small square as a distractor, and noise; image i is a function of (seed, i).
+    """Filled shapes of random colour, size, place and rotation; image i is a function of (seed, i).
+
+    They have a sinusoidal texture, shading, a small square as a distractor, and noise.
 
     Args:
         images: unlabelled images for pretraining.
@@ -88,8 +89,7 @@ def _split(pixels: np.ndarray, shapes: np.ndarray) -> Split[np.ndarray]:
 
 
 def _paint(shapes: np.ndarray, u: np.ndarray, noise: np.ndarray) -> np.ndarray:
-    """(N, 3, 32, 32) uint8 from shapes (N,), uniform numbers (N, 32) and normal noise (N, 3, 32,
-    32)."""
+    """(N, 3, 32, 32) uint8 from shapes (N,), uniform numbers (N, 32) and normal noise."""
     axis = (np.arange(SIDE, dtype=np.float32) + 0.5) * (2 / SIDE) - 1
     y, x = axis[:, None], axis[None, :]
     at = u[:, :, None, None]  # (N, 32, 1, 1)

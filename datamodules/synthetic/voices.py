@@ -75,8 +75,10 @@ class Voices:
         self.noise = rng.standard_normal(1 << 20, np.float32)
 
     def sequence(self, index: int, speakers: int) -> np.ndarray:
-        """(S,) int16: 3 to 6 words by one of the first ``speakers`` speakers. Each word is one of
-        three successors of the word before, with probabilities .6, .3 and .1."""
+        """(S,) int16: 3 to 6 words by one of the first ``speakers`` speakers.
+
+        Each word is one of three successors of the word before, with probabilities .6, .3 and .1.
+        """
         rng = np.random.default_rng(fold_in(self.seed, 1, index))
         said = [int(rng.integers(len(WORDS)))]
         for _ in range(int(rng.integers(2, 6))):
@@ -105,8 +107,7 @@ class Voices:
     def _score(
         self, rng: np.random.Generator, speaker: int, said: list[int]
     ) -> tuple[np.ndarray, ...]:
-        """Filters (P + 1, FFT/2 + 1), and for each frame: its filter, its level and whether it is
-        voiced."""
+        """Filters (P + 1, FFT/2 + 1), and the filter, level and voicing of each frame."""
         phones = [PHONES[name] for word in said for name in WORDS[word]]
         scale = self.tract[speaker] * rng.normal(1, 0.04, (len(phones), 3))
         tempo = np.repeat(rng.uniform(0.75, 1.35, len(said)), [len(WORDS[word]) for word in said])
@@ -127,8 +128,10 @@ class Voices:
     def _with_pauses(
         self, rng: np.random.Generator, said: list[int], frames: np.ndarray
     ) -> tuple[np.ndarray, ...]:
-        """Number of the filter and of frames of each phone and pause; pauses (filter -1) are 0 to
-        80 ms between words, 30 to 120 ms before the first and after the last."""
+        """Number of the filter, and of frames, of each phone and pause (filter -1).
+
+        Pauses are 0 to 80 ms between words, 30 to 120 ms before the first and after the last.
+        """
         pauses = rng.integers(9, size=len(said) + 1)
         pauses[[0, -1]] = rng.integers(3, 13, size=2)
         before = np.cumsum([0, *(len(WORDS[word]) for word in said)])
@@ -175,8 +178,7 @@ def _pulses(pitch: np.ndarray) -> np.ndarray:
 
 
 def _filter(transform: np.ndarray, response: np.ndarray) -> np.ndarray:
-    """(S,) float32: windows of two hops filtered by ``response`` (S/HOP, FFT/2 + 1) and added up
-    again."""
+    """(S,) float32: windows of two hops, filtered by ``response`` (S/HOP, FFT/2 + 1) and added."""
     frames = len(response)
     padded = np.concatenate([transform, np.zeros(HOP, np.float32)])
     windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * HOP)[::HOP] * _WINDOW

@@ -1,5 +1,4 @@
-"""AudioTransform: random crops of normalised waveforms; log-mel features are what probes compare
-with."""
+"""AudioTransform: random crops of normalised waveforms; log_mel(): the baseline of probes."""
 
 from __future__ import annotations
 
@@ -29,8 +28,7 @@ class AudioTransform(CropTransform):
         crop_to_shortest: see ``CropTransform``.
     """
 
-    takes = "waveform"
-    gives = "waveform"
+    takes = gives = "waveform"
     raw_baseline_name = "log-mel mean + std"
 
     def __init__(
@@ -42,15 +40,15 @@ class AudioTransform(CropTransform):
         crop_to_shortest: bool = False,
     ) -> None:
         self.check_dataset(type(dataset))
-        (crop,) = self.longest_input(crop_seconds=crop_seconds)
+        (crop,) = self.longest_input(crop_seconds)
         super().__init__(
             Joined(dataset, crop, seed) if join else dataset, crop, seed, crop_to_shortest
         )
 
     @classmethod
-    def longest_input(cls, **settings: Any) -> tuple[int, ...]:
-        """(samples,) of a crop."""
-        return (round(settings["crop_seconds"] * RATE),)
+    def longest_input(cls, crop_seconds: float, **_: Any) -> tuple[int, ...]:
+        """(S,) of the longest crop."""
+        return (round(crop_seconds * RATE),)
 
     def probe_view(self, item: np.ndarray) -> Tensor:
         return self.plain_view(item)[: _PROBE_SECONDS * RATE]
@@ -67,8 +65,10 @@ class AudioTransform(CropTransform):
 
 
 def log_mel(batch: Batch) -> Tensor:
-    """(B, 80) mean and standard deviation over time of 40 log-mel bands (25 ms windows every
-    10 ms), padding left out."""
+    """(B, 80) mean and standard deviation over time of 40 log-mel bands, padding left out.
+
+    Windows are 25 ms long, every 10 ms.
+    """
     frames = _mel()(batch.inputs).clamp_min(1e-6).log().transpose(1, 2)  # (B, T, 40)
     samples = (
         torch.full((len(batch),), batch.inputs.shape[1]) if batch.lengths is None else batch.lengths

@@ -1,5 +1,4 @@
-"""Samples, what a datamodule reads; Transform, the samples that are made of a dataset's items;
-CropTransform, crops of signals of any number of channels."""
+"""Samples: what a datamodule reads; Transform: samples of a dataset's items; CropTransform."""
 
 from __future__ import annotations
 
@@ -25,12 +24,15 @@ class Samples(Numbered):
 
     What ``read`` returns is a function of (seed, epoch, index) alone, so that any worker and rank
     reads the same.
+
+    Attributes:
+        fill: value of padding.
+        crop_to_shortest: whether all rows of a micro-batch are cropped to its shortest sample,
+            instead of padded.
     """
 
     fill: float = 0.0
-    """Value of padding."""
     crop_to_shortest: bool = False
-    """Whether all rows of a micro-batch are cropped to its shortest sample, instead of padded."""
 
     @property
     def lengths(self) -> np.ndarray | None:
@@ -64,8 +66,7 @@ class Samples(Numbered):
         """
 
     def finish(self, inputs: Tensor) -> Tensor:
-        """The last step, done on the device for a whole batch: (B, ...) to what the encoder
-        takes."""
+        """The last step, on the device, for a batch (B, ...): inputs as the encoder takes them."""
         return inputs
 
     @abstractmethod
@@ -80,22 +81,26 @@ class Samples(Numbered):
 class Transform(Samples, Generic[Item]):
     """Samples made of the items of a dataset, one of each item unless a subclass says otherwise.
 
-    A new transform needs ``takes``, ``longest_input``, ``train_view``, ``plain_view`` and
-    ``placeholder``. For signals along time, ``CropTransform`` has all but the first two.
+    A new transform needs ``takes``, ``gives``, ``longest_input``, ``train_view``, ``plain_view``
+    and ``placeholder``. For signals along time, ``CropTransform`` has the last three.
 
     Args:
         dataset: the items.
+
+    Attributes:
+        takes: the kind of items, as ``Dataset.holds`` names it.
+        gives: what samples are, as a stem names it in ``reads``: "waveform", "image", "tokens", or
+            a word of your own.
+        equal_sizes: whether training views of any two items have the same shape.
+        raw_baseline_name: what ``raw_baseline`` computes, for the printed table.
 
     Raises:
         ConfigError: if the dataset holds items of another kind.
     """
 
     takes: ClassVar[str]
-    """The kind of items, see ``Dataset.holds``."""
     gives: ClassVar[str]
-    """The kind of samples, which the stem reads: see ``Stem.reads`` in ``d2v_pretrain.models``."""
     equal_sizes: ClassVar[bool] = False
-    """Whether training views of any two items have the same shape."""
     raw_baseline_name: ClassVar[str] = "mean + std"
 
     def __init__(self, dataset: Dataset[Item]) -> None:
@@ -112,17 +117,19 @@ class Transform(Samples, Generic[Item]):
         if not issubclass(dataset, Dataset):
             rule = "is no dataset: it must be a subclass of datamodules.datasets.base.Dataset"
             raise ConfigError("data", dataset.__name__, rule, "derive it from that class")
-        if dataset.holds != cls.takes:
+        if dataset.holds not in (cls.takes, "array"):
             rule = f"holds items of kind {dataset.holds}, and {cls.__name__} takes {cls.takes}"
             raise ConfigError("data", dataset.__name__, rule, "choose other data or modality")
 
     @classmethod
     @abstractmethod
-    def longest_input(cls, **settings: Any) -> tuple[int, ...]:
+    def longest_input(cls, *_: Any, **settings: Any) -> tuple[int, ...]:
         """Shape of the longest sample: (samples,), (3, H, W), (tokens,), (C, samples) ...
 
+        A subclass names the settings that it reads.
+
         Args:
-            settings: arguments of the constructor by name; those that do not matter are ignored.
+            settings: arguments of the constructor by name.
         """
 
     def __len__(self) -> int:
@@ -231,15 +238,19 @@ class CropTransform(Transform[np.ndarray]):
 
 
 def normalise(signal: np.ndarray) -> Tensor:
-    """(..., S) float32 whose rows have zero mean and unit (biased) variance, eps 1e-5, as fairseq's
-    ``F.layer_norm`` over the utterance."""
+    """(..., S) float32 whose rows have zero mean and unit (biased) variance, eps 1e-5.
+
+    Of a waveform as fairseq's ``F.layer_norm`` over the utterance.
+    """
     tensor = torch.from_numpy(np.ascontiguousarray(signal, np.float32))
     return layer_norm(tensor, tensor.shape[-1:])
 
 
 def mean_and_std(batch: Batch) -> Tensor:
-    """(B, 2F): mean and standard deviation along the last axis of inputs (B, ..., S), padding left
-    out; F is the product of the axes between."""
+    """(B, 2F) mean and standard deviation along the last axis of (B, ..., S).
+
+    F is the product of the axes between; padding is left out.
+    """
     x = batch.inputs.flatten(1, -2) if batch.inputs.ndim > 2 else batch.inputs[:, None]
     lengths = torch.full((len(x),), x.shape[-1]) if batch.lengths is None else batch.lengths
     valid = (torch.arange(x.shape[-1]) < lengths[:, None]).to(x)[:, None]

@@ -1,5 +1,4 @@
-"""LabelledTransform: the samples of fine-tuning, which are the labelled training items of a
-dataset."""
+"""LabelledTransform: the samples of fine-tuning, labelled training items of a dataset."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""TextTransform: text as one stream of tokens, cut into blocks; TokenBlocks: blocks from shards.
-Hashed n-grams are what probes compare with."""
+"""TextTransform: blocks of one stream of tokens; TokenBlocks: blocks that shards hold."""
 
 from __future__ import annotations
 
@@ -66,9 +65,9 @@ class TextTransform(Transform[Any]):
         self.tokenizer, self.cache = tokenizer, cache
 
     @classmethod
-    def longest_input(cls, **settings: Any) -> tuple[int, ...]:
-        """(block,)"""
-        return (int(settings["block"]),)
+    def longest_input(cls, block: int, **_: Any) -> tuple[int, ...]:
+        """(T,) of a block."""
+        return (int(block),)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
@@ -231,8 +230,10 @@ class TokenBlocks(TextTransform):
 
 
 def n_grams(batch: Batch) -> Tensor:
-    """(B, 2048) float32 log(1 + count) of 1-, 2- and 3-grams of tokens, hashed into bins; <s> and
-    </s> are left out."""
+    """(B, 2048) float32 log(1 + count) of 1-, 2- and 3-grams of tokens, hashed into bins.
+
+    <s> and </s> are left out.
+    """
     ids, rows = batch.inputs, len(batch)
     counts = torch.zeros(rows, _BINS)
     word = (ids != BOS) & (ids != EOS) & (ids != PAD)

@@ -103,8 +103,10 @@ def load(path: Path) -> Vocabulary:
     """
     files = files_of(path)
     if not files:
-        rule = "must be a tokenizer.json, or a folder with one, or with vocab.json and merges.txt, "
-        rule += "or with encoder.json and vocab.bpe"
+        rule = (
+            "must be a tokenizer.json, or a folder with one, or with vocab.json and merges.txt, "
+            "or with encoder.json and vocab.bpe"
+        )
         remedy = "give such a path, or leave it null to train one on the data"
         raise ConfigError("transform.tokenizer", path, rule, remedy)
     try:

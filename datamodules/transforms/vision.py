@@ -1,5 +1,4 @@
-"""VisionTransform: images, cropped and flipped as uint8, normalised on the device; pixels are what
-probes compare with."""
+"""VisionTransform: images, cropped and flipped as uint8, normalised on the device."""
 
 from __future__ import annotations
 
@@ -41,8 +40,7 @@ class VisionTransform(Transform[np.ndarray]):
         seed: of the run.
     """
 
-    takes = "image"
-    gives = "image"
+    takes = gives = "image"
     equal_sizes = True
     raw_baseline_name = "pixels"
 
@@ -73,9 +71,9 @@ class VisionTransform(Transform[np.ndarray]):
         )
 
     @classmethod
-    def longest_input(cls, **settings: Any) -> tuple[int, ...]:
-        """(3, size, size)"""
-        return (3, settings["size"], settings["size"])
+    def longest_input(cls, size: int, **_: Any) -> tuple[int, ...]:
+        """(3, H, W)"""
+        return (3, size, size)
 
     def train_view(
         self, item: np.ndarray, index: int, epoch: int, longest: int | None = None
