@@ -1,11 +1,11 @@
-"""Datasets of items that a user has in memory: Waveforms, Images, Texts, and Arrays of anything
-else."""
+"""Datasets of items that a user has in memory: waveforms, images, texts, and arrays of any other
+kind."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,28 +13,28 @@ from PIL import Image, ImageOps
 
 from d2v_pretrain.errors import ConfigError
 from datamodules.datasets import image_folder
-from datamodules.datasets.audio_folder import RATE, resampler, waveform
-from datamodules.datasets.probe_tasks import Labelled
+from datamodules.datasets.audio_folder import resampler, waveform
+from datamodules.datasets.base import RATE, Dataset, Item, TextDataset
 from datamodules.datasets.scan import Unusable
 
-Item = TypeVar("Item")
 
-
-class InHand(Generic[Item]):
+class InHand(Dataset[Item]):
     """A few items, in the order in which they were given.
+
+    A subclass for another kind of items needs ``holds``, ``is_one`` and ``item``.
 
     Args:
         inputs: one item, or a sequence of them; see the subclass.
+        sampling_rate: of waveforms in Hz; None for other kinds.
 
-    Attributes:
-        one: whether a single item was given.
+    Raises:
+        ConfigError: nothing was given, or an item is not of this kind.
     """
 
-    holds: ClassVar[str]
-
-    def __init__(self, inputs: Any) -> None:
-        self.one = self.is_one(inputs)
-        self.items = [self.item(each) for each in ([inputs] if self.one else inputs)]
+    def __init__(self, inputs: Any, sampling_rate: int | None = None) -> None:
+        self.rate = sampling_rate
+        given = [inputs] if self.is_one(inputs) else inputs
+        self.items = [self.item(each) for each in given]
         if not self.items:
             raise ConfigError("inputs", "[]", "must be at least one item")
 
@@ -56,18 +56,12 @@ class InHand(Generic[Item]):
     def read(self, index: int) -> Item:
         return self.items[index]
 
-    def name(self, index: int) -> str:
-        return str(index)
-
     def describe(self) -> str:
         return f"{len(self):,} items in hand"
 
-    def labelled(self) -> list[Labelled[Item]]:
-        return []
-
 
 class Arrays(InHand[np.ndarray]):
-    """Arrays or tensors as they are, (C, S) float32: one of them, or a list of them."""
+    """Arrays or tensors as they are, (C, S) as float32: one of them, or a list of them."""
 
     holds = "array"
 
@@ -91,10 +85,6 @@ class Waveforms(InHand[np.ndarray]):
 
     holds = "waveform"
 
-    def __init__(self, inputs: Any, sampling_rate: int = RATE) -> None:
-        self.rate = sampling_rate
-        super().__init__(inputs)
-
     def is_one(self, inputs: Any) -> bool:
         if isinstance(inputs, str | Path):
             return True
@@ -115,7 +105,7 @@ class Waveforms(InHand[np.ndarray]):
         wave = wave.astype(np.float32)
         if not np.isfinite(wave).all():
             raise ConfigError("inputs", "with NaN or infinity", "must be finite")
-        if self.rate == RATE:
+        if self.rate in (None, RATE):
             return wave
         return resampler(self.rate)(torch.from_numpy(wave)).numpy()
 
@@ -152,7 +142,7 @@ class Images(InHand[np.ndarray]):
         return np.ascontiguousarray(pixels)
 
 
-class Texts(InHand[str]):
+class Texts(InHand[str], TextDataset):
     """Strings: one, or a list of them. Line breaks become spaces, since datasets have none."""
 
     holds = "text"
@@ -168,6 +158,21 @@ class Texts(InHand[str]):
     def texts(self) -> Iterator[str]:
         """All of them."""
         return iter(self.items)
+
+
+KINDS = {kind.holds: kind for kind in (Waveforms, Images, Texts)}
+
+
+def in_hand(kind: str, inputs: Any, sampling_rate: int | None = None) -> InHand[Any]:
+    """A dataset of what a user has in hand.
+
+    Args:
+        kind: of the items, as a transform's ``takes`` says it; ``Arrays`` if it is in no table.
+        inputs: see the classes.
+        sampling_rate: of waveforms in Hz.
+    """
+    made = KINDS.get(kind) or type("Arrays", (Arrays,), {"holds": kind})
+    return made(inputs, sampling_rate)
 
 
 def _read(decode: Callable[[str], np.ndarray], file: str | Path) -> np.ndarray:
