@@ -24,15 +24,12 @@ from d2v_pretrain.export import PREPARATION
 from d2v_pretrain.extract import number_of_layers, token_features
 from d2v_pretrain.huggingface import convert
 from d2v_pretrain.models.encoder import Encoder
-from d2v_pretrain.models.stems import AudioStem, EdgeStem, TextStem, VisionStem
 from d2v_pretrain.training import run as training
 from d2v_pretrain.training.signals import STOP
 from d2v_pretrain.weights import bundle
 from d2v_pretrain.weights.construct import construct
 
-# The class that takes what a user has in hand for each kind of stem; ``Arrays`` for other stems.
-# The only classes outside of the encoder that an exported folder may name are transforms.
-_IN_HAND = {AudioStem: "Waveforms", VisionStem: "Images", EdgeStem: "Images", TextStem: "Texts"}
+# The only callables outside of the encoder that an exported folder may name.
 _TRANSFORMS = "datamodules.transforms."
 
 
@@ -69,13 +66,15 @@ class Pretrained:
         network: the encoder, a ``torch.nn.Module`` in evaluation mode; ``network.to("cuda")`` moves
             it to a GPU.
         probe: content of the run's ``probe.json``; None without one.
-        prepare: dataset in hand -> the transform that prepares its items as in the run.
+        preparation: settings of the run's transform, without its data.
+        find: the transform's class by the name in these settings.
     """
 
     folder: Path
     network: Encoder
     probe: Mapping[str, Any] | None
-    prepare: Callable[[Any], Any] = field(repr=False)
+    preparation: Callable[[], dict[str, Any]] = field(repr=False)
+    find: Callable[[str], Any] = field(repr=False)
 
     def encoder(
         self, inputs: Any, sampling_rate: int | None = None, layers: int | None = None
@@ -100,12 +99,11 @@ class Pretrained:
                 them.
         """
         top = number_of_layers(self.network, layers)
-        kind = getattr(
-            import_module("datamodules.datasets.in_hand"),
-            _IN_HAND.get(type(self.network.stem), "Arrays"),
-        )
-        dataset = kind(inputs) if sampling_rate is None else kind(inputs, sampling_rate)
-        items = list(self.prepare(dataset).plain())
+        settings = self.preparation()
+        module = import_module("datamodules.datasets.in_hand")  # by name: see the import rule
+        kind = self.find(settings["_target_"]).takes
+        settings["dataset"] = module.in_hand(kind, inputs, sampling_rate)
+        items = list(construct(settings, self.find).plain())
         rows: list[Tensor] = [torch.empty(0)] * len(items)
         for length in {item.shape[-1] for item in items}:
             places = [n for n, item in enumerate(items) if item.shape[-1] == length]
@@ -156,7 +154,7 @@ def _words(modality: str | None, data: str | Path | None, settings: Mapping[str,
     """The command line that the arguments of ``pretrain`` stand for."""
     words = [f"modality={modality}"] if modality else []
     if data is not None:
-        sets = compose.choices("data")
+        sets = compose.data_sets()
         if str(data) in sets:
             words.append(f"data={data}")
         elif Path(data).exists():
@@ -227,7 +225,8 @@ def _of_run(run: Run, which: str | None) -> Pretrained:
         if which is not None or error.key != "which":
             raise
         network = run.encoder("student")
-    return Pretrained(run.folder, network, run.report("probe.json"), run.prepared_with)
+    probe = run.report("probe.json")
+    return Pretrained(run.folder, network, probe, run.preparation, run.transform_class)
 
 
 def _exported(folder: Path) -> Pretrained:
@@ -236,7 +235,7 @@ def _exported(folder: Path) -> Pretrained:
     else:
         network = convert.load(folder)[0].encoder_module
 
-    def prepare(dataset: Any) -> Any:
+    def preparation() -> dict[str, Any]:
         try:
             settings = json.loads((folder / PREPARATION).read_text("utf-8"))
         except (OSError, ValueError) as error:
@@ -245,9 +244,9 @@ def _exported(folder: Path) -> Pretrained:
             raise ConfigError("path", folder, rule, remedy) from None
         if settings.get("tokenizer"):
             settings["tokenizer"] = str(folder / settings["tokenizer"])
-        return construct(settings | {"dataset": dataset}, _transform_class)
+        return settings
 
-    return Pretrained(folder, network.eval(), None, prepare)
+    return Pretrained(folder, network.eval(), None, preparation, _transform_class)
 
 
 def _transform_class(target: str) -> Callable[..., Any]:

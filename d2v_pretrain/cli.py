@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from d2v_pretrain.config import show
-from d2v_pretrain.config.compose import choices, register_resolvers
+from d2v_pretrain.config.compose import choices, data_sets, register_resolvers
 from d2v_pretrain.config.explain import MISTAKES, in_words
 from d2v_pretrain.config.options import refuse_dashes, table
 from d2v_pretrain.config.recipes import USUAL, config_folder, for_hydra, settle
@@ -209,15 +209,10 @@ def _settings() -> list[tuple[str, str]]:
         if default is None or isinstance(default, bool):
             default = json.dumps(default)
         shown = "…" if isinstance(default, str) and ("${" in default or "?" in default) else default
-        listed = f" ({', '.join(_choices(key))})" if key in _LISTED else ""
+        known = data_sets() if key == "data" else choices(key)
+        listed = f" ({', '.join(known)})" if key in _LISTED else ""
         rows.append((f"{key}={shown}", meaning + listed))
     return rows
-
-
-def _choices(group: str) -> list[str]:
-    """As they are typed: ``folder`` for audio_folder, text_folder and vision_folder."""
-    modalities = tuple(f"{name}_" for name in choices("modality")) if group == "data" else ()
-    return sorted({c.partition("_")[2] if c.startswith(modalities) else c for c in choices(group)})
 
 
 def _task(cfg: DictConfig) -> None:

@@ -93,12 +93,10 @@ def features(encoder: Encoder, transform: Any, layers: int) -> Iterator[tuple[st
 
     Items go through the encoder one by one, so that none depends on the padding of others.
     """
-    # Synthetic data have no names, only numbers.
-    name = getattr(transform.dataset, "name", str)
     items = track(transform.plain(), "features", disable=not Console().is_terminal)
     for i, item in enumerate(items):
         if item is not None:
-            yield name(i), token_features(encoder, item[None], layers)[0]
+            yield transform.dataset.name(i), token_features(encoder, item[None], layers)[0]
 
 
 @torch.no_grad()

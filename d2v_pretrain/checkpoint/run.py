@@ -121,9 +121,10 @@ class Run:
             settings["tokenizer"] = own.tokenizer and str(own.tokenizer)
         return settings  # type: ignore[return-value]
 
-    def prepared_with(self, dataset: Any) -> Any:
-        """The run's transform over other items, of the kind that it takes."""
-        return construct(self.preparation() | {"dataset": dataset}, get_object)
+    @staticmethod
+    def transform_class(target: str) -> Any:
+        """The transform by the name in ``preparation``."""
+        return get_object(target)
 
     def report(self, name: str) -> Any:
         """The content of a JSON file in the run's folder; None if it does not exist."""

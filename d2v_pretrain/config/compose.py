@@ -34,6 +34,14 @@ def choices(group: str) -> list[str]:
     return folders_of(()).choices(group)
 
 
+def data_sets() -> list[str]:
+    """The names that may follow ``data=``: ``folder`` stands for audio_folder, text_folder and
+    vision_folder."""
+    modalities = tuple(f"{name}_" for name in choices("modality"))
+    names = choices("data")
+    return sorted({n.partition("_")[2] if n.startswith(modalities) else n for n in names})
+
+
 def _share(x: float, least: int = 0, *, _root_: DictConfig) -> int:
     return max(least, int(x * _root_.steps))
 

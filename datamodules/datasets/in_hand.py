@@ -1,4 +1,5 @@
-"""Datasets of items in memory: Waveforms, Images, Texts, and Arrays of anything else."""
+"""Datasets of items that a user has in memory: waveforms, images, texts, and arrays of any other
+kind."""
 
 from __future__ import annotations
 
@@ -20,16 +21,20 @@ from datamodules.datasets.scan import Unusable
 class InHand(Dataset[Item]):
     """A few items, in the order in which they were given.
 
+    A subclass for another kind of items needs ``holds``, ``is_one`` and ``item``.
+
     Args:
         inputs: one item, or a sequence of them; see the subclass.
+        sampling_rate: of waveforms in Hz; None for other kinds.
 
-    Attributes:
-        one: whether a single item was given.
+    Raises:
+        ConfigError: nothing was given, or an item is not of this kind.
     """
 
-    def __init__(self, inputs: Any) -> None:
-        self.one = self.is_one(inputs)
-        self.items = [self.item(each) for each in ([inputs] if self.one else inputs)]
+    def __init__(self, inputs: Any, sampling_rate: int | None = None) -> None:
+        self.rate = sampling_rate
+        given = [inputs] if self.is_one(inputs) else inputs
+        self.items = [self.item(each) for each in given]
         if not self.items:
             raise ConfigError("inputs", "[]", "must be at least one item")
 
@@ -56,7 +61,7 @@ class InHand(Dataset[Item]):
 
 
 class Arrays(InHand[np.ndarray]):
-    """Arrays or tensors as they are, (C, S) float32: one of them, or a list of them."""
+    """Arrays or tensors as they are, (C, S) as float32: one of them, or a list of them."""
 
     holds = "array"
 
@@ -68,7 +73,8 @@ class Arrays(InHand[np.ndarray]):
 
 
 class Waveforms(InHand[np.ndarray]):
-    """Mono waveforms (S,), rows of a (B, S) array, or paths of audio files.
+    """Mono waveforms: arrays, tensors or lists of numbers (S,), rows of a (B, S) array, or paths of
+    audio files.
 
     Args:
         inputs: one of them, or a list of them. Whole numbers are scaled to [-1, 1] by the range of
@@ -78,10 +84,6 @@ class Waveforms(InHand[np.ndarray]):
     """
 
     holds = "waveform"
-
-    def __init__(self, inputs: Any, sampling_rate: int = RATE) -> None:
-        self.rate = sampling_rate
-        super().__init__(inputs)
 
     def is_one(self, inputs: Any) -> bool:
         if isinstance(inputs, str | Path):
@@ -103,17 +105,14 @@ class Waveforms(InHand[np.ndarray]):
         wave = wave.astype(np.float32)
         if not np.isfinite(wave).all():
             raise ConfigError("inputs", "with NaN or infinity", "must be finite")
-        if self.rate == RATE:
+        if self.rate in (None, RATE):
             return wave
         return resampler(self.rate)(torch.from_numpy(wave)).numpy()
 
 
 class Images(InHand[np.ndarray]):
-    """Colour images of 8 bits, or paths of image files.
-
-    One PIL image, array (H, W, 3) or (H, W), tensor (3, H, W) or path; a list of them; or a batch
-    of four dimensions.
-    """
+    """Colour images: PIL images, arrays (H, W, 3) or (H, W), tensors (3, H, W), of 8 bits, or paths
+    of image files; one of them, a list of them, or a batch of four dimensions."""
 
     holds = "image"
 
@@ -146,6 +145,8 @@ class Images(InHand[np.ndarray]):
 class Texts(InHand[str], TextDataset):
     """Strings: one, or a list of them. Line breaks become spaces, since datasets have none."""
 
+    holds = "text"
+
     def is_one(self, inputs: Any) -> bool:
         return isinstance(inputs, str)
 
@@ -157,6 +158,21 @@ class Texts(InHand[str], TextDataset):
     def texts(self) -> Iterator[str]:
         """All of them."""
         return iter(self.items)
+
+
+KINDS = {kind.holds: kind for kind in (Waveforms, Images, Texts)}
+
+
+def in_hand(kind: str, inputs: Any, sampling_rate: int | None = None) -> InHand[Any]:
+    """A dataset of what a user has in hand.
+
+    Args:
+        kind: of the items, as a transform's ``takes`` says it; ``Arrays`` if it is in no table.
+        inputs: see the classes.
+        sampling_rate: of waveforms in Hz.
+    """
+    made = KINDS.get(kind) or type("Arrays", (Arrays,), {"holds": kind})
+    return made(inputs, sampling_rate)
 
 
 def _read(decode: Callable[[str], np.ndarray], file: str | Path) -> np.ndarray:
