@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.huggingface.hub_cache import model_folder
 
 FILE = "preprocessor_config.json"
 EPS = 1e-7  # transformers' constant, which its files do not hold
@@ -98,10 +99,13 @@ class Data2VecAudioFeatureExtractor:
     def from_pretrained(cls, directory: str | Path) -> Data2VecAudioFeatureExtractor:
         """Read ``preprocessor_config.json``, also one that transformers wrote.
 
+        Args:
+            directory: the one with the file, or a model's name in the local hub cache.
+
         Raises:
             ConfigError: there is no such file, or it asks for what this class does not do.
         """
-        file = Path(directory) / FILE
+        file = model_folder(directory) / FILE
         if not file.is_file():
             raise ConfigError(
                 "directory", directory, f"has no {FILE}", "save a feature extractor there first"

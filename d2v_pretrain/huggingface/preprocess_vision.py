@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.huggingface.hub_cache import model_folder
 from d2v_pretrain.huggingface.outputs import SemanticSegmenterOutput
 
 FILE = "preprocessor_config.json"
@@ -158,10 +159,13 @@ class Data2VecVisionImageProcessor:
     def from_pretrained(cls, directory: str | Path) -> Data2VecVisionImageProcessor:
         """Read ``preprocessor_config.json``, also one that transformers wrote.
 
+        Args:
+            directory: the one with the file, or a model's name in the local hub cache.
+
         Raises:
             ConfigError: there is no such file, or a size is not height and width.
         """
-        file = Path(directory) / FILE
+        file = model_folder(directory) / FILE
         if not file.is_file():
             raise ConfigError(
                 "directory", directory, f"has no {FILE}", "save an image processor there first"
