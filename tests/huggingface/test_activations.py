@@ -83,7 +83,7 @@ def test_a_function_also_in_the_stem_of_audio() -> None:
 
 
 def test_a_function_cannot_be_written(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="hidden_act=<function doubled.* is a function"):
+    with pytest.raises(ConfigError, match=r"hidden_act=<function doubled.* is a function"):
         model(doubled).save_pretrained(tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
