@@ -82,7 +82,9 @@ DIALECTS = {
     f"{PSP}.3.1.conv.weight": f"{PSP}.blocks.3.conv.convolution.weight",
     f"{PSP}.0.1.bn.running_var": f"{PSP}.blocks.0.conv.normalization.running_var",
     "decode_head.bottleneck.conv.weight": "decode_head.psp_bottleneck.convolution.weight",
-    "decode_head.bottleneck.bn.bias": "decode_head.psp_bottleneck.normalization.bias",
+    "decode_head.bottleneck.bn.num_batches_tracked": (
+        "decode_head.psp_bottleneck.normalization.num_batches_tracked"
+    ),
     "decode_head.lateral_convs.2.conv.weight": "decode_head.lateral_convs.2.convolution.weight",
     "decode_head.fpn_convs.1.bn.bias": "decode_head.fpn_convs.1.normalization.bias",
     "decode_head.fpn_bottleneck.bn.weight": "decode_head.fpn_bottleneck.normalization.weight",
