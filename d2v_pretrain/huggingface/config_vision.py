@@ -19,8 +19,8 @@ class Data2VecVisionConfig(Config):
     Args:
         hidden_dropout_prob: of the embeddings, after attention and after the feed-forward part.
         attention_probs_dropout_prob: on attention probabilities.
-        layer_norm_eps: of every LayerNorm. The original code trained with 1e-6; Hugging Face's files say
-            1e-12.
+        layer_norm_eps: of every LayerNorm. The original code trained with 1e-6; Hugging Face's
+            files say 1e-12.
         image_size: sides in pixels, (height, width) or one number for both.
         patch_size: sides of a patch in pixels, likewise.
         num_channels: colour channels.

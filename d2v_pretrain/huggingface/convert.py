@@ -1,5 +1,5 @@
-"""Between an encoder that was pretrained and the documented classes that transformers has: one
-direction each."""
+"""Pretrained encoder <-> the classes that transformers documents: ``model`` makes such a class from
+an encoder, ``read`` takes an encoder's weights from a folder of transformers."""
 
 from __future__ import annotations
 
@@ -29,14 +29,13 @@ from d2v_pretrain.weights.foreign import ForeignWeights
 
 
 def load(folder: Path) -> tuple[PreTrained, list[str]]:
-    """The base model in a folder of transformers (data2vec 1 audio, text or vision), whatever its
-    head.
+    """The base model in a folder of transformers: data2vec 1 audio, text or vision, with any head.
 
     Returns:
-        The model in evaluation mode and the keys of the file that are not its own.
+        The model in evaluation mode, and the keys of the file that it does not use.
 
     Raises:
-        ConfigError: another model, or weights that do not fit its config.json.
+        ConfigError: it is another model, or its weights do not fit its config.json.
     """
     classes: dict[str, tuple[Any, Callable[..., PreTrained]]] = {
         "data2vec-audio": (Data2VecAudioConfig, Data2VecAudioModel),
@@ -45,9 +44,8 @@ def load(folder: Path) -> tuple[PreTrained, list[str]]:
     }
     kind = bundle.config(folder)["model_type"]
     if kind not in classes:
-        raise ConfigError(
-            "folder", folder, f"holds a model of type {kind}", f"give one of {', '.join(classes)}"
-        )
+        rule, remedy = f"holds a model of type {kind}", f"give one of {', '.join(classes)}"
+        raise ConfigError("folder", folder, rule, remedy)
     config_class, model_class = classes[kind]
     model = model_class(config_class.from_pretrained(folder)).eval()
     loading = model.load_file(read_weights(folder), str(folder))
@@ -57,10 +55,15 @@ def load(folder: Path) -> tuple[PreTrained, list[str]]:
 
 
 def read(folder: Path) -> ForeignWeights:
-    """The encoder in a folder of transformers; see ``load``."""
+    """The weights of the encoder in a folder of transformers; see ``load``."""
     model, others = load(folder)
     encoder = model.encoder_module
-    _without_segments(encoder.stem)
+    stem = encoder.stem
+    if isinstance(stem, TextStem) and stem.segment is not None and stem.position is not None:
+        # Pretraining has no segments. Row 0, which every token gets, is added to the positions.
+        with torch.no_grad():
+            stem.position.weight += stem.segment.weight[0]
+        stem.segment = None
     tensors = encoder.state_dict()
     return ForeignWeights(
         path=folder,
@@ -72,23 +75,15 @@ def read(folder: Path) -> ForeignWeights:
     )
 
 
-def _without_segments(stem: nn.Module) -> None:
-    """Pretraining has one segment, whose vector is added to every token: here to every position."""
-    if isinstance(stem, TextStem) and stem.segment is not None and stem.position is not None:
-        with torch.no_grad():
-            stem.position.weight += stem.segment.weight[0]
-        stem.segment = None
-
-
 class NoClass(Exception):
-    """Why transformers has no class for an encoder, as a clause."""
+    """transformers has no class for an encoder. The message is a clause that says why."""
 
 
 def model(encoder: Encoder) -> PreTrained:
-    """The documented base model with the weights of ``encoder``.
+    """The base model of transformers' documentation with the weights of ``encoder``.
 
     Raises:
-        NoClass: transformers' models cannot compute what this encoder does.
+        NoClass: these models cannot compute what the encoder does.
     """
     makers: dict[type, Callable[[Encoder], PreTrained]] = {
         AudioStem: _audio,
@@ -118,22 +113,15 @@ def _require(rules: dict[str, bool]) -> None:
 
 
 def _sizes(encoder: Encoder) -> dict[str, Any]:
+    """The settings that all three configurations share."""
     block = _first(encoder)
-    names = (
-        "hidden_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "intermediate_size",
-        "layer_norm_eps",
-    )
-    sizes = (
-        encoder.width,
-        encoder.depth,
-        block.attention.heads,
-        block.fc1.out_features,
-        block.norm1.eps,
-    )
-    return dict(zip(names, sizes, strict=True))
+    return {
+        "hidden_size": encoder.width,
+        "num_hidden_layers": encoder.depth,
+        "num_attention_heads": block.attention.heads,
+        "intermediate_size": block.fc1.out_features,
+        "layer_norm_eps": block.norm1.eps,
+    }
 
 
 def _audio(encoder: Encoder) -> PreTrained:
@@ -152,9 +140,8 @@ def _audio(encoder: Encoder) -> PreTrained:
     channels, kernels, strides = zip(*stem.layers, strict=True)
     conv = positions.convs[0]
     assert isinstance(conv, nn.Conv1d)
-    masked: dict[str, Any] = (
-        {} if stem.mask_vector is not None else {"mask_time_prob": 0.0}
-    )  # transformers then has no vector either
+    # transformers has a mask vector only if it masks.
+    masked: dict[str, Any] = {} if stem.mask_vector is not None else {"mask_time_prob": 0.0}
     config = Data2VecAudioConfig(
         **_sizes(encoder),
         **masked,
@@ -195,7 +182,7 @@ def _text(encoder: Encoder) -> PreTrained:
         hidden_dropout_prob=block.dropout,
         attention_probs_dropout_prob=block.attention.dropout,
     )
-    made = Data2VecTextModel(config, add_pooling_layer=False)  # nothing has trained a pooler
+    made = Data2VecTextModel(config, add_pooling_layer=False)  # pretraining trains no pooler
     segment = made.encoder.stem.segment
     assert isinstance(segment, nn.Embedding)
     nn.init.zeros_(segment.weight)
@@ -222,7 +209,8 @@ def _vision(encoder: Encoder) -> PreTrained:
         num_channels=stem.projection.in_channels,
         use_mask_token=stem.mask_vector is not None,
         use_shared_relative_position_bias=True,
-        layer_scale_init_value=0.0 if block.gamma1 is None else 0.1,  # above 0: there is one
+        # Above 0 stands for: blocks have layer scale. Its values come with the weights.
+        layer_scale_init_value=0.0 if block.gamma1 is None else 0.1,
         hidden_dropout_prob=block.dropout,
         attention_probs_dropout_prob=block.attention.dropout,
         drop_path_rate=float(encoder.blocks[-1].drop_path),  # type: ignore[arg-type]
@@ -232,5 +220,5 @@ def _vision(encoder: Encoder) -> PreTrained:
 
 
 def _square(sides: tuple[int, ...]) -> int | tuple[int, ...]:
-    """One number for a square: transformers' segmentation needs it."""
+    """One number for a square, because transformers' segmentation takes nothing else."""
     return sides[0] if len(set(sides)) == 1 else sides

@@ -1,5 +1,5 @@
-"""What an encoder reads, for an export: the files that tell transformers how to make it, and an
-example of it."""
+"""The inputs of an exported encoder: files that tell transformers how to prepare them, and a batch
+to compare the export with."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from d2v_pretrain.huggingface.preprocess_vision import Data2VecVisionImageProces
 from d2v_pretrain.models.stems import AudioStem, EdgeStem, TextStem, VisionStem
 from d2v_pretrain.types import Batch
 
-_EPS = 1e-5  # of the waveforms' normalisation in pretraining
+_EPS = 1e-5  # pretraining normalises waveforms with it
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What one kind of stem reads.
+    """The inputs of one kind of stem.
 
     Args:
-        name: as transformers calls the input.
-        auto: class of transformers that makes it.
-        write: writes the files for that class; returns what a user must know, or "".
-        example: a batch of two random inputs, the second padded where inputs may be.
+        name: what transformers calls the input.
+        auto: the class of transformers that prepares it.
+        write: writes the files for that class. Returns a sentence that the user must know, or "".
+        example: makes a batch of two random inputs, the second padded if padding is possible.
     """
 
     name: str
@@ -45,8 +45,8 @@ def _write_audio(run: Run, folder: Path) -> str:
 
 
 def _write_vision(run: Run, folder: Path) -> str:
-    """As probes see an image. Resizing keeps its proportions there and does not here: transformers
-    cannot."""
+    """Images are prepared as for probes, except for one thing: resizing changes their proportions,
+    because transformers cannot keep them."""
     transform = run.cfg.transform
     wide = round(transform.size / transform.centre)
     Data2VecVisionImageProcessor(
@@ -73,9 +73,8 @@ def _write_text(run: Run, folder: Path) -> str:
     content = json.loads(vocabulary.tokenizer.to_str())
     if (reason := tokenizer_files.why_not(content)) is not None:
         return f"no tokenizer was written: {reason}"
-    ids = tokenizer_files.ids_of(
-        content, None if vocabulary.native else vocabulary.moved, vocabulary.size
-    )
+    moved = None if vocabulary.native else vocabulary.moved
+    ids = tokenizer_files.ids_of(content, moved, vocabulary.size)
     tokenizer_files.write(folder, ids, content, run.cfg.transform.block)
     return ""
 

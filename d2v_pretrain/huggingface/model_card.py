@@ -1,4 +1,4 @@
-"""The model card of an export: what it is, how to use it, what it was made with, what it scored."""
+"""The model card of an export: what it is, how to use it, how it was made, what it scored."""
 
 from __future__ import annotations
 
@@ -35,23 +35,24 @@ USE_BUNDLE = """\
 import d2v_pretrain as d2v
 
 model = d2v.load("{folder}")
-features = model.encoder(inputs)  # waveforms, images or texts: features.x (B, T, D), features.lengths
+# waveforms, images or texts -> features.x (B, T, D), features.lengths
+features = model.encoder(inputs)
 network = model.network  # a torch.nn.Module: d2v_pretrain.models.encoder.Encoder
 ```"""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a card tells.
+    """The content of a card.
 
     Args:
         name: of the run.
         which: student or teacher.
-        use: Markdown on how to load it.
+        use: how to load the model, in Markdown.
         rows: label -> value, for the table of how it was made.
-        library: of the card's header, ``transformers`` or ``d2v_pretrain``.
-        step: updates done.
-        probe: content of ``probe.json``, or None.
+        library: ``transformers`` or ``d2v_pretrain``, for the card's header.
+        step: updates after which the weights were saved.
+        probe: content of ``probe.json``; None if the run was not probed.
     """
 
     name: str
@@ -65,11 +66,13 @@ class Facts:
 
 def text(facts: Facts) -> str:
     """The card, in Markdown with the header that model hubs read."""
-    header = f"---\nlibrary_name: {facts.library}\ntags: [data2vec, self-supervised, d2v_pretrain]\n---\n"
+    tags = "[data2vec, self-supervised, d2v_pretrain]"
+    header = f"---\nlibrary_name: {facts.library}\ntags: {tags}\n---\n"
     made = "\n".join(f"| {label} | {value} |" for label, value in facts.rows.items())
     parts = (
         f"{header}\n# {facts.name}",
-        f"The encoder of a data2vec pretraining, the {facts.which}'s weights. It gives features; no head was trained.",
+        f"The encoder of a data2vec pretraining, the {facts.which}'s weights."
+        " It gives features; no head was trained.",
         f"## Use\n\n{facts.use}",
         f"## How it was made\n\n| | |\n|---|---|\n{made}",
         f"## What it scored\n\n{_scores(facts)}",
@@ -81,26 +84,20 @@ def _scores(facts: Facts) -> str:
     if facts.probe is None:
         return "Not measured: the run has not been probed."
     tasks = [task for task in (facts.probe, *facts.probe.get("others", [])) if "few_shot" in task]
-    note = f"Probes on frozen features of the {facts.probe.get('which', 'teacher')} at step {facts.probe['step']:,}"
-    note += (
-        "" if facts.probe["step"] == facts.step else f" (these weights are of step {facts.step:,})"
-    )
+    which, step = facts.probe.get("which", "teacher"), facts.probe["step"]
+    note = f"Probes on frozen features of the {which} at step {step:,}"
+    note += "" if step == facts.step else f" (these weights are of step {facts.step:,})"
     if not tasks:
         return f"{note}: the data has no labels, so nothing was classified."
-    return f"{note}, against a random encoder and raw features.\n\n" + "\n\n".join(
-        map(_table, tasks)
-    )
+    tables = "\n\n".join(map(_table, tasks))
+    return f"{note}, against a random encoder and raw features.\n\n{tables}"
 
 
 def _table(task: Mapping[str, Any]) -> str:
-    lines = [
-        f"| {task['task']}, {task['classes']} classes | {task['floor_name']} | random encoder | pretrained |"
-    ]
+    title = f"{task['task']}, {task['classes']} classes"
+    lines = [f"| {title} | {task['floor_name']} | random encoder | pretrained |"]
     lines.append("|---|---|---|---|")
     for metric, label in METRICS.items():
-        lines.append(
-            f"| {label} | "
-            + " | ".join(f"{task[metric][source]:.3f}" for source in _SOURCES)
-            + " |"
-        )
+        values = " | ".join(f"{task[metric][source]:.3f}" for source in _SOURCES)
+        lines.append(f"| {label} | {values} |")
     return "\n".join(lines)

@@ -1,5 +1,5 @@
-"""What models return: by name, by index or slice, as a mapping, as a tuple; what is None is not
-there."""
+"""The outputs of models. Their values are found by name, index or slice, as in a mapping and as in
+a tuple; fields that are None are left out."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ CACHE = _name_of_the_cache()
 
 @dataclass(eq=False)
 class ModelOutput(Mapping):
-    """Base: ``out.logits``, ``out["logits"]``, ``out[0]``, ``loss, logits = out[:2]``,
-    ``out.to_tuple()``.
+    """A mapping of the fields that are not None, in their order.
 
-    A mapping of the fields that are not None, in their order; iteration yields names, as in Hugging
-    Face."""
+    Values are read as ``out.logits``, ``out["logits"]``, ``out[0]``, ``loss, logits = out[:2]`` or
+    ``out.to_tuple()``. Iteration yields names, as in Hugging Face.
+    """
 
     def __getitem__(self, key: str | int | slice) -> Any:
         """A field by its name, or by its place among the fields that are not None."""
@@ -64,8 +64,8 @@ class ModelOutput(Mapping):
 
 @dataclass(eq=False)
 class Wav2Vec2BaseModelOutput(ModelOutput):
-    """Of the audio encoder; ``extract_features`` (B, T, C) are the normalised features before the
-    projection."""
+    """Output of the audio encoder; ``extract_features`` (B, T, C) are the normalised features of
+    the stem before its projection."""
 
     last_hidden_state: Tensor | None = None
     extract_features: Tensor | None = None
@@ -75,7 +75,7 @@ class Wav2Vec2BaseModelOutput(ModelOutput):
 
 @dataclass(eq=False)
 class BaseModelOutputWithPooling(ModelOutput):
-    """Of an encoder with a pooler, (B, D)."""
+    """Output of an encoder with a pooler; ``pooler_output`` is (B, D)."""
 
     last_hidden_state: Tensor | None = None
     pooler_output: Tensor | None = None
@@ -104,7 +104,7 @@ class BaseModelOutputWithPoolingAndCrossAttentions(ModelOutput):
 
 @dataclass(eq=False)
 class _Head(ModelOutput):
-    """A loss () or (B, ...), logits, and what the encoder was asked for."""
+    """A loss (), logits, and the states and attentions that were asked for."""
 
     loss: Tensor | None = None
     logits: Tensor | None = None
@@ -113,7 +113,7 @@ class _Head(ModelOutput):
 
 
 class CausalLMOutput(_Head):
-    """Of CTC; logits (B, T, V)."""
+    """Output for speech recognition by CTC; logits (B, T, V)."""
 
 
 class MaskedLMOutput(_Head):
@@ -137,12 +137,12 @@ class ImageClassifierOutput(_Head):
 
 
 class SemanticSegmenterOutput(_Head):
-    """Logits (B, C, height, width), smaller than the image."""
+    """Logits (B, C, height, width), fewer than the pixels of the image."""
 
 
 @dataclass(eq=False)
 class CausalLMOutputWithCrossAttentions(ModelOutput):
-    """Logits (B, T, V); the cache is the one of ``BaseModelOutputWithPoolingAndCrossAttentions``."""
+    """Logits (B, T, V); the cache as in ``BaseModelOutputWithPoolingAndCrossAttentions``."""
 
     loss: Tensor | None = None
     logits: Tensor | None = None
@@ -157,7 +157,7 @@ class CausalLMOutputWithCrossAttentions(ModelOutput):
 
 @dataclass(eq=False)
 class QuestionAnsweringModelOutput(ModelOutput):
-    """Logits (B, T) of the answer's first and last token."""
+    """Logits (B, T) of the first and the last token of the answer."""
 
     loss: Tensor | None = None
     start_logits: Tensor | None = None

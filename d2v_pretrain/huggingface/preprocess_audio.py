@@ -1,5 +1,4 @@
-"""Waveforms -> input values and attention mask, and the ``preprocessor_config.json`` that says
-how."""
+"""Data2VecAudioFeatureExtractor: waveforms -> input values and attention mask."""
 
 from __future__ import annotations
 
@@ -13,29 +12,29 @@ import torch
 from torch import Tensor
 
 from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.huggingface.hub_cache import model_folder
 
 FILE = "preprocessor_config.json"
-EPS = 1e-7  # transformers' constant, which its files do not hold
+EPS = 1e-7  # a constant in transformers; its files do not hold it
 
 
 @dataclass(frozen=True)
 class Data2VecAudioFeatureExtractor:
-    """Pads waveforms on the right and scales each to zero mean and unit variance over its own
-    samples:
-    ``(x - mean) / sqrt(var + eps)``, padding 0 afterwards.
+    """Normalises waveforms and pads them on the right.
 
-    Reads and writes the files of transformers' ``Wav2Vec2FeatureExtractor``, every field of them,
-    in the layout that transformers 4 and 5 read. One default differs from its class:
-    ``return_attention_mask``, without which its statistics include the padding.
+    Each waveform becomes ``(x - mean) / sqrt(var + eps)`` with the statistics of its own samples.
+    The files are those of transformers' ``Wav2Vec2FeatureExtractor`` with all of their fields,
+    which versions 4 and 5 read. One default is another: ``return_attention_mask``, without which
+    the statistics of transformers include the padding.
 
     Args:
         sampling_rate: of the waveforms, Hz.
-        do_normalize: scale; otherwise only pad.
-        padding_value: written behind the shorter waveforms.
+        do_normalize: normalise; otherwise only pad.
+        padding_value: what shorter waveforms are padded with.
         return_attention_mask: return the mask, 1 at samples and 0 at padding.
-        eps: see above. transformers always uses 1e-7, the published pretraining (and ours) 1e-5:
-            equal at usual loudness (2.5e-4 apart at a deviation of .3), not for nearly silent
-            audio. Written only if it is not 1e-7; transformers ignores it.
+        eps: see above. transformers always uses 1e-7, the published pretraining and ours 1e-5. The
+            results differ by 2.5e-4 at a standard deviation of .3, and by much in nearly silent
+            audio. It is written only if it is not 1e-7; transformers ignores it.
     """
 
     sampling_rate: int = 16000
@@ -45,23 +44,19 @@ class Data2VecAudioFeatureExtractor:
     eps: float = EPS
 
     def __call__(self, audio: Tensor | Sequence[Any], sampling_rate: int) -> dict[str, Tensor]:
-        """``input_values`` (B, S) float32, and ``attention_mask`` (B, S) int64.
+        """Make a batch: ``input_values`` (B, S) float32 and ``attention_mask`` (B, S) int64.
 
         Args:
             audio: one mono waveform (S,), or a sequence of them: tensors, arrays or lists of
                 numbers.
-            sampling_rate: theirs, Hz.
+            sampling_rate: of these waveforms, Hz.
 
         Raises:
             ConfigError: another sampling rate, no sample, or more than one channel.
         """
         if sampling_rate != self.sampling_rate:
-            raise ConfigError(
-                "sampling_rate",
-                sampling_rate,
-                f"must be {self.sampling_rate}",
-                "resample the waveforms",
-            )
+            rule, remedy = f"must be {self.sampling_rate}", "resample the waveforms"
+            raise ConfigError("sampling_rate", sampling_rate, rule, remedy)
         if not len(audio):
             raise ConfigError("audio", "nothing", "must be at least one waveform")
         one = (torch.is_tensor(audio) and audio.ndim == 1) or not hasattr(audio[0], "__len__")
@@ -70,9 +65,9 @@ class Data2VecAudioFeatureExtractor:
         masks = [torch.ones(len(wave), dtype=torch.long) for wave in waves]
         pad = torch.nn.utils.rnn.pad_sequence
         batch = {"input_values": pad(values, batch_first=True, padding_value=self.padding_value)}
-        return batch | (
-            {"attention_mask": pad(masks, batch_first=True)} if self.return_attention_mask else {}
-        )
+        if self.return_attention_mask:
+            batch["attention_mask"] = pad(masks, batch_first=True)
+        return batch
 
     def _scaled(self, wave: Tensor) -> Tensor:
         if not self.do_normalize:
@@ -80,8 +75,8 @@ class Data2VecAudioFeatureExtractor:
         return (wave - wave.mean()) / (wave.var(correction=0) + self.eps).sqrt()
 
     def to_dict(self, processor_class: str | None = None) -> dict[str, Any]:
-        """Content of ``preprocessor_config.json``; ``processor_class`` is ``Wav2Vec2Processor`` for
-        recognisers."""
+        """The content of ``preprocessor_config.json``. ``processor_class`` is
+        ``Wav2Vec2Processor`` for models that recognise speech."""
         fields = asdict(self) | {"feature_extractor_type": "Wav2Vec2FeatureExtractor"}
         fields |= {"feature_size": 1, "padding_side": "right"}
         if self.eps == EPS:
@@ -98,14 +93,16 @@ class Data2VecAudioFeatureExtractor:
     def from_pretrained(cls, directory: str | Path) -> Data2VecAudioFeatureExtractor:
         """Read ``preprocessor_config.json``, also one that transformers wrote.
 
+        Args:
+            directory: the one with the file, or a model's name in the local hub cache.
+
         Raises:
             ConfigError: there is no such file, or it asks for what this class does not do.
         """
-        file = Path(directory) / FILE
+        file = model_folder(directory) / FILE
         if not file.is_file():
-            raise ConfigError(
-                "directory", directory, f"has no {FILE}", "save a feature extractor there first"
-            )
+            remedy = "save a feature extractor there first"
+            raise ConfigError("directory", directory, f"has no {FILE}", remedy)
         try:
             read = json.loads(file.read_text())
         except json.JSONDecodeError as error:
@@ -117,13 +114,9 @@ class Data2VecAudioFeatureExtractor:
 
 
 def _mono(wave: Any) -> Tensor:
-    """(S,) float32."""
+    """One waveform as a tensor (S,), float32."""
     tensor = torch.as_tensor(wave, dtype=torch.float32)
     if tensor.ndim != 1 or not len(tensor):
-        raise ConfigError(
-            "audio",
-            f"of shape {tuple(tensor.shape)}",
-            "must be one channel of samples",
-            "average channels",
-        )
+        shape, rule = f"of shape {tuple(tensor.shape)}", "must be one channel of samples"
+        raise ConfigError("audio", shape, rule, "average channels")
     return tensor

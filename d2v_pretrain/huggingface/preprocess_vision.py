@@ -1,5 +1,4 @@
-"""Images and segmentation maps -> pixel values and labels, and the ``preprocessor_config.json``
-that says how."""
+"""Data2VecVisionImageProcessor: images and segmentation maps -> pixel values and labels."""
 
 from __future__ import annotations
 
@@ -15,36 +14,37 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.huggingface.hub_cache import model_folder
 from d2v_pretrain.huggingface.outputs import SemanticSegmenterOutput
 
 FILE = "preprocessor_config.json"
-RESAMPLING = {2: "bilinear", 3: "bicubic"}  # PIL's numbers, which the file holds
+RESAMPLING = {2: "bilinear", 3: "bicubic"}  # by PIL's numbers, which the file holds
 IGNORED = 255
 
 
 @dataclass(frozen=True)
 class Data2VecVisionImageProcessor:
-    """Resizes images, crops them, scales grey levels to [0, 1] and normalises: ``(x - mean) / std``
-    per channel.
+    """Resizes images, crops them, scales grey levels to [0, 1] and normalises each channel:
+    ``(x - mean) / std``.
 
-    Reads and writes the files of transformers' ``BeitImageProcessor``, every field of them, because
-    the defaults of versions 4 (256, crop to 224) and 5 (224, no crop) differ; a field that a file
-    lacks has version 5's.
+    The files are those of transformers' ``BeitImageProcessor``. Every field is written, because the
+    defaults of version 4 (256 pixels, cropped to 224) and 5 (224, no crop) differ. A field that a
+    file lacks has the default of version 5.
 
     Args:
         do_resize: resize to ``size``.
         size: (height, width) in pixels.
         resample: 2 for bilinear, 3 for bicubic.
-        do_center_crop: crop the middle to ``crop_size`` afterwards.
-        crop_size: (height, width), at most the image's.
+        do_center_crop: after resizing, crop the middle to ``crop_size``.
+        crop_size: (height, width) in pixels, at most those of the image.
         do_rescale: multiply by ``rescale_factor``.
         rescale_factor: 1 / 255 for grey levels of 8 bits.
-        do_normalize: subtract ``image_mean``, divide by ``image_std``.
-        image_mean: per channel. Published files say .5 although the pretraining used ImageNet's
-            .485, .456, .406.
-        image_std: per channel. Likewise .5 and .229, .224, .225.
-        do_reduce_labels: in segmentation maps, 0 becomes 255 (ignored) and the other classes count
-            from 0.
+        do_normalize: subtract ``image_mean`` and divide by ``image_std``.
+        image_mean: of each channel. Published files say .5, although the pretraining used
+            ImageNet's .485, .456, .406.
+        image_std: of each channel. Published files say .5, the pretraining used .229, .224, .225.
+        do_reduce_labels: in segmentation maps, class 0 becomes 255, which is ignored, and the other
+            classes count from 0.
     """
 
     do_resize: bool = True
@@ -62,29 +62,26 @@ class Data2VecVisionImageProcessor:
     def __post_init__(self) -> None:
         if self.resample not in RESAMPLING:
             raise ConfigError("resample", self.resample, "must be 2, bilinear, or 3, bicubic")
-        if (
-            self.do_resize
-            and self.do_center_crop
-            and any(c > s for c, s in zip(self.crop_size, self.size))
-        ):
+        larger = any(c > s for c, s in zip(self.crop_size, self.size))
+        if self.do_resize and self.do_center_crop and larger:
             raise ConfigError("crop_size", self.crop_size, f"must fit into size, {self.size}")
 
     def __call__(
         self, images: Any, segmentation_maps: Any = None, return_tensors: str = "pt"
     ) -> dict[str, Tensor]:
-        """``pixel_values`` (B, 3, height, width) float32, and ``labels`` (B, height, width) int64
-        if there are maps.
+        """Make a batch: ``pixel_values`` (B, 3, height, width) float32, and with maps ``labels``
+        (B, height, width) int64.
 
         Args:
-            images: one image or a sequence of them: PIL images, arrays (H, W, 3) or tensors (3, H,
-                W), grey levels of 8 bits; of one size, or with ``do_resize``.
-            segmentation_maps: one class id per pixel (H, W), likewise. They are resized without
-                mixing classes, where transformers interpolates ids.
-            return_tensors: ``pt``, torch's.
+            images: one image or a sequence of them, with grey levels of 8 bits: PIL images, arrays
+                (H, W, 3) or tensors (3, H, W). Without ``do_resize`` all must have one size.
+            segmentation_maps: for each image one class id per pixel, (H, W). Resizing takes the
+                nearest pixel; transformers interpolates ids.
+            return_tensors: must be ``pt``.
 
         Raises:
-            ConfigError: other tensors than torch's, not three channels, images that remain of
-                different sizes or are smaller than the crop.
+            ConfigError: ``return_tensors`` is not ``pt``; images do not have three channels, keep
+                different sizes, or are smaller than the crop.
         """
         if return_tensors != "pt":
             raise ConfigError("return_tensors", return_tensors, "must be pt, torch's")
@@ -131,7 +128,7 @@ class Data2VecVisionImageProcessor:
         outputs: SemanticSegmenterOutput,
         target_sizes: Sequence[tuple[int, int]] | None = None,
     ) -> list[Tensor]:
-        """A map of class ids for each image: (height, width) of ``target_sizes``, or of the
+        """For each image a map of class ids, with the (height, width) of ``target_sizes`` or of the
         logits."""
         assert outputs.logits is not None
         if target_sizes is None:
@@ -143,7 +140,7 @@ class Data2VecVisionImageProcessor:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """Content of ``preprocessor_config.json``."""
+        """The content of ``preprocessor_config.json``."""
         fields = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
         sizes = {k: dict(zip(("height", "width"), fields[k])) for k in ("size", "crop_size")}
         return fields | sizes | {"image_processor_type": "BeitImageProcessor"}
@@ -158,28 +155,26 @@ class Data2VecVisionImageProcessor:
     def from_pretrained(cls, directory: str | Path) -> Data2VecVisionImageProcessor:
         """Read ``preprocessor_config.json``, also one that transformers wrote.
 
+        Args:
+            directory: the one with the file, or a model's name in the local hub cache.
+
         Raises:
             ConfigError: there is no such file, or a size is not height and width.
         """
-        file = Path(directory) / FILE
+        file = model_folder(directory) / FILE
         if not file.is_file():
-            raise ConfigError(
-                "directory", directory, f"has no {FILE}", "save an image processor there first"
-            )
+            remedy = "save an image processor there first"
+            raise ConfigError("directory", directory, f"has no {FILE}", remedy)
         read = json.loads(file.read_text(encoding="utf-8"))
         if "reduce_labels" in read:  # its name before transformers 4.26
             read = {"do_reduce_labels": read["reduce_labels"]} | read
-        known = {
-            key: read[key]
-            for key in cls.__dataclass_fields__
-            if key in read and read[key] is not None
-        }
+        known: dict[str, Any] = {}
+        for key in cls.__dataclass_fields__:
+            if (value := read.get(key)) is not None:
+                known[key] = tuple(value) if isinstance(value, list) else value
         for key in {"size", "crop_size"} & set(known):
             known[key] = _sides(f"{file}: {key}", known[key])
-        tuples: dict[str, Any] = {
-            key: tuple(v) if isinstance(v, list) else v for key, v in known.items()
-        }
-        return cls(**tuples)
+        return cls(**known)
 
 
 def _sides(key: str, size: Any) -> tuple[int, int]:
@@ -191,37 +186,32 @@ def _sides(key: str, size: Any) -> tuple[int, int]:
 
 
 def _listed(images: Any, dimensions: int) -> Sequence[Any]:
-    """``images`` as a sequence, also if it is one PIL image, array or tensor."""
+    """Images as a sequence; one PIL image, array or tensor becomes a sequence of one."""
     one = hasattr(images, "convert") or (hasattr(images, "ndim") and images.ndim == dimensions)
     return [images] if one else images
 
 
 def _nearest(size: int, to: int) -> Tensor:
-    """(to,) places of ``size`` whose middles are nearest; in whole numbers, because a float falls
-    on either side."""
+    """For each of ``to`` pixels the nearest of ``size`` pixels: (to,) indices. Computed in whole
+    numbers, because rounding of floats could choose the neighbour."""
     return (2 * torch.arange(to) + 1) * size // (2 * to)
 
 
 def _pixels(image: Any) -> Tensor:
-    """(3, H, W) in the image's own type: grey levels are resized in whole numbers, as torchvision
-    and PIL do."""
+    """An image as a tensor (3, H, W) of its own type: torchvision and PIL resize whole grey
+    levels."""
     if hasattr(image, "convert"):  # PIL, which need not be there
         image = np.array(image.convert("RGB"))
     x = image if torch.is_tensor(image) else torch.as_tensor(np.array(image)).movedim(-1, 0)
     if x.ndim != 3 or x.shape[0] != 3:
-        raise ConfigError(
-            "images",
-            f"of shape {tuple(image.shape)}",
-            "must have three channels",
-            "convert them to RGB",
-        )
+        shape, remedy = f"of shape {tuple(image.shape)}", "convert them to RGB"
+        raise ConfigError("images", shape, "must have three channels", remedy)
     return x
 
 
 def _stacked(images: list[Tensor]) -> Tensor:
     shapes = {tuple(image.shape) for image in images}
     if len(shapes) != 1:
-        raise ConfigError(
-            "images", sorted(shapes), "must be of one size to be a batch", "set do_resize"
-        )
+        rule = "must be of one size to be a batch"
+        raise ConfigError("images", sorted(shapes), rule, "set do_resize")
     return torch.stack(images)

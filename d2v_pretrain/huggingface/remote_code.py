@@ -1,5 +1,5 @@
-"""Our sources as one file that needs torch and transformers alone: what ``trust_remote_code``
-loads."""
+"""Write our sources as one file that needs only torch and transformers, for
+``trust_remote_code=True``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ FILE = "modeling_d2v.py"
 AUTO_MAP = {"AutoConfig": "modeling_d2v.D2VConfig", "AutoModel": "modeling_d2v.D2VModel"}
 _PACKAGE = "d2v_pretrain."
 _MODEL = "d2v_pretrain.huggingface.remote_model"
-_HEADER = f'''"""An encoder pretrained with d2v_pretrain {__version__}, generated from its sources (MIT licence)."""
+_HEADER = f'''"""An encoder pretrained with d2v_pretrain {__version__}.
+
+Generated from its sources (MIT licence).
+"""
 
 from __future__ import annotations
 
@@ -23,10 +26,11 @@ from __future__ import annotations
 
 
 def flat(architecture: Mapping[str, Any]) -> str:
-    """The source of a module with the model class and all that ``architecture`` is built of.
+    """The source of a module with the model class and every class of ``architecture``.
 
     Args:
-        architecture: a configuration's node, whose classes are in ``d2v_pretrain.models``.
+        architecture: how the encoder is constructed, a node with ``_target_`` and arguments. Its
+            classes are in ``d2v_pretrain.models``.
     """
     modules: dict[str, ast.Module] = {}
     for name in (*sorted(_modules(architecture)), _MODEL):
@@ -40,7 +44,7 @@ def flat(architecture: Mapping[str, Any]) -> str:
 
 
 def _modules(node: Any) -> set[str]:
-    """The modules of all ``_target_`` below a node."""
+    """The modules of all ``_target_`` in a node and below."""
     if isinstance(node, Mapping):
         own = {str(node["_target_"]).rpartition(".")[0]} if "_target_" in node else set()
         return own.union(*(_modules(value) for value in node.values()))
@@ -48,7 +52,7 @@ def _modules(node: Any) -> set[str]:
 
 
 def _collect(name: str, into: dict[str, ast.Module]) -> None:
-    """Add a module behind those of ours that it imports."""
+    """Add a module after those modules of ours that it imports."""
     if name in into:
         return
     tree = ast.parse(_path(name).read_text())
@@ -73,7 +77,7 @@ def _foreign(node: ast.stmt) -> bool:
 
 
 def _body(name: str, tree: ast.Module) -> str:
-    """A module's text without its imports and docstring."""
+    """The text of a module without its imports and docstring."""
     lines = _path(name).read_text().splitlines()
     for node in reversed(tree.body):
         docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
@@ -83,7 +87,7 @@ def _body(name: str, tree: ast.Module) -> str:
 
 
 def _check_names(trees: Iterable[ast.Module]) -> None:
-    """Two modules with one name at their top would overwrite one another."""
+    """Check that no two modules define the same name: in one file they would overwrite it."""
     names = [name for tree in trees for node in tree.body for name in _defined(node)]
     twice = {name for name in names if names.count(name) > 1}
     assert not twice, f"{sorted(twice)}: rename one of the two, the exported file has both"

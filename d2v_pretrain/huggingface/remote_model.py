@@ -1,5 +1,5 @@
-"""The class around an encoder that an exported folder carries for transformers; imported by
-transformers alone."""
+"""The model class that an exported folder carries for transformers; see ``remote_code``. Nothing in
+this package imports it."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from d2v_pretrain.weights.construct import construct
 
 
 class D2VConfig(PretrainedConfig):
-    """How the encoder is constructed (``architecture``) and what it reads (``input_name``,
-    ``standardise``)."""
+    """How the encoder is constructed (``architecture``), what its input is called (``input_name``),
+    and whether every image is standardised by itself (``standardise``)."""
 
     model_type = "d2v_pretrain"
 
@@ -35,8 +35,7 @@ class D2VConfig(PretrainedConfig):
 
 
 class D2VModel(PreTrainedModel):
-    """An encoder of d2v_pretrain: waveforms, images or token ids -> features of every position,
-    unmasked."""
+    """An encoder of d2v_pretrain: waveforms, images or token ids -> features of all positions."""
 
     config_class = D2VConfig
     base_model_prefix = ""
@@ -51,8 +50,8 @@ class D2VModel(PreTrainedModel):
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Nothing to draw; what is not in the file is a constant that transformers lost by building
-        on ``meta``."""
+        """Compute what is not in the file: the slopes of ALiBi, which transformers loses when it
+        builds the model on the ``meta`` device. No weight is drawn."""
         if isinstance(module, Alibi):
             module.slopes = torch.tensor(
                 alibi_slopes(len(module.scale)), device=module.scale.device
@@ -68,14 +67,16 @@ class D2VModel(PreTrainedModel):
         return_dict: bool | None = None,
         **unused: Any,
     ) -> BaseModelOutput | tuple:
-        """Encode everything that is given.
+        """Encode one of ``input_values``, ``pixel_values`` and ``input_ids``.
 
         Args:
-            input_values: (B, S) waveform at 16 kHz. pixel_values: (B, 3, H, W). input_ids: (B, T).
-                One of them.
+            input_values: (B, S) waveforms at 16 kHz.
             attention_mask: (B, S) or (B, T), 1 at what is real; padding is on the right.
-            output_hidden_states: also the input of the first block and the output of each.
+            pixel_values: (B, 3, H, W) images.
+            input_ids: (B, T) tokens.
+            output_hidden_states: also return the input of the first block and the output of each.
             return_dict: False for a tuple.
+            unused: other arguments that tools pass have no effect.
 
         Returns:
             ``last_hidden_state`` (B, E + T, D) with the E extra tokens of the encoder in front.
@@ -85,17 +86,10 @@ class D2VModel(PreTrainedModel):
             inputs = inputs - inputs.mean((2, 3), keepdim=True)
             inputs = inputs / (inputs.square().mean((1, 2, 3), keepdim=True).sqrt() + 1e-3)
         lengths = None if attention_mask is None else attention_mask.sum(-1).cpu()
-        wanted = (
-            self.config.output_hidden_states
-            if output_hidden_states is None
-            else output_hidden_states
-        )
-        trace = Trace() if wanted else None
-        encoded = self.encoder(
-            self.encoder.stem(Batch(inputs, torch.arange(len(inputs)), lengths)), trace=trace
-        )
-        output = BaseModelOutput(
-            last_hidden_state=encoded.x,
-            hidden_states=None if trace is None else tuple(trace.hidden),
-        )
+        asked, default = output_hidden_states, self.config.output_hidden_states
+        trace = Trace() if (default if asked is None else asked) else None
+        tokens = self.encoder.stem(Batch(inputs, torch.arange(len(inputs)), lengths))
+        encoded = self.encoder(tokens, trace=trace)
+        hidden = None if trace is None else tuple(trace.hidden)
+        output = BaseModelOutput(last_hidden_state=encoded.x, hidden_states=hidden)
         return output.to_tuple() if return_dict is False else output

@@ -1,5 +1,4 @@
-"""A vocabulary in RoBERTa's files, which transformers 4 and 5 read: vocab.json, merges.txt and two
-more."""
+"""Write a byte-level BPE tokenizer as the files of RoBERTa's, which transformers 4 and 5 read."""
 
 from __future__ import annotations
 
@@ -8,12 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-SPECIALS = {
-    "bos_token": "<s>",
-    "pad_token": "<pad>",
-    "eos_token": "</s>",
-    "unk_token": "<unk>",
-}  # ids 0 to 3
+# Their ids are 0 to 3.
+SPECIALS = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
 _MASK = {
     "content": "<mask>",
     "lstrip": True,
@@ -24,17 +19,16 @@ _MASK = {
 
 
 def ids_of(tokenizer: Mapping[str, Any], moved: Sequence[int] | None, size: int) -> dict[str, int]:
-    """Token -> id of the model.
+    """Token -> id in the model.
 
     Args:
         tokenizer: content of a ``tokenizer.json``.
-        moved: the model's id of each raw id, 3 for those that it does not know; None if they are
-            the same.
-        size: ids of the model; places that no token takes get a name.
+        moved: the id in the model of each id of the tokenizer, 3 for tokens that the model does
+            not have; None if all ids are the same.
+        size: number of ids in the model. Ids without a token get one like ``<unused7>``.
     """
-    raw = dict(tokenizer["model"]["vocab"]) | {
-        t["content"]: t["id"] for t in tokenizer["added_tokens"]
-    }
+    added = {token["content"]: token["id"] for token in tokenizer["added_tokens"]}
+    raw = dict(tokenizer["model"]["vocab"]) | added
     if moved is not None:
         raw = {token: int(moved[i]) for token, i in raw.items() if moved[i] != 3}
         raw |= {token: i for i, token in enumerate(SPECIALS.values())} | {"<mask>": size - 1}
@@ -43,7 +37,7 @@ def ids_of(tokenizer: Mapping[str, Any], moved: Sequence[int] | None, size: int)
 
 
 def why_not(tokenizer: Mapping[str, Any]) -> str | None:
-    """What keeps a tokenizer from being written as RoBERTa's, as a clause; None if nothing does."""
+    """Why a tokenizer cannot be written as RoBERTa's, as a clause; None if it can."""
     if tokenizer["model"]["type"] != "BPE":
         return f"its tokenizer is a {tokenizer['model']['type']}, not byte-level BPE"
     if "ByteLevel" not in json.dumps(tokenizer["pre_tokenizer"]):
@@ -52,13 +46,13 @@ def why_not(tokenizer: Mapping[str, Any]) -> str | None:
 
 
 def write(folder: Path, ids: Mapping[str, int], tokenizer: Mapping[str, Any], longest: int) -> None:
-    """Write the four files.
+    """Write vocab.json, merges.txt, special_tokens_map.json and tokenizer_config.json.
 
     Args:
-        folder: an existing one.
+        folder: must exist.
         ids: see ``ids_of``.
         tokenizer: content of a ``tokenizer.json``, for its merges.
-        longest: tokens of a sequence that the model takes.
+        longest: number of tokens in the longest text that the model takes.
     """
     pairs = [
         pair.split(" ") if isinstance(pair, str) else pair for pair in tokenizer["model"]["merges"]
@@ -79,8 +73,8 @@ def write(folder: Path, ids: Mapping[str, int], tokenizer: Mapping[str, Any], lo
             **SPECIALS,
             "cls_token": "<s>",
             "sep_token": "</s>",
-            # By its type: a plain mapping loses lstrip in transformers 5, and "a <mask>" becomes
-            # three tokens.
+            # With its type: transformers 5 ignores lstrip of a plain mapping, so that "a <mask>"
+            # would become three tokens.
             "mask_token": {"__type": "AddedToken", **_MASK},
         },
     }

@@ -1,4 +1,4 @@
-"""``init_from=PATH``: where a run may take its first weights from, and how they get into encoders."""
+"""``init_from=PATH``: read the weights that a run starts from, and put them into its encoders."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Weights from files: our bundles, fairseq and BEiT, their parameter names beside ours."""
+"""Weights in files: our bundles, checkpoints of fairseq and BEiT, and their parameter names."""

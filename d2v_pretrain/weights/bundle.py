@@ -1,5 +1,5 @@
-"""Our own format: a folder with config.json (the encoder's construction) and model.safetensors;
-save and load."""
+"""Bundles, our own format of an encoder: a folder with ``config.json``, which says how the encoder
+is constructed, and ``model.safetensors``."""
 
 from __future__ import annotations
 
@@ -19,10 +19,9 @@ from d2v_pretrain.weights.keymap import Names
 
 MODEL_TYPE = "d2v_pretrain"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-_HOME = "d2v_pretrain.models."  # what a config.json may name
-_PREFIX = (
-    "encoder."  # of every tensor: that of the module around the encoder in ``interop.remote_model``
-)
+_HOME = "d2v_pretrain.models."  # a config.json may name only classes below it
+# Names of tensors begin with it, because ``huggingface.remote_model`` holds the encoder under it.
+_PREFIX = "encoder."
 
 
 def save(
@@ -31,8 +30,9 @@ def save(
     """Write a bundle.
 
     Args:
-        folder: made if it is not there. encoder: its weights.
-        architecture: how it was constructed, as a configuration's node ``architecture``, resolved.
+        folder: made if it does not exist.
+        encoder: its weights are written.
+        architecture: how it is constructed: the node ``architecture`` of a configuration, resolved.
         more: further entries of config.json, of plain types.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,21 +56,18 @@ def config(folder: Path) -> dict[str, Any]:
     try:
         content = json.loads((folder / CONFIG).read_text())
     except (OSError, ValueError) as error:
-        raise ConfigError(
-            "folder", folder, f"has no {CONFIG} that can be read ({error})", "export it again"
-        ) from None
+        rule = f"has no {CONFIG} that can be read ({error})"
+        raise ConfigError("folder", folder, rule, "export it again") from None
     if not isinstance(content, dict) or "model_type" not in content:
-        raise ConfigError(
-            "folder", folder, f"has a {CONFIG} without model_type", "give a folder with a model"
-        )
+        rule = f"has a {CONFIG} without model_type"
+        raise ConfigError("folder", folder, rule, "give a folder with a model")
     return content
 
 
 def load(folder: str | Path) -> Encoder:
-    """The encoder of a bundle, in evaluation mode; ``encoder.encode(batch).tokens`` are its
-    features.
+    """The encoder of a bundle, in evaluation mode; ``encoder.encode(batch).tokens`` are features.
 
-    Nothing but classes of ``d2v_pretrain.models`` is built.
+    Only classes of ``d2v_pretrain.models`` are constructed, whatever the file says.
 
     Raises:
         ConfigError: it is no bundle, or its weights do not fit its config.json.
@@ -113,11 +110,10 @@ def read(folder: Path) -> ForeignWeights:
 
 
 def model_class(target: str) -> Callable[..., Any]:
-    """The class below ``d2v_pretrain.models`` of that name; a file must not name anything else to
-    be called.
+    """The class of that dotted name, if it is one below ``d2v_pretrain.models``.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not. A file must not be able to have anything else called.
     """
     module, _, name = target.rpartition(".")
     if not target.startswith(_HOME):

@@ -1,4 +1,4 @@
-"""A tree of ``_target_`` and arguments, as a run's configuration holds one -> the module, without
+"""construct(): build what a tree of ``_target_`` and arguments describes, as Hydra does, without
 Hydra."""
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ def construct(node: Any, find: Callable[[str], Callable[..., Any]]) -> Any:
     """Build what a node describes.
 
     Args:
-        node: a mapping with ``_target_`` and its arguments (``_partial_``: some of them), a list,
-            or a plain value.
-        find: the class that a ``_target_`` names.
+        node: a mapping with ``_target_`` and its arguments, a list of nodes, or a plain value. With
+            ``_partial_`` the result is a function that takes the other arguments.
+        find: gives the class that a ``_target_`` names.
     """
     if isinstance(node, list):
         return [construct(item, find) for item in node]

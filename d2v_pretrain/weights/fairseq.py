@@ -1,10 +1,10 @@
-"""Checkpoint files of fairseq and BEiT (data2vec 1 and 2, pretrained and fine-tuned, old layouts)
--> our encoder's."""
+"""Read an encoder's weights from a checkpoint of fairseq or BEiT: data2vec 1 and 2, pretrained and
+fine-tuned, with old names of parameters too."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +17,14 @@ from d2v_pretrain.weights.keymap import Names
 
 State = Mapping[str, Tensor]
 
-# A fine-tuned model keeps the pretrained one below one of these; what lies beside it are its heads.
+# A fine-tuned model holds the pretrained one under one of these. Everything else in it are heads.
 _PREFIXES = ("w2v_encoder.w2v_model.", "encoder.w2v_model.", "w2v_model.", "model.", "module.")
-# Old or renamed keys -> the usual ones, in this order.
+# Old names -> today's. The rules are applied in this order.
 _RENAMED = (
     (r"^decoder\.sentence_encoder\.", "encoder.sentence_encoder."),
     (r"^(encoder\.sentence_encoder\.)emb_layer_norm\.", r"\1layernorm_embedding."),
 )
-# fairseq's fb_convert_beit_cp.py, for files with ``patch_embed.conv``.
+# The same for files with ``patch_embed.conv``. Source: fairseq's fb_convert_beit_cp.py.
 _RENAMED_BEIT = (
     (r"^encoder\.", ""),
     (r"^cls_emb$", "cls_token"),
@@ -34,7 +34,7 @@ _RENAMED_BEIT = (
     (r"\.mlp\.2\.", ".mlp.fc2."),
     (r"^final_proj\.", "lm_head."),
 )
-# What is no part of an encoder: heads, decoders, the teacher, fixed tables, counters.
+# Keys that do not belong to an encoder: heads, decoders, the teacher, fixed tables, counters.
 _HEADS = re.compile(
     r"(.*\.)?_ema(\..*)?$|(.*\.)?version$|final_proj\.|(encoder\.)?(regression_head|lm_head)\.|classification_heads\."
     r"|fc_norm\.|head\.|proj\.|modality_encoders\.\w+\.decoder\.|.*relative_position_index$"
@@ -46,11 +46,11 @@ _HEAD_COUNTS = ("encoder_attention_heads", "num_heads", "attention_heads")
 def read(path: Path) -> ForeignWeights:
     """Read a checkpoint of the published code without that code.
 
-    The weights are the student's (``model``), as in the published fine-tuning; the teacher inside
-    is left out.
+    The student's weights are read (``model``), as in the published fine-tuning. The teacher in the
+    file is left out.
 
     Raises:
-        ConfigError: the file is damaged, dangerous, or of no model known here.
+        ConfigError: the file is damaged, would run code, or holds no model that is known here.
     """
     content = pickles.read(path)
     model = _model(content, path)
@@ -61,7 +61,7 @@ def read(path: Path) -> ForeignWeights:
         name.removeprefix(below): value for name, value in model.items() if name.startswith(below)
     }
     beside = {name.rpartition(".")[0] or name for name in model if not name.startswith(below)}
-    state = _usual(state)
+    state = _with_usual_names(state)
     what, names = _recognise(state, path)
     tensors = {
         name: value
@@ -78,8 +78,8 @@ def read(path: Path) -> ForeignWeights:
 
 
 def _model(content: Any, path: Path) -> dict[str, Any]:
-    """The state dict of a file: under ``model`` (fairseq, BEiT), ``module`` (DeepSpeed), or the
-    file itself."""
+    """The state dict in a file: under ``model`` (fairseq, BEiT) or ``module`` (DeepSpeed), or the
+    whole file."""
     nested = [
         content[key]
         for key in ("model", "module", "state_dict")
@@ -90,26 +90,22 @@ def _model(content: Any, path: Path) -> dict[str, Any]:
             isinstance(value, Tensor) for value in candidate.values()
         ):
             return {str(name): value for name, value in candidate.items()}
-    raise ConfigError(
-        "file", path, "holds no model: no dictionary of tensors", "give a checkpoint of data2vec"
-    )
+    rule = "holds no model: no dictionary of tensors"
+    raise ConfigError("file", path, rule, "give a checkpoint of data2vec")
 
 
-def _usual(state: Mapping[str, Any]) -> dict[str, Any]:
-    renames = _RENAMED + (
-        _RENAMED_BEIT if any("patch_embed.conv." in name for name in state) else ()
-    )
-    return {_renamed(name, renames): value for name, value in state.items()}
-
-
-def _renamed(name: str, renames: Iterable[tuple[str, str]]) -> str:
-    for pattern, replacement in renames:
-        name = re.sub(pattern, replacement, name)
-    return name
+def _with_usual_names(state: Mapping[str, Any]) -> dict[str, Any]:
+    beit = any("patch_embed.conv." in name for name in state)
+    usual = {}
+    for name, value in state.items():
+        for pattern, replacement in (*_RENAMED, *(_RENAMED_BEIT if beit else ())):
+            name = re.sub(pattern, replacement, name)
+        usual[name] = value
+    return usual
 
 
 def _recognise(state: State, path: Path) -> tuple[str, Names]:
-    """What model it is, by a key that only it has, and its table of names."""
+    """Which model it is, by a key that only this model has, and its table of names."""
     tables: dict[str, tuple[str, Callable[[State], Names]]] = {
         "modality_encoders.AUDIO.project_features.2.weight": ("fairseq data2vec 2 audio", _audio2),
         "modality_encoders.IMAGE.local_encoder.proj.weight": ("fairseq data2vec 2 image", _image2),
@@ -132,7 +128,7 @@ def _recognise(state: State, path: Path) -> tuple[str, Names]:
 
 
 def _count(state: State, prefix: str) -> int:
-    """How many modules are numbered from 0 on below ``prefix``."""
+    """The number of modules that are numbered from 0 on under ``prefix``."""
     found = re.compile(re.escape(prefix) + r"(\d+)\.")
     return 1 + max((int(match[1]) for name in state if (match := found.match(name))), default=-1)
 
@@ -156,9 +152,8 @@ def _vision1(state: State) -> Names:
 def _audio2(state: State) -> Names:
     prefix = "modality_encoders.AUDIO."
     layers = _count(state, f"{prefix}local_encoder.conv_layers.")
-    positions = (
-        _count(state, f"{prefix}relative_positional_encoder.") - 1
-    )  # index 0 has no parameters
+    # Index 0 has no parameters.
+    positions = _count(state, f"{prefix}relative_positional_encoder.") - 1
     return keymap.audio2_stem(layers, positions) | _blocks2(state, "AUDIO")
 
 
@@ -176,15 +171,13 @@ def _blocks2(state: State, modality: str) -> Names:
 
 
 def _heads(content: Any) -> int | None:
-    """The number of attention heads that the file's configuration tells; shapes do not."""
-    parts = [
-        content[key] for key in ("cfg", "args") if isinstance(content, dict) and key in content
-    ]
+    """The number of attention heads in the file's configuration; shapes do not tell it."""
+    parts = [content[k] for k in ("cfg", "args") if isinstance(content, dict) and k in content]
     return next((heads for part in parts for heads in _numbers(part)), None)
 
 
 def _numbers(node: Any) -> Iterator[int]:
-    """Values of ``_HEAD_COUNTS`` anywhere below, the nearest to the top first."""
+    """All values of ``_HEAD_COUNTS`` in a configuration, those nearest to the top first."""
     node = node.state if isinstance(node, pickles.Record) else node
     if not isinstance(node, dict):
         return

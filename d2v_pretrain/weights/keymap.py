@@ -1,8 +1,8 @@
-"""Parameter names of the reference models beside ours; one table per architecture, read in both
-directions.
+"""Our parameter names beside those of fairseq and BEiT, one table for each architecture.
 
-A table maps our name to one reference name, or to three whose tensors, stacked, are ours (q, k and
-v)."""
+A table maps our name to one name of theirs, or to three (q, k and v) whose tensors, concatenated,
+are ours. Tables are used in both directions.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ Names = dict[str, str | tuple[str, str, str]]
 def from_reference(
     state: Mapping[str, Tensor], names: Names, like: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Our state from the reference's; shapes that differ by axes of length one are taken from
-    ``like``.
+    """Our state from theirs. Axes of length one are added or removed to get the shapes of ``like``.
 
     Raises:
         KeyError: a name is missing in ``state``.
@@ -37,8 +36,7 @@ def from_reference(
 def to_reference(
     state: Mapping[str, Tensor], names: Names, shapes: Mapping[str, torch.Size]
 ) -> dict[str, Tensor]:
-    """The reference's state from ours, in the reference's ``shapes``; names that ``state`` lacks
-    are left out."""
+    """Their state from ours, in their ``shapes``. Names that ``state`` lacks are left out."""
     theirs: dict[str, Tensor] = {}
     for name, target in names.items():
         if name not in state:
@@ -112,8 +110,7 @@ def beit_block(ours: str, theirs: str) -> Names:
 
 
 def conv_stem(ours: str, theirs: str, layers: int) -> Names:
-    """The convolutions of the audio stem, whose LayerNorm sits between two transposes in the
-    reference."""
+    """The convolutions of the audio stem. Theirs have the LayerNorm between two transposes."""
 
     def layer(i: int) -> Names:
         return {f"{ours}.convs.{i}.weight": f"{theirs}.{i}.0.weight"} | affine(
@@ -170,13 +167,12 @@ def vision1(depth: int) -> Names:
 def data2vec2(
     modality: str, depth: int, prenet: int, decoder_layers: int, projections: tuple[str, ...]
 ) -> Names:
-    """What data2vec 2's three models share (``data2vec_multi``): blocks, the prenet's blocks and
-    the decoder.
+    """What the three models of data2vec 2 share (``data2vec_multi``): blocks and decoder.
 
     Args:
         modality: AUDIO, IMAGE or TEXT.
-        depth: all blocks, the prenet's included.
-        prenet: the first blocks, which the reference keeps with the modality.
+        depth: number of all blocks.
+        prenet: number of the first blocks, which theirs keeps with the modality.
         decoder_layers: convolutions of the decoder.
         projections: names of the decoder's linear layers below ``decoder.proj``.
     """
@@ -236,8 +232,12 @@ def text2_stem() -> Names:
 
 
 def teacher_names(student: Names, rename: Callable[[str], str | None]) -> Names:
-    """The teacher's table from the student's: encoder parts only, without our prefix, renamed; None
-    leaves one out."""
+    """The teacher's table from the student's: the encoder's parameters, without our prefix.
+
+    Args:
+        student: the table of the student.
+        rename: student's name of theirs -> teacher's; None leaves a parameter out.
+    """
     table: Names = {}
     for ours, theirs in student.items():
         parts = (theirs,) if isinstance(theirs, str) else theirs

@@ -1,5 +1,5 @@
-"""Reading a torch checkpoint of somebody else: its tensors and plain values, without running
-anything pickled in it."""
+"""Read tensors and plain values from a torch checkpoint without running the code that its pickle
+may name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 
 from d2v_pretrain.errors import ConfigError
 
-# What a tensor is rebuilt with; torch itself looks up the storage types.
+# The functions that rebuild tensors. torch itself looks up the types of storages.
 _REAL: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor"): torch._utils._rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): torch._utils._rebuild_tensor_v2,
@@ -26,8 +26,8 @@ _REAL: dict[tuple[str, str], Any] = {
     ("torch", "device"): torch.device,
     ("collections", "OrderedDict"): OrderedDict,
 }
-# Parts of the standard library that configurations are made of; those of others are not known
-# beforehand.
+# Modules of the standard library whose classes occur in configurations. Classes of other packages
+# cannot be listed, and need not be: none is imported.
 _HARMLESS = {
     "argparse",
     "collections",
@@ -42,13 +42,12 @@ _HARMLESS = {
 
 
 class Record:
-    """Stands where an object of a class stood that was not loaded; keeps its ``state``, can do
-    nothing."""
+    """Takes the place of an object whose class is not loaded. It keeps the object's ``state``."""
 
     state: Any = None
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Record:
-        """Any arguments: what would have been built from them is not."""
+        """Accept any arguments and ignore them."""
         return super().__new__(cls)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -58,31 +57,29 @@ class Record:
         self.state = state
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        """A dictionary of an unknown class; see ``append``."""
+        """Called if the class was a dictionary; its items are dropped."""
 
     def append(self, item: Any) -> None:
-        """A list of an unknown class; its items are dropped."""
+        """Called if the class was a list; its items are dropped."""
 
     def extend(self, items: Any) -> None:
-        """See ``append``."""
+        """As ``append``."""
 
 
 class _Refused(Exception):
-    """The name of what a file wanted to have called."""
+    """The message is the name of what the file asks to have called."""
 
 
 class _Unpickler(pickle.Unpickler):
-    """Names are never imported: those of tensors are known, those of classes become ``Record``,
-    others are refused."""
+    """Imports nothing: what rebuilds tensors is known, classes become ``Record``, and everything
+    else is refused."""
 
     def find_class(self, module: str, name: str) -> Any:
-        module = IMPORT_MAPPING.get(
-            module, module
-        )  # names of Python 2, which pickle protocols up to 2 use
+        # Pickle protocols up to 2 use the names of Python 2.
+        module = IMPORT_MAPPING.get(module, module)
         if (module, name) in _REAL:
             real = _REAL[module, name]
-            # Wrapped, because a file may set attributes (__defaults__ …) of a function that it
-            # names.
+            # Wrapped, because a file could set attributes (__defaults__ …) of the function itself.
             return real if isinstance(real, type) else lambda *args: real(*args)
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
@@ -105,21 +102,21 @@ _PICKLE = SimpleNamespace(__name__="inert", Unpickler=_Unpickler, load=_load)
 
 
 def read(path: Path) -> Any:
-    """What ``torch.save`` wrote, of any version of torch; objects other than tensors and plain
-    values as ``Record``.
+    """What ``torch.save`` of any version wrote. Objects other than tensors and plain values become
+    ``Record``.
 
-    Configurations of fairseq (argparse, OmegaConf) keep a file from ``weights_only=True``. Nothing
-    named in the file is imported or called, except for what rebuilds tensors.
+    ``torch.load(weights_only=True)`` refuses the files of fairseq because of the configurations in
+    them (argparse, OmegaConf). Here nothing that the file names is imported or called, except for
+    what rebuilds tensors.
 
     Raises:
-        ConfigError: the file is none of torch's, is damaged, or asks for a function of Python to be
-            called.
+        ConfigError: the file is not of torch, is damaged, or asks to have a function called.
     """
     try:
         names = zipfile.ZipFile(path).namelist() if zipfile.is_zipfile(path) else []
         if any(name.endswith("/constants.pkl") for name in names):
             raise _Refused("a TorchScript program")
-        # Mapped, so that the optimizer's state, two thirds of a file, is never read.
+        # Memory-mapped, so that the optimizer's state, two thirds of the file, is not read.
         return torch.load(
             path, map_location="cpu", mmap=bool(names), weights_only=False, pickle_module=_PICKLE
         )
@@ -128,6 +125,5 @@ def read(path: Path) -> Any:
         raise ConfigError("file", path, rule, "use a file from a source that you trust") from None
     except Exception as error:  # whatever a parser of damaged bytes may raise
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise ConfigError(
-            "file", path, f"cannot be read as a checkpoint ({reason})", "copy it again"
-        ) from None
+        rule = f"cannot be read as a checkpoint ({reason})"
+        raise ConfigError("file", path, rule, "copy it again") from None

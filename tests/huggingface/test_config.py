@@ -277,7 +277,8 @@ def test_the_package_stays_cheap_until_asked() -> None:
     import subprocess
     import sys
 
-    code = "import sys, d2v_pretrain; assert 'torch' not in sys.modules; d2v_pretrain.Data2VecTextModel; import torch"
+    code = "import sys, d2v_pretrain; assert 'torch' not in sys.modules;"
+    code += "d2v_pretrain.Data2VecTextModel; import torch"
     subprocess.run([sys.executable, "-c", code], check=True)
     with pytest.raises(AttributeError, match="Data2VecTextModell"):
         d2v_pretrain.Data2VecTextModell  # noqa: B018

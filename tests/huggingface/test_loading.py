@@ -110,7 +110,7 @@ def test_other_shapes_are_an_error_unless_asked_for(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     head = saved(Data2VecTextForSequenceClassification, tmp_path, num_labels=3)
-    wrong = r"classifier\.out_proj\.bias \(3,\) instead of \(5,\), classifier\.out_proj\.weight \(3, 8\)"
+    wrong = r"out_proj\.bias \(3,\) instead of \(5,\), classifier\.out_proj\.weight \(3, 8\)"
     with pytest.raises(ConfigError, match=wrong):
         Data2VecTextForSequenceClassification.from_pretrained(tmp_path, num_labels=5)
     five, info = Data2VecTextForSequenceClassification.from_pretrained(

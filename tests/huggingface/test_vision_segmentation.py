@@ -77,11 +77,14 @@ def test_images_that_are_not_square(tmp_path: Path) -> None:
 
 
 # By hand from transformers 4.37 and 5.23; the rest of the head's keys follows these.
+PSP, PATCHES = "decode_head.psp_modules", "data2vec_vision.embeddings.patch_embeddings"
 DIALECTS = {
-    "decode_head.psp_modules.3.1.conv.weight": "decode_head.psp_modules.blocks.3.conv.convolution.weight",
-    "decode_head.psp_modules.0.1.bn.running_var": "decode_head.psp_modules.blocks.0.conv.normalization.running_var",
+    f"{PSP}.3.1.conv.weight": f"{PSP}.blocks.3.conv.convolution.weight",
+    f"{PSP}.0.1.bn.running_var": f"{PSP}.blocks.0.conv.normalization.running_var",
     "decode_head.bottleneck.conv.weight": "decode_head.psp_bottleneck.convolution.weight",
-    "decode_head.bottleneck.bn.num_batches_tracked": "decode_head.psp_bottleneck.normalization.num_batches_tracked",
+    "decode_head.bottleneck.bn.num_batches_tracked": (
+        "decode_head.psp_bottleneck.normalization.num_batches_tracked"
+    ),
     "decode_head.lateral_convs.2.conv.weight": "decode_head.lateral_convs.2.convolution.weight",
     "decode_head.fpn_convs.1.bn.bias": "decode_head.fpn_convs.1.normalization.bias",
     "decode_head.fpn_bottleneck.bn.weight": "decode_head.fpn_bottleneck.normalization.weight",
@@ -90,7 +93,7 @@ DIALECTS = {
     "decode_head.classifier.bias": "decode_head.classifier.bias",
     "auxiliary_head.classifier.weight": "auxiliary_head.classifier.weight",
     "fpn1.1.running_mean": "fpn1.1.running_mean",
-    "data2vec_vision.embeddings.patch_embeddings.projection.weight": "data2vec_vision.embeddings.patch_embeddings.projection.weight",
+    f"{PATCHES}.projection.weight": f"{PATCHES}.projection.weight",
 }
 
 

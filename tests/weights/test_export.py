@@ -99,7 +99,8 @@ for folder in sys.argv[1:]:
     model.save_pretrained(folder + "_again")
     again = AutoModel.from_pretrained(folder + "_again", trust_remote_code=True)
     assert all(torch.equal(v, again.state_dict()[k]) for k, v in model.state_dict().items())
-    save_file({"x": output.last_hidden_state, "last": output.hidden_states[-1].clone()}, folder + "/out")
+    last = output.hidden_states[-1].clone()
+    save_file({"x": output.last_hidden_state, "last": last}, folder + "/out")
 """
 
 
