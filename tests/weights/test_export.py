@@ -21,10 +21,9 @@ from d2v_pretrain.checkpoint.run import PARTS, Run
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.huggingface.export_inputs import INPUTS
 from d2v_pretrain.models.encoder import Encoder
-from d2v_pretrain.training.init_from import read
+from d2v_pretrain.training.init_from import load_weights, read
 from d2v_pretrain.types import Batch
 from d2v_pretrain.weights import bundle
-from d2v_pretrain.weights.foreign import load_weights
 from datamodules.transforms.vision import _standardised
 
 transformers = pytest.importorskip("transformers")
