@@ -151,7 +151,7 @@ def test_a_bundle_comes_back_and_starts_a_run(name: str, trained: Runs, tmp_path
         d2v_pretrain.load(folder).network,
         run.encoder("student"),
     )
-    load_weights([fresh], read(folder), folder)
+    load_weights([fresh], read(folder))
     batch, _ = example(run, encoder)
     with torch.no_grad():
         expected = encoder.encode(batch).x
@@ -175,7 +175,7 @@ def test_a_class_of_transformers_starts_a_run(name: str, trained: Runs, tmp_path
         torch.nn.init.normal_(model.embeddings.token_type_embeddings.weight)
     model.save_pretrained(tmp_path / "theirs")
     student = run.encoder("student")
-    line = load_weights([student], read(tmp_path / "theirs"), tmp_path / "theirs")
+    line = load_weights([student], read(tmp_path / "theirs"))
     assert "transformers data2vec-" in line
     batch, feed = example(run, student)
     with torch.no_grad():
@@ -189,7 +189,7 @@ def test_a_head_of_transformers_is_left_out_and_told(trained: Runs, tmp_path: Pa
     transformers.Data2VecAudioForCTC.from_pretrained(folder).save_pretrained(tmp_path / "ctc")
     student = trained("audio1").encoder("student")
     assert "left out lm_head.bias, lm_head.weight" in load_weights(
-        [student], read(tmp_path / "ctc"), tmp_path / "ctc"
+        [student], read(tmp_path / "ctc")
     )
     wanted = trained("audio1").encoder("teacher").state_dict()
     assert all(torch.equal(value, wanted[key]) for key, value in student.state_dict().items())
@@ -198,7 +198,7 @@ def test_a_head_of_transformers_is_left_out_and_told(trained: Runs, tmp_path: Pa
 def test_the_wrong_folder_for_an_encoder(trained: Runs, tmp_path: Path) -> None:
     folder = export.export(trained("audio1"), "teacher", "hf", str(tmp_path / "out"))
     with pytest.raises(ConfigError, match=r"does not fit the encoder: missing in it: bias\.scale"):
-        load_weights([trained("audio2").encoder("student")], read(folder), folder)
+        load_weights([trained("audio2").encoder("student")], read(folder))
     with pytest.raises(ConfigError, match="holds a model of type data2vec-audio, not a bundle"):
         bundle.load(folder)
     (folder / "config.json").write_text('{"model_type": "bert"}')
