@@ -209,7 +209,8 @@ def _class(folders: Folders, group: str, choice: str, key: str) -> Any:
 def settle(cfg: DictConfig, words: Sequence[str]) -> None:
     """Let each group that is typed replace what the recipe says of it, as a whole.
 
-    A value that the group's file leaves open (``???``) is still the recipe's.
+    A value that the group's file leaves open (``???``) is still the recipe's. A node to which the
+    recipe gives a class of its own (``_target_``) stands as the recipe has it, too.
 
     Args:
         cfg: composed by Hydra; changed in place.
@@ -223,24 +224,40 @@ def settle(cfg: DictConfig, words: Sequence[str]) -> None:
     typed = OverridesParser.create().parse_overrides(list(words))
     chosen = {w.key_or_group: str(w.value()) for w in typed if w.type == OverrideType.CHANGE}
     chosen = {group: choice for group, choice in chosen.items() if group in row.groups}
+    for path, node in _with_target(row.values):
+        _put(cfg, path, node, typed, f"recipe={row.name}")
     for group, choice in chosen.items():
         if group in row.values:
-            _replace(cfg, group, folders.find(group, choice), row.values[group])
-            for word in typed:
-                if word.key_or_group.startswith(f"{group}."):
-                    _apply(cfg, word, f"{group}={choice}")
+            file = folders.find(group, choice)
+            assert file is not None, "Hydra has found it before"
+            node = OmegaConf.load(file)
+            assert isinstance(node, DictConfig)
+            _fill(node, row.values[group])
+            _put(cfg, group, node, typed, f"{group}={choice}")
     for group, choice in chosen.items():
         _check_resolves(cfg, group, choice)
 
 
-def _replace(cfg: DictConfig, group: str, file: Path | None, pinned: DictConfig) -> None:
-    """Put the content of a group's file in place of what Hydra has merged."""
-    assert file is not None, "Hydra has found it before"
-    node = OmegaConf.load(file)
-    assert isinstance(node, DictConfig)
-    _fill(node, pinned)
+def _with_target(node: DictConfig, prefix: str = "") -> Iterator[tuple[str, DictConfig]]:
+    """Path and content of the nodes that name a class."""
+    for key in map(str, node):
+        value = node._get_node(key)
+        if isinstance(value, DictConfig) and not value._is_interpolation():
+            if "_target_" in value:
+                yield f"{prefix}{key}", value
+            else:
+                yield from _with_target(value, f"{prefix}{key}.")
+
+
+def _put(
+    cfg: DictConfig, path: str, node: DictConfig, typed: Sequence[Override], owner: str
+) -> None:
+    """Put a node in place of what Hydra has merged; values that are typed below it stay."""
     with open_dict(cfg):
-        cfg[group] = node
+        OmegaConf.update(cfg, path, node, merge=False)
+        for word in typed:
+            if word.key_or_group.startswith(f"{path}."):
+                _apply(cfg, word, owner)
 
 
 def _fill(node: DictConfig, pinned: DictConfig) -> None:
