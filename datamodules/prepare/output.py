@@ -125,12 +125,8 @@ class Output:
         differing = [key for key in self.recipe if before.get(key) != self.recipe[key]]
         if differing:
             key, *others = differing
-            rule = (
-                f"differs from {before.get(key)}, with which {self.folder} {verb}"
-                f"; so do {', '.join(others)}"
-                if others
-                else ""
-            )
+            more = f"; so do {', '.join(others)}" if others else ""
+            rule = f"differs from {before.get(key)}, with which {self.folder} {verb}{more}"
             remedy = "give another output, or remove this one"
             raise ConfigError(key, self.recipe[key], rule, remedy)
 

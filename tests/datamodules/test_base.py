@@ -86,8 +86,8 @@ def test_series_are_probed_over_mean_and_std() -> None:
     (task,) = SensorTransform(Sensors(8), crop=40, seed=0).probe_tasks()
     (batch,) = task.train
     assert batch.ids.tolist() == [0, 1, 2, 3, 5, 6, 7], "whole items, without the unreadable one"
-    features = task.floor(batch)
-    assert features.shape == (7, 6) and task.floor_name == "mean + std"
+    features = task.raw_baseline(batch)
+    assert features.shape == (7, 6) and task.raw_baseline_name == "mean + std"
     for row, item in zip(features, map(Sensors(8).read, batch.ids.tolist()), strict=True):
         view = normalise(item)
         known = torch.cat([view.mean(1), view.std(1, correction=0)])

@@ -514,6 +514,7 @@ def test_every_set_says_where_its_data_come_from_and_on_what_terms(name: str) ->
         "public domain",
         "research",
         "academic",
+        "No licence",
         "no licence",
         "icence of what you name",
     )
