@@ -6,13 +6,15 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from d2v_pretrain.checkpoint import file as checkpoint
@@ -147,7 +149,8 @@ def pretrain(
     finally:
         if on_main_thread:
             STOP.uninstall()
-    return load(Path(cfg.folder).absolute())
+    own = ",".join(sorted(set(re.findall(r"_target_: (\w+)", OmegaConf.to_yaml(cfg)))))
+    return load(Path(cfg.folder).absolute(), trust=own)
 
 
 def _words(modality: str | None, data: str | Path | None, settings: Mapping[str, Any]) -> list[str]:
@@ -194,7 +197,12 @@ def _spelled(value: Any) -> str:
     return "'" + doubled.replace("'", "\\'") + "'"
 
 
-def load(path: str | Path, which: str | None = None, step: int | None = None) -> Pretrained:
+def load(
+    path: str | Path,
+    which: str | None = None,
+    step: int | None = None,
+    trust: str | None = None,
+) -> Pretrained:
     """An encoder of ours, ready to be called: ``load(PATH).encoder(inputs)``.
 
     Args:
@@ -202,20 +210,22 @@ def load(path: str | Path, which: str | None = None, step: int | None = None) ->
             wrote for transformers. No code in a folder is run.
         which: teacher or student of a run; the teacher by default, or the student if there is none.
         step: of a run's checkpoint; the newest by default.
+        trust: packages besides d2v_pretrain whose classes a run may be made of, with commas.
 
     Raises:
         ConfigError: it is none of these, or damaged.
     """
     place = Path(path)
     if (place / bundle.CONFIG).is_file():
-        return _exported(place)
+        return _exported(place, trust)
     if place.is_file():
         if checkpoint.step_of(place) < 0:
             remedy = "train.py init_from=FILE starts a run from published weights"
             raise ConfigError("path", path, "is not one of our checkpoints", remedy)
-        return _of_run(Run(place.absolute().parent.parent, place), which)
+        packages = tuple(trust.split(",")) if trust else ()
+        return _of_run(Run(place.absolute().parent.parent, place, packages), which)
     is_run = (place / "checkpoints").is_dir()
-    return _of_run(find(str(place.absolute() if is_run else path), step), which)
+    return _of_run(find(str(place.absolute() if is_run else path), step, trust), which)
 
 
 def _of_run(run: Run, which: str | None) -> Pretrained:
@@ -229,9 +239,10 @@ def _of_run(run: Run, which: str | None) -> Pretrained:
     return Pretrained(run.folder, network, probe, run.preparation, run.transform_class)
 
 
-def _exported(folder: Path) -> Pretrained:
+def _exported(folder: Path, trust: str | None) -> Pretrained:
+    packages = trust.split(",") if trust else []
     if bundle.is_bundle(folder):
-        network = bundle.load(folder)
+        network = bundle.load(folder, packages)
     else:
         network = convert.load(folder)[0].encoder_module
 
@@ -246,12 +257,13 @@ def _exported(folder: Path) -> Pretrained:
             settings["tokenizer"] = str(folder / settings["tokenizer"])
         return settings
 
-    return Pretrained(folder, network.eval(), None, preparation, _transform_class)
+    find_transform = partial(_transform_class, packages)
+    return Pretrained(folder, network.eval(), None, preparation, find_transform)
 
 
-def _transform_class(target: str) -> Callable[..., Any]:
+def _transform_class(trust: Sequence[str], target: str) -> Callable[..., Any]:
     """A transform by name; a file must not name anything else to be called."""
     module, _, name = target.rpartition(".")
-    if not target.startswith(_TRANSFORMS):
+    if not target.startswith(_TRANSFORMS) and target.partition(".")[0] not in trust:
         raise ConfigError(PREPARATION, target, "is not a transform of datamodules")
     return getattr(import_module(module), name)

@@ -42,6 +42,11 @@ class Options:
         "data.root=DIR alone is a folder of files; by default the run's own data",
     ] = ()
     which: Annotated[Literal["teacher", "student"], "whose weights"] = "teacher"
+    trust: Annotated[
+        str | None,
+        "packages, with commas, whose classes the run's encoder may be made of; null allows only "
+        "those of d2v_pretrain",
+    ] = None
     step: Annotated[int | None, "of the checkpoint; null takes the newest", 0] = None
     layers: Annotated[
         int | None, "average the outputs of this many last blocks; null takes half of them", 1
@@ -58,7 +63,7 @@ def main(typed: Sequence[str]) -> Path:
         ConfigError: no such run or checkpoint, or data without labels.
     """
     options = commands.read(Options, typed)
-    run = find(options.run, options.step)
+    run = find(options.run, options.step, options.trust)
     transform = run.transform(options.data, run.folder)
     data = transform.dataset.describe()
     tasks = transform.probe_tasks()

@@ -18,7 +18,7 @@ from d2v_pretrain.checkpoint.run import Run, find
 from d2v_pretrain.config import options as commands
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.huggingface import convert, model_card, remote_code
-from d2v_pretrain.huggingface.export_inputs import INPUTS, Inputs
+from d2v_pretrain.huggingface.export_inputs import Inputs, inputs_of
 from d2v_pretrain.models.encoder import Encoder
 from d2v_pretrain.types import Batch
 from d2v_pretrain.weights import bundle
@@ -54,6 +54,11 @@ class Options:
         "hf is for transformers, as one of its classes or with code of its own; bundle is for "
         "d2v_pretrain",
     ] = "hf"
+    trust: Annotated[
+        str | None,
+        "packages, with commas, whose classes the run's encoder may be made of; null allows only "
+        "those of d2v_pretrain",
+    ] = None
     step: Annotated[int | None, "of the checkpoint; null takes the newest", 0] = None
     output: Annotated[str | None, "a new or empty folder; null writes below runs/NAME/exports"] = (
         None
@@ -80,7 +85,8 @@ class Written:
 def main(typed: Sequence[str]) -> Path:
     """Export what was typed; see ``export``."""
     options = commands.read(Options, typed)
-    return export(find(options.run, options.step), options.which, options.format, options.output)
+    run = find(options.run, options.step, options.trust)
+    return export(run, options.which, options.format, options.output)
 
 
 def export(run: Run, which: str, layout: str, output: str | None = None) -> Path:
@@ -104,7 +110,7 @@ def export(run: Run, which: str, layout: str, output: str | None = None) -> Path
         raise ConfigError("output", output, "is not empty", "type another one, or remove it")
     encoder = run.encoder(which)
     folder.mkdir(parents=True, exist_ok=True)
-    inputs = INPUTS[type(encoder.stem)]
+    inputs = inputs_of(encoder)
     note = inputs.write(run, folder)
     _write_preparation(run, folder)
     written = FORMATS[layout](run, encoder, folder)
@@ -140,7 +146,10 @@ def _write_preparation(run: Run, folder: Path) -> None:
 
 def _as_transformers(run: Run, encoder: Encoder, folder: Path) -> Written:
     """A folder for ``AutoModel``: a documented class if one computes the same, else own code."""
-    inputs = INPUTS[type(encoder.stem)]
+    inputs = inputs_of(encoder)
+    if run.trust:
+        rule = f"has no place for classes of {', '.join(run.trust)}"
+        raise ConfigError("format", "hf", rule, "type format=bundle")
     try:
         if run.cfg.transform.get("standardise"):
             raise convert.NoClass(_STANDARDISED)
@@ -167,7 +176,7 @@ def _as_transformers(run: Run, encoder: Encoder, folder: Path) -> Written:
 def _as_bundle(run: Run, encoder: Encoder, folder: Path) -> Written:
     _save(run, encoder, folder, {})
     what, use = "as a bundle for d2v_pretrain.load", model_card.USE_BUNDLE
-    return Written(what, "d2v_pretrain", use, _bundle_read_back(folder))
+    return Written(what, "d2v_pretrain", use, _bundle_read_back(folder, run.trust))
 
 
 FORMATS = {"hf": _as_transformers, "bundle": _as_bundle}
@@ -178,7 +187,7 @@ def _save(run: Run, encoder: Encoder, folder: Path, more: Mapping[str, Any]) -> 
     about = {
         "hidden_size": encoder.width,
         "num_hidden_layers": encoder.depth,
-        "input_name": INPUTS[type(encoder.stem)].name,
+        "input_name": inputs_of(encoder).name,
         "standardise": bool(run.cfg.transform.get("standardise")),
     }
     bundle.save(folder, encoder, run.architecture, about | dict(more))
@@ -194,8 +203,8 @@ def _class_read_back(model: Callable[..., Any], inputs: Inputs) -> Callable[[Bat
     return activations
 
 
-def _bundle_read_back(folder: Path) -> Callable[[Batch], Tensor]:
-    return lambda batch: bundle.load(folder).encode(batch).x
+def _bundle_read_back(folder: Path, trust: Sequence[str] = ()) -> Callable[[Batch], Tensor]:
+    return lambda batch: bundle.load(folder, trust).encode(batch).x
 
 
 @torch.no_grad()

@@ -51,6 +51,11 @@ class Options:
         int | None, "average the outputs of this many last blocks; null takes half of them", 1
     ] = None
     which: Annotated[Literal["teacher", "student"], "whose weights"] = "teacher"
+    trust: Annotated[
+        str | None,
+        "packages, with commas, whose classes the run's encoder may be made of; null allows only "
+        "those of d2v_pretrain",
+    ] = None
     step: Annotated[int | None, "of the checkpoint; null takes the newest", 0] = None
 
 
@@ -64,7 +69,7 @@ def main(typed: Sequence[str]) -> Path:
         ConfigError: no such run or data; something is in the output folder already.
     """
     options = commands.read(Options, typed)
-    run, folder = find(options.run, options.step), Path(options.output)
+    run, folder = find(options.run, options.step, options.trust), Path(options.output)
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError("output", folder, "is not empty", "type another one, or remove it")
     transform, encoder = run.transform(options.data, folder), run.encoder(options.which)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,12 @@ class Run:
     Args:
         folder: the run's folder.
         file: the checkpoint.
+        trust: packages besides ours whose classes the encoder may be made of.
     """
 
     folder: Path
     file: Path
+    trust: tuple[str, ...] = ()
 
     @property
     def step(self) -> int:
@@ -67,10 +69,12 @@ class Run:
             ConfigError: the file is damaged, or the run's encoder is of classes that are not ours.
         """
         try:
-            encoder = construct(self.architecture, bundle.model_class)
+            trusted = partial(bundle.model_class, trust=self.trust)
+            encoder = construct(self.architecture, trusted)
         except ValueError as error:
             rule = f"has an encoder of foreign classes ({error})"
-            raise ConfigError("run", self.folder, rule) from None
+            remedy = "type trust=PACKAGE if you know where they come from"
+            raise ConfigError("run", self.folder, rule, remedy) from None
         encoder.load_state_dict(weights(self.file, which).fitted(encoder))
         return encoder.eval()
 
@@ -95,7 +99,8 @@ class Run:
             remedy = "copy it from where the run was made"
             raise ConfigError("tokenizer", cfg.transform.cache, rule, remedy)
         choice = [] if any(word.startswith("data=") for word in typed) else ["data=folder"]
-        other = load([f"modality={cfg.modality}", *choice, *typed, f"folder={folder}"])
+        conf = [f"conf={','.join(cfg.conf)}"] if cfg.conf else []
+        other = load([f"recipe={cfg.recipe}", *conf, *choice, *typed, f"folder={folder}"])
         if missing := OmegaConf.missing_keys(other.data):
             key = f"data.{min(missing)}"
             raise ConfigError(key, "???", "has no value", f"type {key}=…")
@@ -145,18 +150,22 @@ def weights(file: Path, which: str) -> ForeignWeights:
     )
 
 
-def find(name: str, step: int | None = None, runs: Path = Path("runs")) -> Run:
+def find(
+    name: str, step: int | None = None, trust: str | None = None, runs: Path = Path("runs")
+) -> Run:
     """The newest whole checkpoint of a run, or the one of a step.
 
     Args:
         name: a run's name, or the path of its folder.
         step: of the checkpoint; None for the newest.
+        trust: packages besides ours whose classes the encoder may be made of, with commas.
         runs: folder of all runs.
 
     Raises:
         ConfigError: there is no such run (the nearest names are given), none of its checkpoints is
             whole, or none is of that step.
     """
+    packages = tuple(trust.split(",")) if trust else ()
     folder = Path(name) if "/" in name else runs / name
     if not folder.is_dir():
         folders = [path for path in runs.iterdir() if path.is_dir()] if runs.is_dir() else []
@@ -170,11 +179,11 @@ def find(name: str, step: int | None = None, runs: Path = Path("runs")) -> Run:
         if step not in files:
             kept = ", ".join(str(s) for s in sorted(files) if s >= 0) or "none"
             raise ConfigError("step", step, f"has no checkpoint in {folder}", f"there are {kept}")
-        return Run(folder, files[step])
+        return Run(folder, files[step], packages)
     newest, rejected = checkpoint.newest_valid(folder / "checkpoints")
     if newest is None:
         damaged = "; ".join(f"{path.name} {reason}" for path, reason in rejected)
         rule = f"has no checkpoint yet in {folder / 'checkpoints'}"
         rule = f"has no whole one: {damaged}" if damaged else rule
         raise ConfigError("run", name, rule, "let it train until it has saved one")
-    return Run(folder, newest)
+    return Run(folder, newest, packages)

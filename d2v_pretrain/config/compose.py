@@ -14,9 +14,9 @@ from d2v_pretrain.config.recipes import (
     config_folder,
     folders_of,
     for_hydra,
-    settle,
 )
 from d2v_pretrain.config.rules import RULES, check_numbers
+from d2v_pretrain.config.settle import settle
 from d2v_pretrain.errors import ConfigError
 
 _SPECIAL = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}

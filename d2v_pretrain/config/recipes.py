@@ -1,25 +1,20 @@
-"""From what is typed to what Hydra takes: which recipe the words mean, and that a typed group wins.
+"""From what is typed to what Hydra takes: recipes, and which of them the words mean.
 
 A recipe is one file ``conf/recipe/<modality>_<objective>_<encoder>.yaml``. It chooses a file of
-several groups and sets values on top of them. Hydra would merge those values into a group that is
-typed as well; here the typed group replaces them.
+several groups and sets values on top of them.
 """
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
 from hydra.utils import get_object
-from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import ConfigAttributeError, OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf
 
 from d2v_pretrain.errors import ConfigError, nearest
 
@@ -204,108 +199,6 @@ def _class(folders: Folders, group: str, choice: str, key: str) -> Any:
     file = folders.find(group, choice)
     assert file is not None
     return get_object(OmegaConf.select(OmegaConf.load(file), key))
-
-
-def settle(cfg: DictConfig, words: Sequence[str]) -> None:
-    """Let each group that is typed replace what the recipe says of it, as a whole.
-
-    A value that the group's file leaves open (``???``) is still the recipe's. A node to which the
-    recipe gives a class of its own (``_target_``) stands as the recipe has it, too.
-
-    Args:
-        cfg: composed by Hydra; changed in place.
-        words: as Hydra was given them.
-
-    Raises:
-        ConfigError: a value is typed that the typed group does not have.
-    """
-    folders = folders_of(words)
-    row = folders.recipe(cfg.recipe)
-    typed = OverridesParser.create().parse_overrides(list(words))
-    chosen = {w.key_or_group: str(w.value()) for w in typed if w.type == OverrideType.CHANGE}
-    chosen = {group: choice for group, choice in chosen.items() if group in row.groups}
-    for path, node in _with_target(row.values):
-        _put(cfg, path, node, typed, f"recipe={row.name}")
-    for group, choice in chosen.items():
-        if group in row.values:
-            file = folders.find(group, choice)
-            assert file is not None, "Hydra has found it before"
-            node = OmegaConf.load(file)
-            assert isinstance(node, DictConfig)
-            _fill(node, row.values[group])
-            _put(cfg, group, node, typed, f"{group}={choice}")
-    for group, choice in chosen.items():
-        _check_resolves(cfg, group, choice)
-
-
-def _with_target(node: DictConfig, prefix: str = "") -> Iterator[tuple[str, DictConfig]]:
-    """Path and content of the nodes that name a class."""
-    for key in map(str, node):
-        value = node._get_node(key)
-        if isinstance(value, DictConfig) and not value._is_interpolation():
-            if "_target_" in value:
-                yield f"{prefix}{key}", value
-            else:
-                yield from _with_target(value, f"{prefix}{key}.")
-
-
-def _put(
-    cfg: DictConfig, path: str, node: DictConfig, typed: Sequence[Override], owner: str
-) -> None:
-    """Put a node in place of what Hydra has merged; values that are typed below it stay."""
-    with open_dict(cfg):
-        OmegaConf.update(cfg, path, node, merge=False)
-        for word in typed:
-            if word.key_or_group.startswith(f"{path}."):
-                _apply(cfg, word, owner)
-
-
-def _fill(node: DictConfig, pinned: DictConfig) -> None:
-    """Take what a group's file leaves open (``???``) from the values that a recipe sets."""
-    for key in [key for key in map(str, node) if key in pinned]:
-        value = node._get_node(key)
-        if OmegaConf.is_missing(node, key):
-            node[key] = pinned._get_node(key)
-        elif isinstance(value, DictConfig) and OmegaConf.is_dict(pinned._get_node(key)):
-            _fill(value, pinned[key])
-
-
-def _check_resolves(cfg: DictConfig, group: str, choice: str) -> None:
-    """Refuse a typed group that reads a value which this run does not have."""
-    try:
-        OmegaConf.to_container(cfg[group], resolve=True)
-    except OmegaConfBaseException as error:
-        found = re.search(r"key '([\w.]+)' not found", str(error))
-        what = found[1] if found else _absent_key(error) or str(error).splitlines()[0]
-        rule = f"needs {what}, which modality={cfg['modality']} does not have"
-        raise ConfigError(group, choice, rule, f"leave out {group}=, or choose another") from None
-
-
-def _absent_key(error: BaseException | None) -> str | None:
-    """The key that a resolver of ours looked for in vain."""
-    while error is not None:
-        if isinstance(error, ConfigAttributeError):
-            return str(error.full_key)
-        error = error.__cause__ or error.__context__
-    return None
-
-
-def _apply(cfg: DictConfig, word: Override, owner: str) -> None:
-    """Set one typed value again, in a node that has just been replaced."""
-    key, exists = (
-        word.key_or_group,
-        OmegaConf.select(cfg, word.key_or_group, default=word) is not word,
-    )
-    parent, _, last = key.rpartition(".")
-    if word.type == OverrideType.DEL:
-        OmegaConf.select(cfg, parent).pop(last, None)
-    elif exists or word.type in (OverrideType.ADD, OverrideType.FORCE_ADD):
-        OmegaConf.update(cfg, key, word.value())
-    else:
-        node: Any = OmegaConf.select(cfg, parent)
-        known = ", ".join(str(k) for k in node if k != "_target_") if node is not None else ""
-        rule = f"is not a setting of {owner}{nearest(last, map(str, node or ()))}"
-        raise ConfigError(key, word.value(), rule, f"it has {known}" if known else "")
 
 
 def changed_choices(chosen: dict[str, Any], row: Recipe) -> list[str]:

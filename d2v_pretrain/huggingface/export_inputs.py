@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from hydra.utils import instantiate
+from hydra.utils import get_object, instantiate
 
 from d2v_pretrain.checkpoint.run import Run
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.huggingface import tokenizer_files
 from d2v_pretrain.huggingface.preprocess_audio import Data2VecAudioFeatureExtractor
 from d2v_pretrain.huggingface.preprocess_vision import Data2VecVisionImageProcessor
+from d2v_pretrain.models.encoder import Encoder
 from d2v_pretrain.models.stems import AudioStem, EdgeStem, TextStem, VisionStem
 from d2v_pretrain.types import Batch
 
@@ -101,3 +102,14 @@ INPUTS = {
     EdgeStem: Inputs("pixel_values", "AutoImageProcessor", _write_vision, _vision),
     TextStem: Inputs("input_ids", "AutoTokenizer", _write_text, _text),
 }
+
+
+def inputs_of(encoder: Encoder) -> Inputs:
+    """The inputs of an encoder. Those of a stem that is not ours are unknown to transformers."""
+    return INPUTS.get(type(encoder.stem)) or Inputs("inputs", "", lambda *_: "", _longest)
+
+
+def _longest(run: Run) -> Batch:
+    """Two random inputs as long as the run's longest."""
+    transform = get_object(run.cfg.transform._target_)
+    return Batch(torch.randn(2, *transform.longest_input(**run.cfg.transform)), torch.arange(2))

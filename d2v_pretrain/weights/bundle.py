@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,10 +65,11 @@ def config(folder: Path) -> dict[str, Any]:
     return content
 
 
-def load(folder: str | Path) -> Encoder:
+def load(folder: str | Path, trust: Sequence[str] = ()) -> Encoder:
     """The encoder of a bundle, in evaluation mode; ``encoder.encode(batch).tokens`` are features.
 
-    Only classes of ``d2v_pretrain.models`` are constructed, whatever the file says.
+    Only classes of ``d2v_pretrain.models`` are constructed, whatever the file says, and those of
+    packages in ``trust``.
 
     Raises:
         ConfigError: it is no bundle, or its weights do not fit its config.json.
@@ -82,7 +84,7 @@ def load(folder: str | Path) -> Encoder:
         )
         raise ConfigError("folder", folder, f"holds a model of type {kind}, not a bundle", remedy)
     try:
-        encoder = construct(config(folder)["architecture"], model_class)
+        encoder = construct(config(folder)["architecture"], partial(model_class, trust=trust))
     except (KeyError, TypeError, ValueError, AssertionError, ImportError, AttributeError) as error:
         rule = f"describes no encoder that can be built ({error})"
         raise ConfigError(
@@ -109,14 +111,18 @@ def read(folder: Path) -> ForeignWeights:
     return ForeignWeights(folder, "d2v_pretrain bundle", tensors, names)
 
 
-def model_class(target: str) -> Callable[..., Any]:
+def model_class(target: str, trust: Sequence[str] = ()) -> Callable[..., Any]:
     """The class of that dotted name, if it is one below ``d2v_pretrain.models``.
+
+    Args:
+        target: the name.
+        trust: further packages whose classes may be named.
 
     Raises:
         ValueError: it is not. A file must not be able to have anything else called.
     """
     module, _, name = target.rpartition(".")
-    if not target.startswith(_HOME):
+    if not target.startswith(_HOME) and target.partition(".")[0] not in trust:
         raise ValueError(f"{target} is not below {_HOME}")
     found = getattr(importlib.import_module(module), name)
     if not (isinstance(found, type) and found.__module__ == module):
