@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 
 from d2v_pretrain.checkpoint import file as checkpoint
@@ -149,8 +148,7 @@ def pretrain(
     finally:
         if on_main_thread:
             STOP.uninstall()
-    own = ",".join(sorted(set(re.findall(r"_target_: (\w+)", OmegaConf.to_yaml(cfg)))))
-    return load(Path(cfg.folder).absolute(), trust=own)
+    return load(Path(cfg.folder).absolute(), trust=compose.packages(cfg))
 
 
 def _words(modality: str | None, data: str | Path | None, settings: Mapping[str, Any]) -> list[str]:

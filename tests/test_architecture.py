@@ -146,19 +146,21 @@ def test_docstrings_with_arguments_name_them() -> None:
             if not isinstance(node, Function | ast.ClassDef):
                 continue
             text = ast.get_docstring(node) or ""
-            if "Args:\n" not in text:
+            known = known_names(node)
+            inherits = isinstance(node, ast.ClassDef) and node.bases and "self" not in known
+            if "Args:\n" not in text or inherits:
                 continue
             section = text.split("Args:\n")[1].split("\n\n")[0]
             heads = [
                 row for row in section.splitlines() if row[4:5] not in ("", " ") and ": " in row
             ]
             named = {name.strip(" *`") for row in heads for name in row.split(":")[0].split(",")}
-            wrong += [f"{where(path)}:{node.name} has no {n}" for n in named - known_names(node)]
+            wrong += [f"{where(path)}:{node.name} has no {n}" for n in named - known]
     assert not wrong
 
 
 def known_names(node: Function | ast.ClassDef) -> set[str]:
-    """Arguments of a function; of a class those of its methods, and its annotated fields."""
+    """Arguments of a function; of a class those of its constructor, and its annotated fields."""
     if isinstance(node, Function):
         every = (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)
         rest = filter(None, (node.args.vararg, node.args.kwarg))
@@ -168,7 +170,8 @@ def known_names(node: Function | ast.ClassDef) -> set[str]:
         for n in node.body
         if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)
     }
-    return fields.union(*(known_names(f) for f in node.body if isinstance(f, Function)))
+    own = (f for f in node.body if isinstance(f, Function) and f.name in ("__init__", "__call__"))
+    return fields.union(*map(known_names, own))
 
 
 def test_nothing_branches_on_the_modality() -> None:

@@ -4,6 +4,7 @@ allocated."""
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -120,6 +121,11 @@ def load(typed: Sequence[str]) -> DictConfig:
     for key in ("recipe", "name"):  # they read Hydra's global state, which the next call replaces
         cfg[key] = cfg[key]
     return cfg
+
+
+def packages(cfg: DictConfig) -> str:
+    """The packages whose classes a configuration names, with commas."""
+    return ",".join(sorted(set(re.findall(r"_target_: (\w+)", OmegaConf.to_yaml(cfg)))))
 
 
 def check(cfg: DictConfig) -> None:

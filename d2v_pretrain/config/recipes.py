@@ -171,16 +171,15 @@ def _names(naming: dict[str, str], folders: Folders) -> list[str]:
 
 def _data(value: str, rows: Sequence[Recipe], folders: Folders) -> str:
     """``folder`` -> ``audio_folder``: data that each modality has are files of their own."""
-    modalities = {row.groups["modality"] for row in rows}
     if folders.find("data", value) is not None:
         return value
-    for modality in modalities:
-        if folders.find("data", f"{modality}_{value}") is None:
-            known = [n.removeprefix(f"{modality}_") for n in folders.choices("data")]
-            rule = f"is nothing for modality={modality}{nearest(value, known)}"
-            usable = ", ".join(usable_data(modality, folders))
-            raise ConfigError("data", value, rule, f"choose one of {usable}")
-    return f"{modalities.pop()}_{value}" if len(modalities) == 1 else f"${{modality}}_{value}"
+    modalities = sorted({row.groups["modality"] for row in rows})
+    files = folders.choices("data")
+    if absent := [name for name in modalities if f"{name}_{value}" not in files]:
+        usable = usable_data(absent[0], folders)
+        rule = f"is nothing for modality={absent[0]}{nearest(value, usable)}"
+        raise ConfigError("data", value, rule, f"choose one of {', '.join(usable)}")
+    return f"{modalities[0]}_{value}" if len(modalities) == 1 else f"${{modality}}_{value}"
 
 
 def usable_data(modality: str, folders: Folders) -> list[str]:
