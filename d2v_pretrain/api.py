@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from d2v_pretrain.checkpoint import file as checkpoint
-from d2v_pretrain.checkpoint.run import Run, find
+from d2v_pretrain.checkpoint.saved_run import Run, find
 from d2v_pretrain.config import compose
 from d2v_pretrain.config.explain import MISTAKES, in_words
 from d2v_pretrain.errors import ConfigError, nearest
@@ -101,9 +101,9 @@ class Pretrained:
         """
         top = number_of_layers(self.network, layers)
         settings = self.preparation()
-        module = import_module("datamodules.datasets.in_hand")  # by name: see the import rule
+        module = import_module("datamodules.datasets.in_memory")  # by name: see the import rule
         kind = self.find(settings["_target_"]).takes
-        settings["dataset"] = module.in_hand(kind, inputs, sampling_rate)
+        settings["dataset"] = module.in_memory(kind, inputs, sampling_rate)
         items = list(construct(settings, self.find).plain())
         rows: list[Tensor] = [torch.empty(0)] * len(items)
         for length in {item.shape[-1] for item in items}:

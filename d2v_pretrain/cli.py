@@ -21,7 +21,7 @@ from d2v_pretrain.config.compose import choices, data_sets, register_resolvers
 from d2v_pretrain.config.explain import MISTAKES, in_words
 from d2v_pretrain.config.options import refuse_dashes, table
 from d2v_pretrain.config.recipes import USUAL, config_folder, for_hydra
-from d2v_pretrain.config.settle import settle
+from d2v_pretrain.config.typed_groups import settle
 from d2v_pretrain.errors import ConfigError, nearest
 from d2v_pretrain.training.signals import EXIT_REQUEUE, STOP
 

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from d2v_pretrain.checkpoint.run import Run, find
+from d2v_pretrain.checkpoint.saved_run import Run, find
 from d2v_pretrain.config import options as commands
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.huggingface import convert, model_card, remote_code
@@ -93,7 +93,7 @@ def export(run: Run, which: str, layout: str, output: str | None = None) -> Path
     """Write a folder, read it back, compare activations, and write a card that says what it is.
 
     Args:
-        run: see ``checkpoint.run.find``.
+        run: see ``checkpoint.saved_run.find``.
         which: teacher or student.
         layout: hf or bundle.
         output: an empty folder, or one to make; None for one below the run's, where an older export

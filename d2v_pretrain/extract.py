@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from d2v_pretrain.checkpoint.run import find
+from d2v_pretrain.checkpoint.saved_run import find
 from d2v_pretrain.config import options as commands
 from d2v_pretrain.config.options import Words
 from d2v_pretrain.errors import ConfigError

@@ -21,8 +21,8 @@ from typing import IO, Any, cast
 import torch
 from torch import Tensor
 
+from d2v_pretrain.atomic_files import atomic
 from d2v_pretrain.errors import ConfigError
-from d2v_pretrain.files import atomic
 
 TEMPORARY = ".saving.tmp"  # one name per folder, so that a save overwrites what a kill left behind
 _COMMENT = re.compile(rb"d2v_pretrain sha256=([0-9a-f]{64}) step=(\d{12})")

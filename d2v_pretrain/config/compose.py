@@ -17,7 +17,7 @@ from d2v_pretrain.config.recipes import (
     for_hydra,
 )
 from d2v_pretrain.config.rules import RULES, check_numbers
-from d2v_pretrain.config.settle import settle
+from d2v_pretrain.config.typed_groups import settle
 from d2v_pretrain.errors import ConfigError
 
 _SPECIAL = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}

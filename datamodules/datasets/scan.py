@@ -14,8 +14,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
+from d2v_pretrain.atomic_files import atomic
 from d2v_pretrain.errors import ConfigError
-from d2v_pretrain.files import atomic
 
 Info = TypeVar("Info")
 _PART = 100  # files that a thread looks into at a time

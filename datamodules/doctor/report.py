@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from d2v_pretrain.files import atomic
+from d2v_pretrain.atomic_files import atomic
 from datamodules.doctor.examine import RULES
 from datamodules.doctor.simulate import Simulation
 from datamodules.doctor.survey import Survey

@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from d2v_pretrain.atomic_files import atomic
 from d2v_pretrain.errors import ConfigError
-from d2v_pretrain.files import atomic
 from datamodules.prepare.settings import Build
 from datamodules.shards.tar import Written
 

@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from d2v_pretrain.atomic_files import atomic
 from d2v_pretrain.errors import ConfigError
-from d2v_pretrain.files import atomic
 from datamodules.datasets.scan import Unusable
 from datamodules.shards.fetch import fetch
 from datamodules.shards.names import is_remote

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from d2v_pretrain.atomic_files import atomic
 from d2v_pretrain.errors import ConfigError
-from d2v_pretrain.files import atomic
 from d2v_pretrain.types import BOS, EOS, PAD, Batch
 from datamodules.datasets.base import Numbered, TextDataset
 from datamodules.shards.text import TextShards

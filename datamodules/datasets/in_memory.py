@@ -18,7 +18,7 @@ from datamodules.datasets.base import RATE, Dataset, Item, TextDataset
 from datamodules.datasets.scan import Unusable
 
 
-class InHand(Dataset[Item]):
+class InMemory(Dataset[Item]):
     """A few items, in the order in which they were given.
 
     A subclass for another kind of items needs ``holds``, ``is_one`` and ``item``.
@@ -60,7 +60,7 @@ class InHand(Dataset[Item]):
         return f"{len(self):,} items in hand"
 
 
-class Arrays(InHand[np.ndarray]):
+class Arrays(InMemory[np.ndarray]):
     """Arrays or tensors as they are, (C, S) as float32: one of them, or a list of them."""
 
     holds = "array"
@@ -72,7 +72,7 @@ class Arrays(InHand[np.ndarray]):
         return _array(given).astype(np.float32)
 
 
-class Waveforms(InHand[np.ndarray]):
+class Waveforms(InMemory[np.ndarray]):
     """Mono waveforms: arrays, tensors or lists of numbers (S,), rows of a (B, S) array, or paths of
     audio files.
 
@@ -110,7 +110,7 @@ class Waveforms(InHand[np.ndarray]):
         return resampler(self.rate)(torch.from_numpy(wave)).numpy()
 
 
-class Images(InHand[np.ndarray]):
+class Images(InMemory[np.ndarray]):
     """Colour images: PIL images, arrays (H, W, 3) or (H, W), tensors (3, H, W), of 8 bits, or paths
     of image files; one of them, a list of them, or a batch of four dimensions."""
 
@@ -142,7 +142,7 @@ class Images(InHand[np.ndarray]):
         return np.ascontiguousarray(pixels)
 
 
-class Texts(InHand[str], TextDataset):
+class Texts(InMemory[str], TextDataset):
     """Strings: one, or a list of them. Line breaks become spaces, since datasets have none."""
 
     holds = "text"
@@ -163,7 +163,7 @@ class Texts(InHand[str], TextDataset):
 KINDS = {kind.holds: kind for kind in (Waveforms, Images, Texts)}
 
 
-def in_hand(kind: str, inputs: Any, sampling_rate: int | None = None) -> InHand[Any]:
+def in_memory(kind: str, inputs: Any, sampling_rate: int | None = None) -> InMemory[Any]:
     """A dataset of what a user has in hand.
 
     Args:
