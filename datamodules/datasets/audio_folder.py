@@ -84,7 +84,8 @@ class AudioFolder(Dataset[np.ndarray]):
 
     @cached_property
     def labelled_files(self) -> list[tuple[Stretch, LabelRow]]:
-        """Rows of the table whose file is there, found by path below the root, else by name."""
+        """The rows of the table whose files exist, by the path below the root or, failing that, by
+        name."""
         if self.labels is None:
             return []
         paths = {os.path.relpath(file, self.root): whole for file, whole in self.files.items()}
@@ -144,7 +145,7 @@ class AudioFolder(Dataset[np.ndarray]):
         return f"{self.root}: {len(self):,} utterances of {files}, {hours:.1f} h"
 
     def labelled(self) -> list[Labelled[np.ndarray]]:
-        """The column of classes; [] without a table."""
+        """The classification by the label column of the table; [] without a table."""
         if self.labels is None:
             return []
         return [self.classification(str(self.labels.label), self.labels.note())]
