@@ -249,8 +249,8 @@ class StepSampler(Sampler[MicroBatch]):
 def readers_for(plan: EpochOrder, micro_batches_per_step: int) -> int:
     """The largest divisor of ``micro_batches_per_step`` with 8 windows an epoch for every reader.
 
-    With fewer windows per reader, some readers would be epochs ahead of others. If there are fewer
-    than 8 windows, it is 1.
+    With fewer windows per reader, some readers would be epochs ahead of others. With fewer
+    than 8 windows in all it is 1.
     """
     divisors = (n for n in range(1, micro_batches_per_step + 1) if micro_batches_per_step % n == 0)
     return max((n for n in divisors if plan.windows >= 8 * n), default=1)

@@ -35,7 +35,7 @@ class Data2VecAudioPreTrainedModel(PreTrained):
     def init_module(self, module: nn.Module) -> None:
         """Start one module as transformers does: convolutions Kaiming-normal with biases
         U(+-1/sqrt(fan in)), biases of position convolutions 0, the stem's projection
-        U(+-1/sqrt(C)). Children are started before their parents."""
+        U(+-1/sqrt(its input channels)). Children are started before their parents."""
         super().init_module(module)
         if isinstance(module, nn.Conv1d):
             nn.init.kaiming_normal_(module.weight)
@@ -67,6 +67,8 @@ def _uniform(parameter: Tensor | None, fan_in: int) -> None:
 
 class Data2VecAudioModel(Data2VecAudioPreTrainedModel):
     """The encoder of data2vec 1.0 audio: waveform -> frames of 20 ms.
+
+    Shapes: B clips of S samples and T frames, C channels of the stem, D of the encoder; H heads.
 
     Batches are padded on the right. In the published model the last real frames of a padded row (36
     in a base model) depend on the padding, because the position convolutions read what the

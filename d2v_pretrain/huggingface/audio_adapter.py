@@ -21,11 +21,11 @@ class Adapter(nn.Module):
     same at the default of 3).
 
     Args:
-        width: D of the encoder.
-        output: D of the result.
-        layers: convolutions.
-        kernel: of each.
-        stride: of each.
+        width: channels of the encoder's output.
+        output: channels of the result.
+        layers: number of convolutions.
+        kernel: kernel size of each convolution.
+        stride: stride of each convolution.
         mask_padding: zero the padding before each convolution, so that real frames do not depend on
             it.
     """
@@ -42,7 +42,8 @@ class Adapter(nn.Module):
         self.mask_padding = mask_padding
 
     def forward(self, x: Tensor, lengths: Tensor | None) -> Tensor:
-        """(B, T, width) with (B,) real frames, or None if all are -> (B, T', output)."""
+        """Shorten frames (B, T, width) to (B, fewer, output). ``lengths`` (B,) are the real frames
+        of each clip; None if all are real."""
         if self.projection is not None and self.norm is not None:
             x = self.norm(self.projection(x))
         for conv in self.convs:
@@ -53,7 +54,8 @@ class Adapter(nn.Module):
         return x
 
     def lengths(self, lengths: Tensor) -> Tensor:
-        """(B,) frames of the result for (B,) frames of the encoder."""
+        """The number of real frames of each clip in the result, from that in the encoder's
+        output."""
         for conv in self.convs:
             lengths = _shortened(lengths, conv)
         return lengths

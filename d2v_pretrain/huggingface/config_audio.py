@@ -16,7 +16,8 @@ class Data2VecAudioConfig(Config):
 
     Args:
         vocab_size: characters of the CTC head, the blank included.
-        hidden_dropout: after the input norm, after attention and after the feed-forward part.
+        hidden_dropout: dropout after the input norm, after attention and after the feed-forward
+        part.
         activation_dropout: inside the feed-forward part.
         attention_dropout: on attention probabilities.
         feat_proj_dropout: after the projection of the convolutional features.
@@ -50,10 +51,11 @@ class Data2VecAudioConfig(Config):
         adapter_kernel_size, adapter_stride, num_adapter_layers: of these convolutions.
         output_hidden_size: width of the adapter's output. None stands for ``hidden_size`` at
             construction.
-        padding_invariant: of our own. False computes what the checkpoints were trained with: the
-            position convolutions read beyond the end of a clip into its padding, so that its last
-            ``(num_conv_pos_embeddings - 1) * (conv_pos_kernel_size // 2)`` frames depend on the
-            length of the batch. True sets the padding to 0 before every convolution.
+        padding_invariant: a field that Hugging Face does not have. False computes what the
+            checkpoints were trained with: the position convolutions read beyond the end of a clip
+            into its padding, so that its last ``(num_conv_pos_embeddings - 1) *
+            (conv_pos_kernel_size // 2)`` frames depend on the length of the batch. True sets the
+            padding to 0 before every convolution.
     """
 
     model_type: ClassVar[str] = "data2vec-audio"
@@ -107,7 +109,7 @@ class Data2VecAudioConfig(Config):
 
     @property
     def num_feat_extract_layers(self) -> int:
-        """Convolutions of the stem."""
+        """Number of convolutions of the stem."""
         return len(self.conv_dim)
 
     @property

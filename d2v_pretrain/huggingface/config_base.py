@@ -25,12 +25,12 @@ class Config:
     files with values of another than the declared type.
 
     Args:
-        hidden_size: D.
-        num_hidden_layers: blocks.
-        num_attention_heads: H, a divisor of D.
+        hidden_size: D, channels of a token.
+        num_hidden_layers: number of blocks.
+        num_attention_heads: number of attention heads, a divisor of D.
         intermediate_size: hidden width of the feed-forward part.
         hidden_act: activation of the feed-forward part, a name in ``ACTIVATIONS`` or a function
-            Tensor -> Tensor. ``gelu`` is the exact one.
+            Tensor -> Tensor. ``gelu`` is the exact GELU.
         initializer_range: standard deviation of linear layers and embeddings at the start.
         output_hidden_states: models return every block's output unless told otherwise.
         output_attentions: models return attention probabilities unless told otherwise.
@@ -166,8 +166,8 @@ class Config:
             overrides: fields to replace.
 
         Raises:
-            ConfigError: another model's configuration, a field of the wrong type, an override that
-                is no field.
+            ConfigError: it is another model's configuration, a field has the wrong type, or an
+                override is not a field.
         """
         names = [f.name for f in fields(cls) if f.name != "extra"]
         for key, value in overrides.items():
@@ -195,7 +195,7 @@ class Config:
         """Read ``config.json``.
 
         Args:
-            directory: the one with the file, or a model's name in the local hub cache.
+            directory: a directory with that file, or a model's name in the local hub cache.
             overrides: see ``from_dict``.
 
         Raises:

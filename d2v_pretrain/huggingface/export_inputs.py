@@ -30,7 +30,7 @@ class Inputs:
     Args:
         name: what transformers calls the input.
         auto: the class of transformers that prepares it.
-        write: writes the files for that class. Returns a sentence that the user must know, or "".
+        write: writes the files for that class, and returns a sentence for the user, or "".
         example: makes a batch of two random inputs, the second padded if padding is possible.
     """
 
@@ -105,11 +105,12 @@ INPUTS = {
 
 
 def inputs_of(encoder: Encoder) -> Inputs:
-    """The inputs of an encoder. Those of a stem that is not ours are unknown to transformers."""
+    """The inputs of an encoder. transformers does not know the inputs of a stem that is not
+    ours."""
     return INPUTS.get(type(encoder.stem)) or Inputs("inputs", "", lambda *_: "", _longest)
 
 
 def _longest(run: Run) -> Batch:
-    """Two random inputs as long as the run's longest."""
+    """Two random inputs as long as the longest input of the run."""
     transform = get_object(run.cfg.transform._target_)
     return Batch(torch.randn(2, *transform.longest_input(**run.cfg.transform)), torch.arange(2))

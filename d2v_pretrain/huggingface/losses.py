@@ -7,8 +7,8 @@ from torch import Tensor
 
 
 def token_loss(logits: Tensor, labels: Tensor | None) -> Tensor | None:
-    """Cross entropy of logits (B, T, C), averaged over the labels (B, T) that are not -100; None
-    without labels."""
+    """Cross entropy of logits (texts, tokens, classes), averaged over the labels (texts, tokens)
+    that are not -100; None without labels."""
     if labels is None:
         return None
     return F.cross_entropy(logits.flatten(0, -2), labels.to(logits.device).flatten())
@@ -19,11 +19,11 @@ def classification_loss(
 ) -> Tensor | None:
     """The loss of a classifier: mean squared error, cross entropy or binary cross entropy.
 
-    Source: transformers' ``ForSequenceClassificationLoss``. That writes what it finds in the labels
-    of the first call into the configuration and stays with it; here each call decides for itself.
+    Source: transformers' ``ForSequenceClassificationLoss``. Theirs decides which loss to use by
+    the labels of the first call and stores it in the configuration; here each call decides.
 
     Args:
-        logits: (B, C).
+        logits: (B, C) for B inputs and C classes or numbers.
         labels: for cross entropy (B,) class ids, -100 to leave out. For the others numbers in the
             shape of ``logits``, which may have more or fewer axes of length one. None: no loss.
         problem: ``config.problem_type``. None chooses mean squared error if C is 1, else cross

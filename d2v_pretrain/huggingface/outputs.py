@@ -64,8 +64,8 @@ class ModelOutput(Mapping):
 
 @dataclass(eq=False)
 class Wav2Vec2BaseModelOutput(ModelOutput):
-    """Output of the audio encoder; ``extract_features`` (B, T, C) are the normalised features of
-    the stem before its projection."""
+    """Output of the audio encoder; ``extract_features`` (clips, frames, channels) are the
+    normalised features of the stem before its projection."""
 
     last_hidden_state: Tensor | None = None
     extract_features: Tensor | None = None
@@ -75,7 +75,7 @@ class Wav2Vec2BaseModelOutput(ModelOutput):
 
 @dataclass(eq=False)
 class BaseModelOutputWithPooling(ModelOutput):
-    """Output of an encoder with a pooler; ``pooler_output`` is (B, D)."""
+    """Output of an encoder with a pooler; ``pooler_output`` is (inputs, width)."""
 
     last_hidden_state: Tensor | None = None
     pooler_output: Tensor | None = None
@@ -87,8 +87,9 @@ class BaseModelOutputWithPooling(ModelOutput):
 class BaseModelOutputWithPoolingAndCrossAttentions(ModelOutput):
     """Output of the text encoder or decoder.
 
-    ``past_key_values``, also called ``cache``, holds (keys, values) of every block, each
-    (B, H, T, d). With cross attention, keys and values of the context follow them.
+    ``past_key_values``, also called ``cache``, holds (keys, values) of every block, each (texts,
+    heads, tokens, channels of a head). With cross attention, keys and values of the context follow
+    them.
     """
 
     last_hidden_state: Tensor | None = None
@@ -113,36 +114,38 @@ class _Head(ModelOutput):
 
 
 class CausalLMOutput(_Head):
-    """Output for speech recognition by CTC; logits (B, T, V)."""
+    """Output for speech recognition by CTC; logits (clips, frames, characters)."""
 
 
 class MaskedLMOutput(_Head):
-    """Logits (B, T, V)."""
+    """Logits (texts, tokens, vocabulary)."""
 
 
 class SequenceClassifierOutput(_Head):
-    """Logits (B, C)."""
+    """Logits (inputs, classes)."""
 
 
 class TokenClassifierOutput(_Head):
-    """Logits (B, T, C)."""
+    """Logits (texts, tokens, classes)."""
 
 
 class MultipleChoiceModelOutput(_Head):
-    """Logits (B, choices)."""
+    """Logits (texts, choices)."""
 
 
 class ImageClassifierOutput(_Head):
-    """Logits (B, C)."""
+    """Logits (inputs, classes)."""
 
 
 class SemanticSegmenterOutput(_Head):
-    """Logits (B, C, height, width), fewer than the pixels of the image."""
+    """Logits (images, classes, height, width); height and width are smaller than those of the
+    image."""
 
 
 @dataclass(eq=False)
 class CausalLMOutputWithCrossAttentions(ModelOutput):
-    """Logits (B, T, V); the cache as in ``BaseModelOutputWithPoolingAndCrossAttentions``."""
+    """Logits (texts, tokens, vocabulary); the cache as in
+    ``BaseModelOutputWithPoolingAndCrossAttentions``."""
 
     loss: Tensor | None = None
     logits: Tensor | None = None
@@ -157,7 +160,7 @@ class CausalLMOutputWithCrossAttentions(ModelOutput):
 
 @dataclass(eq=False)
 class QuestionAnsweringModelOutput(ModelOutput):
-    """Logits (B, T) of the first and the last token of the answer."""
+    """Logits (texts, tokens) of the first and of the last token of the answer."""
 
     loss: Tensor | None = None
     start_logits: Tensor | None = None
@@ -168,7 +171,7 @@ class QuestionAnsweringModelOutput(ModelOutput):
 
 @dataclass(eq=False)
 class XVectorOutput(ModelOutput):
-    """Logits and embeddings (B, xvector_output_dim)."""
+    """Logits and embeddings, (clips, xvector_output_dim) each."""
 
     loss: Tensor | None = None
     logits: Tensor | None = None

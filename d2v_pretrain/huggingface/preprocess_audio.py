@@ -97,7 +97,7 @@ class Data2VecAudioFeatureExtractor:
         """Read ``preprocessor_config.json``, also one that transformers wrote.
 
         Args:
-            directory: the one with the file, or a model's name in the local hub cache.
+            directory: a directory with that file, or a model's name in the local hub cache.
 
         Raises:
             ConfigError: there is no such file, or it asks for what this class does not do.

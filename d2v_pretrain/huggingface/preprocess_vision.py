@@ -27,9 +27,9 @@ class Data2VecVisionImageProcessor:
     """Resizes images, crops them, scales grey levels to [0, 1] and normalises each channel:
     ``(x - mean) / std``.
 
-    The files are those of transformers' ``BeitImageProcessor``. Every field is written, because the
-    defaults of version 4 (256 pixels, cropped to 224) and 5 (224, no crop) differ. A field that a
-    file lacks has the default of version 5.
+    ``save_pretrained`` writes the same file as transformers' ``BeitImageProcessor``, with every
+    field, because the defaults of version 4 (256 pixels, cropped to 224) and 5 (224, no crop)
+    differ. A field that a file lacks has the default of version 5.
 
     Args:
         do_resize: resize to ``size``.
@@ -69,8 +69,8 @@ class Data2VecVisionImageProcessor:
     def __call__(
         self, images: Any, segmentation_maps: Any = None, return_tensors: str = "pt"
     ) -> dict[str, Tensor]:
-        """Make a batch: ``pixel_values`` (B, 3, height, width) float32, and with maps ``labels``
-        (B, height, width) int64.
+        """Make a batch: ``pixel_values`` (images, 3, height, width) float32, and if there are maps
+        ``labels`` (images, height, width) int64.
 
         Args:
             images: one image or a sequence of them, with grey levels of 8 bits: PIL images, arrays
@@ -156,7 +156,7 @@ class Data2VecVisionImageProcessor:
         """Read ``preprocessor_config.json``, also one that transformers wrote.
 
         Args:
-            directory: the one with the file, or a model's name in the local hub cache.
+            directory: a directory with that file, or a model's name in the local hub cache.
 
         Raises:
             ConfigError: there is no such file, or a size is not height and width.

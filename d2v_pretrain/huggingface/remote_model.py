@@ -70,16 +70,18 @@ class D2VModel(PreTrainedModel):
         """Encode one of ``input_values``, ``pixel_values`` and ``input_ids``.
 
         Args:
-            input_values: (B, S) waveforms at 16 kHz.
-            attention_mask: (B, S) or (B, T), 1 at what is real; padding is on the right.
-            pixel_values: (B, 3, H, W) images.
-            input_ids: (B, T) tokens.
+            input_values: (B, S) waveforms of S samples at 16 kHz.
+            attention_mask: (B, S) for waveforms, (B, T) for tokens: 1 at real ones, 0 at padding,
+                which is on the right.
+            pixel_values: (B, 3, height, width) images.
+            input_ids: (B, T) token ids.
             output_hidden_states: also return the input of the first block and the output of each.
             return_dict: False for a tuple.
             unused: other arguments that tools pass have no effect.
 
         Returns:
-            ``last_hidden_state`` (B, E + T, D) with the E extra tokens of the encoder in front.
+            ``last_hidden_state`` (B, E + T, D): D channels of the E extra tokens of the encoder,
+            then of the T others.
         """
         inputs = next(x for x in (input_values, pixel_values, input_ids) if x is not None)
         if self.config.standardise:

@@ -26,12 +26,12 @@ def span_mask(
     short for a span gets none; theirs raises if no row has room for one.
 
     Args:
-        rows: B.
-        size: places to mask, T frames or D channels.
-        prob: share of the places that is in spans, were there no overlap.
+        rows: number of clips.
+        size: number of places in a row: frames or channels.
+        prob: share of the places that would be in spans if spans did not overlap.
         length: places of a span.
         min_spans: at least so many spans a row.
-        lengths: (B,) real places of each row, or None if all are.
+        lengths: number of real places in each row, or None if all are real.
         device: where the mask is drawn.
     """
     places = torch.full((rows,), size, device=device) if lengths is None else lengths.to(device)

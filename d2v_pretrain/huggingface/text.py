@@ -35,7 +35,7 @@ class Data2VecTextPreTrainedModel(PreTrained):
     optional = ("pooler.",)
 
     def get_input_embeddings(self) -> nn.Embedding:
-        """The table of tokens (V, D)."""
+        """The table of tokens, (vocabulary, width)."""
         stem = self.encoder_module.stem
         assert isinstance(stem, TextStem)
         return stem.token
@@ -48,6 +48,9 @@ class Data2VecTextPreTrainedModel(PreTrained):
 
 class Data2VecTextModel(Data2VecTextPreTrainedModel):
     """The text encoder of data2vec 1, or a decoder of the same shape (``config.is_decoder``).
+
+    Shapes: B texts of T tokens and, if cached, P earlier tokens; D channels; H attention heads; S
+    tokens of another encoder.
 
     Args:
         config: sizes and rates.
@@ -127,8 +130,8 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
             cache: the name of ``past_key_values`` since transformers 5.24.
 
         Raises:
-            ConfigError: not exactly one of ids and vectors; both names of the past; a context
-                without cross attention; too many tokens.
+            ConfigError: not exactly one of ids and vectors; both names of the cache; states of
+                another encoder without cross attention; too many tokens.
         """
         if (input_ids is None) == (inputs_embeds is None):
             given, remedy = "neither" if input_ids is None else "both", "give one of them"

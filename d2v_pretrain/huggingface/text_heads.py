@@ -99,14 +99,14 @@ class ClassificationHead(nn.Module):
         self.out_proj = nn.Linear(config.hidden_size, config.num_labels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, D) -> (B, C)."""
+        """Tokens (texts, tokens, channels) -> logits (texts, classes)."""
         return self.out_proj(self.dropout(self.dense(self.dropout(x[:, 0])).tanh()))
 
 
 class Data2VecTextForSequenceClassification(TextClassifier):
     """A class, several classes or a number for a whole text.
 
-    ``logits`` are (B, C); for ``labels`` see ``losses.classification_loss``.
+    ``logits`` are (texts, classes); for ``labels`` see ``losses.classification_loss``.
     """
 
     output = SequenceClassifierOutput
@@ -126,8 +126,8 @@ class Data2VecTextForSequenceClassification(TextClassifier):
 class Data2VecTextForMultipleChoice(TextClassifier):
     """The best of several texts, by the pooled output of each.
 
-    All inputs have an axis of choices after the batch's: (B, choices, T). ``labels`` (B,) are the
-    right choices; ``logits`` are (B, choices).
+    The inputs have a second axis for the choices: (B, choices, T) for B questions and T tokens.
+    ``labels`` (B,) are the right choices; ``logits`` are (B, choices).
     """
 
     output = MultipleChoiceModelOutput
@@ -154,7 +154,8 @@ class Data2VecTextForMultipleChoice(TextClassifier):
 
 
 class Data2VecTextForTokenClassification(TextClassifier):
-    """A class for every token: ``logits`` (B, T, C), ``labels`` (B, T), -100 to leave one out."""
+    """A class for every token: ``logits`` (texts, tokens, classes), ``labels`` (texts, tokens),
+    -100 to leave a token out."""
 
     output = TokenClassifierOutput
 
@@ -173,7 +174,7 @@ class Data2VecTextForTokenClassification(TextClassifier):
 
 class Data2VecTextForQuestionAnswering(TextHead):
     """The first and the last token of an answer in a text: ``start_logits`` and ``end_logits``
-    (B, T). ``num_labels`` must be 2."""
+    (texts, tokens). ``num_labels`` must be 2."""
 
     output = QuestionAnsweringModelOutput
 
@@ -201,9 +202,9 @@ class Data2VecTextForQuestionAnswering(TextHead):
         """Run the base model and the head; arguments as in ``Data2VecTextModel.forward``.
 
         Args:
-            start_positions: (B,) first tokens of the answers; one beyond the text is left out of
-                the loss.
-            end_positions: (B,) last tokens, likewise.
+            start_positions: first token of the answer in each text; positions beyond the text are
+                left out of the loss.
+            end_positions: last token of the answer, likewise.
         """
         return self.run(
             (start_positions, end_positions),

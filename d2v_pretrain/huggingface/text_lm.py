@@ -41,7 +41,8 @@ class LMHead(nn.Module):
         )
 
     def forward(self, x: Tensor, table: Tensor) -> Tensor:
-        """(B, T, D) and the token table (V, D) -> (B, T, V)."""
+        """Tokens (texts, tokens, D) and the token table (vocabulary, D) -> logits (texts, tokens,
+        vocabulary)."""
         x = self.layer_norm(F.gelu(self.dense(x)))
         return F.linear(x, table, self.bias) if self.decoder is None else self.decoder(x)
 
@@ -69,7 +70,7 @@ class LanguageModel(TextHead):
     def read(
         self, out: BaseModelOutputWithPoolingAndCrossAttentions, labels: Any
     ) -> tuple[Any, ...]:
-        """The loss, or None without labels, and the logits (B, T, V)."""
+        """The loss, or None without labels, and the logits (texts, tokens, vocabulary)."""
         logits = self.lm_head(out.last_hidden_state, self.get_input_embeddings().weight)
         return self.loss(logits, labels), logits
 
@@ -79,7 +80,8 @@ class LanguageModel(TextHead):
 
 
 class Data2VecTextForMaskedLM(LanguageModel):
-    """Predicts the tokens at ``<mask>``: ``labels`` (B, T) are their ids, and -100 elsewhere."""
+    """Predicts the tokens at ``<mask>``: ``labels`` (texts, tokens) are their ids, -100
+    elsewhere."""
 
     output = MaskedLMOutput
 
@@ -111,7 +113,8 @@ class Data2VecTextForMaskedLM(LanguageModel):
 
 
 class Data2VecTextForCausalLM(LanguageModel):
-    """Predicts the next token: ``labels`` (B, T) are the ids of the input, -100 to leave one out.
+    """Predicts the next token: ``labels`` (texts, tokens) are the ids of the input, -100 to
+    leave a token out.
 
     ``config.is_decoder`` should be True. Otherwise every token sees the ones after it.
     """

@@ -71,6 +71,8 @@ class Data2VecVisionPreTrainedModel(PreTrained):
 class Data2VecVisionModel(Data2VecVisionPreTrainedModel):
     """The encoder of data2vec 1.0 vision: image -> a CLS token and one token for each patch.
 
+    Shapes: B images of C colours and N patches, D channels of a token, H attention heads.
+
     Images may have any size: tables of positions, made for ``config.image_size``, are resized to
     the image's grid of patches. Pixels at the right and at the bottom that do not fill a patch are
     not read.
@@ -146,7 +148,7 @@ class Data2VecVisionModel(Data2VecVisionPreTrainedModel):
         )
 
     def grid(self, pixel_values: Tensor) -> tuple[int, int]:
-        """(rows, columns) of patches of (B, C, height, width) images."""
+        """The number of rows and columns of patches in images (B, C, height, width)."""
         (height, width), (down, right) = pixel_values.shape[-2:], self.config.patch_sides
         return height // down, width // right
 
@@ -205,8 +207,8 @@ def _encoder(c: Data2VecVisionConfig) -> Encoder:
 
 
 class VisionPooler(nn.Module):
-    """Tokens (B, 1 + N, D) -> features of the image (B, D): with ``config.use_mean_pooling`` the
-    LayerNorm of the mean over patches, else the CLS token."""
+    """The CLS token and N patches (B, 1 + N, D) of B images -> features of the images (B, D): with
+    ``config.use_mean_pooling`` the LayerNorm of the mean over patches, else the CLS token."""
 
     def __init__(self, config: Data2VecVisionConfig) -> None:
         super().__init__()

@@ -35,13 +35,13 @@ class VisionHead(Data2VecVisionPreTrainedModel):
         """Run the base model and the head.
 
         Args:
-            pixel_values: (B, C, height, width); this and the others as in
+            pixel_values: (images, colours, height, width); for this and the other arguments see
                 ``Data2VecVisionModel.forward``.
             labels: see the class; without them there is no loss.
             output_attentions: return the attention probabilities.
             output_hidden_states: return the hidden states.
             interpolate_pos_encoding: without effect.
-            head_mask: (H,) or (depth, H).
+            head_mask: (heads,) or (depth, heads).
 
         Returns:
             ``loss`` () and ``logits``, see the class; ``hidden_states`` and ``attentions`` if they
@@ -75,9 +75,9 @@ class VisionHead(Data2VecVisionPreTrainedModel):
 class Data2VecVisionForImageClassification(VisionHead):
     """A linear classifier of pooled images.
 
-    ``labels`` are (B,) class ids, (B,) numbers if ``config.num_labels`` is 1, or (B, C) of 0 and 1
-    for several classes at once; see ``classification_loss``. ``logits`` are (B, C). With
-    ``num_labels=0`` they are the pooled features.
+    For B images and C classes ``labels`` are (B,) class ids, (B,) numbers if ``config.num_labels``
+    is 1, or (B, C) of 0 and 1 for several classes at once; see ``classification_loss``. ``logits``
+    are (B, C). With ``num_labels=0`` they are the pooled features.
     """
 
     output = ImageClassifierOutput

@@ -30,7 +30,7 @@ def conv(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
 
 
 def resized(x: Tensor, size: torch.Size) -> Tensor:
-    """(B, C, H, W) resized bilinearly to the last two numbers of ``size``."""
+    """Feature maps resized bilinearly to the height and width at the end of ``size``."""
     return F.interpolate(x, size[-2:], mode="bilinear", align_corners=False)
 
 
@@ -40,7 +40,7 @@ class PyramidPooling(nn.Module):
 
     Args:
         scales: cells along each side.
-        width: D.
+        width: D, channels of the feature map.
     """
 
     def __init__(self, scales: tuple[int, ...], width: int) -> None:
@@ -49,7 +49,7 @@ class PyramidPooling(nn.Module):
         self.blocks = nn.ModuleList(nn.ModuleDict({"conv": conv(width, width, 1)}) for _ in scales)
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        """(B, D, H, W) -> one such map per scale."""
+        """A feature map (images, D, height, width) -> a map of that shape for each scale."""
         pooled = [F.adaptive_avg_pool2d(x, scale) for scale in self.scales]
         convs = (block["conv"] for block in self.blocks)  # type: ignore[index]
         return [resized(conv(p), x.shape) for conv, p in zip(convs, pooled, strict=True)]
@@ -75,7 +75,8 @@ class UPerHead(nn.Module):
         self.classifier = nn.Conv2d(width, labels, 1)
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        """Feature maps (B, D, H_i, W_i), the finest first -> logits (B, C, H_0, W_0)."""
+        """Feature maps (images, D, height, width), the finest first -> logits (images, C, height,
+        width) of the size of the finest map."""
         levels = [lateral(x) for lateral, x in zip(self.lateral_convs, features)]
         top = features[-1]
         levels.append(self.psp_bottleneck(torch.cat([top, *self.psp_modules(top)], 1)))
@@ -109,7 +110,7 @@ class FCNHead(nn.Module):
         self.classifier = nn.Conv2d(channels, labels, 1)
 
     def forward(self, features: list[Tensor]) -> Tensor:
-        """Feature maps as in ``UPerHead`` -> logits (B, C, H_2, W_2)."""
+        """Feature maps as in ``UPerHead`` -> logits of the size of the third map."""
         x = features[2]
         for convolve in self.convs:
             x = convolve(x)
@@ -125,8 +126,9 @@ class Data2VecVisionForSemanticSegmentation(VisionHead):
     As published, ``config.out_indices`` counts hidden states from 1: index i is the input of block
     i, so that (3, 5, 7, 11) reads the outputs of blocks 2, 4, 6 and 10. Index 0 reads nothing.
 
-    ``labels`` (B, height, width) are class ids; ``semantic_loss_ignore_index`` is left out.
-    ``logits`` are (B, C, 4 rows, 4 columns) for a grid of rows x columns patches.
+    ``labels`` (images, height, width) are class ids; pixels with ``semantic_loss_ignore_index`` are
+    left out of the loss. ``logits`` are (images, classes, 4 rows, 4 columns) for a grid of rows x
+    columns patches.
 
     Raises:
         ConfigError: not four indices, indices of blocks that do not exist, sizes of the auxiliary

@@ -45,7 +45,7 @@ class Sharded(ModelParallelStrategy):
         super().setup_environment()
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Full weights, on the host of rank 0. A collective: every rank must call it."""
+        """The unsharded weights, on the host of rank 0. A collective: every rank must call it."""
         return self._gathered(Strategy.lightning_module_state_dict(self))
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -130,7 +130,8 @@ def unsharded(objective: nn.Module) -> Iterator[None]:
     if not isinstance(objective, FSDPModule):
         yield
         return
-    objective.unshard()  # the stems and all else that is in no block; blocks gather themselves
+    # Everything outside of the blocks, such as stems; blocks gather their own parameters.
+    objective.unshard()
     try:
         yield
     finally:

@@ -43,8 +43,8 @@ def world_size() -> int:
 
 
 class Agreement:
-    """Whether any rank wants something, such as to stop. The answer to a question comes one step
-    later, so that no rank waits.
+    """Lets ranks ask whether any of them wants something, such as to stop. The answer to a question
+    comes one step later, so that no rank waits.
 
     The ranks communicate over gloo in host memory, which does not wait for the device. Every rank
     must ask at every step. With one rank the answer is immediate.
@@ -107,8 +107,8 @@ def is_lost(error: BaseException) -> bool:
 def post_mortem(error: BaseException) -> Iterator[str]:
     """Explain what ended this rank and, if it only lost another one, what ended that one.
 
-    Every rank that fails writes its error into the store of the process group. One that did not
-    write was killed or cannot be reached.
+    Every rank that fails writes its error into the store of the process group. A rank that wrote
+    nothing was killed or cannot be reached.
 
     Args:
         error: what ended training here.

@@ -63,9 +63,9 @@ class Finetuning(Task):
     def before(self, cfg: DictConfig) -> None:
         """Take the encoder and the preparation of inputs from the checkpoint in ``init_from``.
 
-        What is typed counts: a single setting changes that setting of the checkpoint's, and a typed
-        recipe, encoder or architecture replaces its encoder. A bundle or a foreign model brings no
-        configuration, so nothing is taken from it.
+        Typed settings have priority: a single setting changes the one of the checkpoint, and a
+        typed recipe, encoder or architecture replaces the encoder of the checkpoint. A bundle or a
+        foreign model brings no configuration, so nothing is taken from it.
 
         Raises:
             ConfigError: the checkpoint is of another modality.

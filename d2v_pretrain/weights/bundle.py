@@ -21,7 +21,7 @@ from d2v_pretrain.weights.keymap import Names
 MODEL_TYPE = "d2v_pretrain"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _HOME = "d2v_pretrain.models."  # a config.json may name only classes below it
-# Names of tensors begin with it, because ``huggingface.remote_model`` holds the encoder under it.
+# Tensor names begin with this prefix, because ``huggingface.remote_model`` names its encoder so.
 _PREFIX = "encoder."
 
 
@@ -119,7 +119,7 @@ def model_class(target: str, trust: Sequence[str] = ()) -> Callable[..., Any]:
         trust: further packages whose classes may be named.
 
     Raises:
-        ValueError: it is not. A file must not be able to have anything else called.
+        ValueError: the name is another. A file must not be able to have anything else called.
     """
     module, _, name = target.rpartition(".")
     if not target.startswith(_HOME) and target.partition(".")[0] not in trust:

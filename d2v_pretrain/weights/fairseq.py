@@ -17,7 +17,8 @@ from d2v_pretrain.weights.keymap import Names
 
 State = Mapping[str, Tensor]
 
-# A fine-tuned model holds the pretrained one under one of these. Everything else in it are heads.
+# A fine-tuned model holds the pretrained one under one of these prefixes. All its other tensors are
+# those of heads.
 _PREFIXES = ("w2v_encoder.w2v_model.", "encoder.w2v_model.", "w2v_model.", "model.", "module.")
 # Old names -> today's. The rules are applied in this order.
 _RENAMED = (

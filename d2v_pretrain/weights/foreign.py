@@ -16,8 +16,8 @@ from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.models.encoder import Encoder
 from d2v_pretrain.weights.keymap import Names
 
-_LISTED = 8  # names of each kind in a message
-# An encoder may lack this tensor: it serves the objective, data2vec 2 has none, and published files
+_LISTED = 8  # names of tensors of each kind that a message lists
+# An encoder may lack this tensor: only the objective of data2vec 1 needs it, and published files
 # leave it out.
 MASK_VECTOR = "stem.mask_vector"
 
@@ -29,7 +29,7 @@ class ForeignWeights:
     Args:
         path: the file or folder.
         what: which model it is, in a few words for the user.
-        tensors: by their names in the file.
+        tensors: name in the file -> tensor.
         names: our name of each tensor of the encoder -> its name or names in the file, see
             ``weights.keymap``.
         left_out: parts of the file that do not belong to an encoder.
@@ -45,10 +45,10 @@ class ForeignWeights:
 
     def fitted(self, encoder: Encoder) -> dict[str, Tensor]:
         """These weights as the state of an encoder like ``encoder``, in float32. The mask vector is
-        not in it if the source has none.
+        left out if the file has none.
 
         Raises:
-            ConfigError: it names tensors that are missing, unexpected or of another shape.
+            ConfigError: the message names tensors that are missing, unexpected or of another shape.
         """
         like = encoder.state_dict()
         given = {

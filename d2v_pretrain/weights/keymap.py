@@ -172,7 +172,7 @@ def data2vec2(
     Args:
         modality: AUDIO, IMAGE or TEXT.
         depth: number of all blocks.
-        prenet: number of the first blocks, which theirs keeps with the modality.
+        prenet: how many of the first blocks fairseq holds in its part for the modality.
         decoder_layers: convolutions of the decoder.
         projections: names of the decoder's linear layers below ``decoder.proj``.
     """

@@ -57,7 +57,7 @@ class InMemory(Dataset[Item]):
         return self.items[index]
 
     def describe(self) -> str:
-        return f"{len(self):,} items in hand"
+        return f"{len(self):,} items in memory"
 
 
 class Arrays(InMemory[np.ndarray]):

@@ -30,12 +30,13 @@ class AudioSet(AudioFolder):
         label: regular expression with a group ``label``, the class, and perhaps ``split``; None for
             no probe.
         task: what the label is ("digit").
-        test_values: values of ``split`` that are tested; without that group one file in five is.
+        test_values: values of ``split`` in test files. If ``label`` has no group ``split``, the
+            probe tests on one file in five.
         test_list: name of a file of the set that lists the test files in place of ``split``, or
             None.
         library_class, parts: see ``datamodules.public.fetch.fetch``.
         download: whether to download what is not there.
-        get: what to put where, for the error if nothing is there.
+        get: which files to put where, for the error message if none are found.
     """
 
     def __init__(
@@ -113,7 +114,7 @@ class AudioSet(AudioFolder):
         return [part for whole in kept for part in self._parts(whole)]
 
     def labelled(self) -> list[Labelled[np.ndarray]]:
-        """The class that the path tells; [] where the set has none."""
+        """The classification by ``label``; [] if the set has no labels."""
         if not self.labelled_files:
             return []
         if self.test_list is not None:

@@ -1,4 +1,4 @@
-"""Downloads through dataset classes of torchaudio and torchvision, whole or not at all."""
+"""Downloads through dataset classes of torchaudio and torchvision, which leave no partial files."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from d2v_pretrain.errors import ConfigError
 def fetch(root: str, library_class: str | None, parts: Sequence[Mapping[str, Any]]) -> None:
     """Download each part that is not there yet into ``root/<class>-<n>``.
 
-    A part is built in a hidden folder and then renamed, because the libraries take a half unpacked
-    archive for a whole one.
+    A part is built in a hidden folder and then renamed, because the libraries would take a partly
+    unpacked archive for a complete one.
 
     Args:
         root: folder of the set; it is made if it is missing.
@@ -64,13 +64,13 @@ def build(
 
     Args:
         library_class: dotted name of the class.
-        root: its folder.
-        arguments: its further arguments.
+        root: folder of the data.
+        arguments: further arguments of the class.
         key: setting to name in the error.
         get: remedy for the error.
 
     Raises:
-        ConfigError: if that fails (network, disk, missing files).
+        ConfigError: if the object cannot be made (network, disk, missing files).
     """
     module, _, name = library_class.rpartition(".")
     try:

@@ -20,11 +20,11 @@ class HubTexts(TextDataset):
         root: name on the hub ("wikitext"), a folder that ``save_to_disk`` wrote, or one that
             ``load_dataset`` can read.
         config: of the dataset ("wikitext-103-raw-v1"), or None.
-        split: to pretrain on.
+        split: name of the split to pretrain on.
         text_column: column of the text.
         label_column: column of the class, for a probe; None for no probe.
-        test_split: what the probe tests; not read without ``label_column``.
-        download: whether to ask the hub; what was downloaded before is found without.
+        test_split: name of the split that the probe tests on; not read without ``label_column``.
+        download: whether to ask the hub; data that were downloaded before are read without it.
     """
 
     def __init__(

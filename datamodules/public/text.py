@@ -23,7 +23,7 @@ class TextSet(TextDataset):
         root: folder of the set; its files may lie deeper.
         rows: the reader of its files: ``ag_news``, ``sst2``, ``trec`` or ``subjectivity``.
         task: what the label is ("topic").
-        get: what to put where, for the error if nothing is there.
+        get: which files to put where, for the error message if none are found.
     """
 
     def __init__(self, root: str, rows: str, task: str, get: str) -> None:
@@ -31,7 +31,7 @@ class TextSet(TextDataset):
 
     @cached_property
     def rows(self) -> list[LabelRow]:
-        """All texts, with their classes."""
+        """All texts with their classes, those for training and those for the test."""
         return list(self.reader(self.root, self.get))
 
     def texts(self) -> Iterator[str]:
@@ -51,7 +51,7 @@ class Wikitext(TextDataset):
 
     Args:
         root: folder of the set; its file may lie deeper.
-        get: what to put where, for the error if it is not there.
+        get: which file to put where, for the error message if it is not found.
     """
 
     def __init__(self, root: str, get: str) -> None:

@@ -27,7 +27,7 @@ class ImageSet(ImageFolder):
         min_side, max_bad_share, skipped_path: see ``ImageFolder``.
         library_class, parts: see ``datamodules.public.fetch.fetch``.
         download: whether to download what is not there.
-        get: what to put where, for the error if it is not there.
+        get: which files to put where, for the error message if none are found.
     """
 
     def __init__(
@@ -69,10 +69,10 @@ class TorchvisionImages(Dataset[np.ndarray]):
         root: folder in which torchvision unpacks.
         min_side, max_bad_share, skipped_path: see ``ImageSet``; only for class folders.
         torchvision_class: name of the class in ``torchvision.datasets``.
-        pretrain, train, test: its further arguments for pretraining and for the two splits of the
-            probe.
+        pretrain, train, test: further arguments of the class for pretraining and for the two splits
+            of the probe.
         download: whether to download what is not there.
-        get: what to put where, for the error if it is not there.
+        get: which files to put where, for the error message if none are found.
     """
 
     holds = "image"

@@ -20,8 +20,8 @@ class AudioShards(ShardDataset[np.ndarray]):
     Args:
         root, max_bad_share, skipped_path, cache_folder, cache_gb, label_key, test_shards: see
             ``ShardDataset``.
-        min_seconds, max_seconds: samples of another length are left out and counted
-            (``datamodules.prepare`` cuts long ones).
+        min_seconds, max_seconds: shorter and longer samples are left out and counted
+            (``datamodules.prepare`` cuts long files).
     """
 
     holds = "waveform"

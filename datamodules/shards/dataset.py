@@ -26,7 +26,7 @@ from datamodules.shards.tar import Damaged, sample_of
 _MAPPED = 1024  # indexes that a process keeps mapped
 _LABELLED = 5000  # samples whose labels a split of the probe looks at, at most
 _SOME = 4  # remote shards that health measures read; samples of a shard whose label is tried
-_FEW = 100  # the share of bad samples is taken of at least so many reads
+_FEW = 100  # the share of bad samples is taken over at least so many reads
 
 
 class ShardDataset(Dataset[Item]):
@@ -40,15 +40,15 @@ class ShardDataset(Dataset[Item]):
             is unusable.
         skipped_path: where shards and samples that cannot be used are listed, or None.
         cache_folder: for remote shards, and for indexes that cannot be written beside their shards.
-        cache_gb: size that the shards in it may take.
+        cache_gb: largest size of the shards in ``cache_folder`` together.
         label_key: member with the class (``cls``), or member and field (``json.speaker``), for a
             probe; None for none.
-        test_shards: with ``label_key``, so many shards, the last, are not pretrained on: the
-            probe's test.
+        test_shards: with ``label_key``, so many shards, the last ones, are not pretrained on but
+            tested by the probe.
 
     Attributes:
         bounds: smallest and largest length that is used.
-        outside: what the list of skipped samples says of those of another length.
+        outside: the reason that the list of skipped samples gives for all other lengths.
     """
 
     bounds: tuple[float, float] = (1, np.inf)
@@ -77,7 +77,7 @@ class ShardDataset(Dataset[Item]):
 
         Args:
             members: extension -> bytes.
-            length: as the index has it.
+            length: length of the sample by the index.
 
         Raises:
             Unusable: if it cannot be decoded.
@@ -95,7 +95,7 @@ class ShardDataset(Dataset[Item]):
 
     @property
     def place(self) -> str:
-        """Where they are, and how many, for the log."""
+        """Where the shards are and how many there are, for the log."""
         first = self.root if isinstance(self.root, str) else self.root[0]
         more = "" if isinstance(self.root, str) or len(self.root) == 1 else " …"
         return f"{shown(first)}{more}, {len(self.names):,} shards"
@@ -136,17 +136,17 @@ class ShardDataset(Dataset[Item]):
         return shards
 
     def _used(self, shard: Shard) -> np.ndarray:
-        """Places in a shard of the samples whose length is used."""
+        """The places in a shard of the samples whose length is within ``bounds``."""
         low, high = max(1, self.bounds[0]), self.bounds[1]
         return np.flatnonzero((shard.lengths >= low) & (shard.lengths <= high))
 
     @cached_property
     def shard_sizes(self) -> np.ndarray:
-        """(n,) samples that are pretrained on in each shard."""
+        """(shards,) number of samples of each shard that are pretrained on."""
         sizes = np.array([len(self._used(shard)) for shard in self.shards])
         if self.label_key is not None:
             sizes[-self.test_shards :] = 0
-            # Before the run, not at its end: whether some of the samples have the label.
+            # Check before the run, not at its end, that some of the samples have the label.
             ends = (0, len(self.shards) - 1)
             if not any(True for s in ends for _ in self._label_rows(s, _SOME, False)):
                 rule = "is no member, or no field of one, of the samples at the beginning and end"
@@ -156,7 +156,7 @@ class ShardDataset(Dataset[Item]):
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """(N,) uint32, as the index has them."""
+        """The length of each sample by the index, uint32."""
         kept = [
             shard.lengths[self._used(shard)]
             for shard, size in zip(self.shards, self.shard_sizes, strict=True)
@@ -184,7 +184,7 @@ class ShardDataset(Dataset[Item]):
         self._store.prefetch([s for s in shards if self.shard_sizes[s]])
 
     def at_hand(self) -> np.ndarray:
-        """All samples, but only those of a few shards if shards are remote."""
+        """All samples if the shards are local, else those of a few shards."""
         if not any(map(is_remote, self.names)):
             return super().at_hand()
         full = np.flatnonzero(self.shard_sizes)
@@ -223,7 +223,7 @@ class ShardDataset(Dataset[Item]):
     def _read(self, shard: int, place: int) -> Item | None:
         self.reads += 1
         name = shown(self.names[shard])
-        key = ""  # empty as long as it is the shard that cannot be read
+        key = ""  # empty until the shard is read: an error before that is the shard's
         try:
             span = self._span(shard, place)
             key = f": sample {place}"
@@ -254,7 +254,7 @@ class ShardDataset(Dataset[Item]):
         """The index of a shard, mapped.
 
         Raises:
-            Unusable: if it is no longer the one that the order of the run was made with.
+            Unusable: if it was changed since the order of the run was made from it.
         """
         if shard not in self._mapped:
             known = self.shards[shard]
@@ -271,7 +271,7 @@ class ShardDataset(Dataset[Item]):
         return self._mapped[shard]
 
     def labelled(self) -> list[Labelled[Item]]:
-        """The probe of ``label_key``, tested on the last shards; [] without."""
+        """The classification by ``label_key``, tested on the last shards; [] without a key."""
         if self.label_key is None:
             return []
         split = len(self.shards) - self.test_shards

@@ -34,7 +34,7 @@ class Stream(NamedTuple):
 
     Args:
         file: the bytes.
-        begin: place of its first byte in the shard.
+        begin: place in the shard of the first byte of ``file``.
         total: size of the shard, None if unknown.
         version: what the server calls this version of the file, None if it does not say.
     """
@@ -51,8 +51,8 @@ def fetch(url: str, path: Path) -> int:
     Every further try is printed with its cause.
 
     Raises:
-        Unusable: if it is not there, or may not be read, or the tries are used up.
-        OSError: if it cannot be written.
+        Unusable: if the address does not exist or may not be read, or all tries have failed.
+        OSError: if ``path`` cannot be written.
     """
     fetched = _Download(url, path)
     for tried in range(TRIES):
@@ -119,7 +119,7 @@ def _http(url: str, begin: int, version: str | None) -> Iterator[Stream]:
     with urlopen(Request(url, headers=rest), timeout=STALL) as answer:
         version = answer.headers["ETag"] or answer.headers["Last-Modified"]
         if version is not None and version.startswith("W/"):
-            version = None  # a weak one: other bytes may have the same
+            version = None  # a weak version: other bytes may have the same one
         length = answer.headers["Content-Length"]
         if answer.status != 206:
             yield Stream(answer, 0, int(length) if length else None, version)

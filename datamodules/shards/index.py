@@ -19,8 +19,8 @@ from datamodules.datasets.audio_folder import ENDINGS as AUDIO
 from datamodules.datasets.base import RATE
 from datamodules.shards.tar import BLOCK, Damaged, Member, is_unsafe, parts, walk
 
-# Place of a sample's first header, bytes of all its members, and its length: samples at 16 kHz,
-# tokens, else 1; 0 for a sample that cannot be used. In the order of the tar.
+# For each sample, in the order of the tar: the place of its first header, the size in bytes of all
+# its members, and its length (in samples at 16 kHz or tokens, else 1; 0 if it cannot be used).
 ENTRY = np.dtype([("offset", "<u8"), ("bytes", "<u4"), ("length", "<u4")])
 _HEAD = struct.Struct("<8sII")  # magic, version, CRC-32 of all after it
 _TOLD = struct.Struct("<QQQ")  # samples, bytes of the tar, CRC-32 of the tar
@@ -34,9 +34,9 @@ class Index:
     """The index of a tar.
 
     Args:
-        entries: (n,) of type ``ENTRY``.
+        entries: array of type ``ENTRY``, one entry for each sample.
         tar_bytes: size of the tar.
-        tar_crc: its CRC-32.
+        tar_crc: CRC-32 of the tar.
     """
 
     entries: np.ndarray
@@ -50,15 +50,15 @@ def index_path(tar: str) -> str:
 
 
 def build_index(tar: str | Path, idx: str | Path | None = None) -> dict[str, str]:
-    """Read a tar once and write its index, whole or not at all.
+    """Read a tar once and write its index atomically.
 
     Args:
         tar: plain tar file.
-        idx: where to write; None for beside it.
+        idx: where to write the index; None writes it beside the tar.
 
     Returns:
-        Samples that cannot be used, and where the tar breaks off: name -> reason. The index has the
-        samples before that place.
+        Samples that cannot be used -> the reason, with an entry for the place where the tar breaks
+        off, if it does. The index holds the samples before that place.
 
     Raises:
         OSError: if the tar cannot be read or the index not written.
@@ -129,7 +129,7 @@ class _Sample:
 def _samples(members: Iterator[Member]) -> Iterator[_Sample]:
     """Samples: members with the same key that follow each other.
 
-    What was complete before a damaged place is yielded before the error is raised.
+    The samples before a damaged place are yielded before the error is raised.
     """
     sample: _Sample | None = None
     broken: Damaged | None = None
@@ -151,7 +151,8 @@ def _samples(members: Iterator[Member]) -> Iterator[_Sample]:
 
 
 def length_of(members: dict[str, bytes]) -> int:
-    """Samples at 16 kHz of an audio member, tokens of a ``npy`` member, 1 for anything else.
+    """The length of a sample: of an audio member in samples at 16 kHz, of a ``npy`` member in
+    tokens, 1 for anything else.
 
     Raises:
         Damaged: if that member cannot be read.
@@ -179,7 +180,7 @@ def _tokens(data: bytes) -> int:
 
 
 def save(index: Index, path: Path) -> None:
-    """Write an index, whole or not at all."""
+    """Write an index atomically."""
     rows = index.entries.tobytes()
     told = _TOLD.pack(len(index.entries), index.tar_bytes, index.tar_crc)
     head = _HEAD.pack(_MAGIC, _VERSION, zlib.crc32(told + rows)) + told
@@ -194,8 +195,8 @@ def load(path: str | Path, verified: bool = False) -> Index:
         verified: whether this process has loaded it before and need not check its checksum again.
 
     Raises:
-        Damaged: if it is not whole, or of another version.
-        OSError: if it cannot be read.
+        Damaged: if the index is damaged, or of another version.
+        OSError: if the file cannot be read.
     """
     with open(path, "rb") as file:
         head = file.read(_BEGIN)

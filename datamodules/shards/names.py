@@ -34,7 +34,7 @@ def shown(name: str) -> str:
 
 
 def expand(root: str | Sequence[str]) -> list[str]:
-    """Every shard, sorted by name, whether it is there or not.
+    """The names of all shards, sorted, whether the files exist or not.
 
     Args:
         root: a folder (its ``.tar`` files, and those that only an index or ``manifest.json``
@@ -43,7 +43,7 @@ def expand(root: str | Sequence[str]) -> list[str]:
             is a shard that a command writes to its standard output.
 
     Raises:
-        ConfigError: if there is none, or one is compressed.
+        ConfigError: if there is no shard, or one is compressed.
     """
     given = [root] if isinstance(root, str) else list(root)
     found = sorted({name for one in given for name in _expand(one)})
@@ -81,7 +81,8 @@ def _globbed(path: str) -> list[str]:
 
 
 def _in_folder(folder: str) -> set[str]:
-    """Tars that are there, and those of which only the index or a line of the manifest is left."""
+    """The tars in a folder, and those that only their index or a line of the manifest still
+    names."""
     names = {name for name in os.listdir(folder) if not name.startswith(".")}
     tars = {name for name in names if name.endswith(".tar")}
     tars |= {f"{name.removesuffix('.idx')}.tar" for name in names if name.endswith(".idx")}

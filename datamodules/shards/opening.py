@@ -29,12 +29,12 @@ _PER_PROCESS = 1 << 28  # bytes of tar that are worth starting a process for
 
 
 class Shard(NamedTuple):
-    """What is kept of an index in memory.
+    """The part of an index that stays in memory.
 
     Args:
         idx: where the index is.
         tar_bytes, tar_crc: size and CRC-32 of the tar.
-        lengths: (n,) of its samples, 0 for those that cannot be used.
+        lengths: length of each sample, 0 for samples that cannot be used.
         bad: number of samples that are known to be unreadable.
     """
 
@@ -46,12 +46,13 @@ class Shard(NamedTuple):
 
 
 def open_all(names: Sequence[str], cache: Cache, reasons: dict[str, str]) -> list[Shard]:
-    """The indexes of all shards; those that are missing or stale are made, in parallel, and kept.
+    """The indexes of all shards; those that are missing or stale are made in parallel and
+    written to disk.
 
     Args:
         names: of the shards.
         cache: for what is downloaded, and for indexes of folders that cannot be written.
-        reasons: is filled with what is wrong with shards and samples, name -> reason.
+        reasons: a dictionary that is filled: name of a bad shard or sample -> reason.
 
     Raises:
         ConfigError: if neither a shard nor its index is there, so that the number of its samples is
@@ -62,7 +63,7 @@ def open_all(names: Sequence[str], cache: Cache, reasons: dict[str, str]) -> lis
     missing = [name for name, shard in shards.items() if shard is None]
     if missing:
         with ExitStack() as stack:
-            # Without a cache folder, other ranks of the node do not wait but make them too.
+            # If there is no cache folder for a lock, other ranks of the node make the same indexes.
             with suppress(ConfigError):
                 stack.enter_context(cache.alone(f"index {missing[0]}"))
             _make([name for name in missing if look(name) is None], cache, reasons)
@@ -98,7 +99,7 @@ def _look_here(name: str, cache: Cache, reasons: dict[str, str]) -> Shard | None
         return _shard(*found, 0)
     if found is None or size == found[1].tar_bytes:
         return found and _shard(*found, size)
-    if is_whole(name):  # a whole tar of another size is not the one that was indexed
+    if is_whole(name):  # a complete tar of another size is not the one that was indexed
         return None
     shard = _shard(*found, size)
     reasons[name] = (
@@ -133,7 +134,7 @@ def _load(paths: list[Path], reasons: dict[str, str]) -> tuple[Path, Index] | No
 
 
 def _shard(path: Path, index: Index, size: int) -> Shard:
-    """What is kept of an index whose tar has ``size`` bytes now."""
+    """The part of an index to keep, if its tar has ``size`` bytes now."""
     lengths = index.entries["length"].copy()
     beyond = index.entries["offset"] + index.entries["bytes"] > size
     return Shard(

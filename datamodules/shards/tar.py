@@ -37,7 +37,7 @@ class Member(NamedTuple):
         name: path in the tar.
         begin: place of its first header (a long name has headers of its own).
         end: place where the next member begins.
-        data: its bytes.
+        data: the bytes of the file.
     """
 
     name: str
@@ -120,8 +120,8 @@ def _records(data: bytes) -> dict[str, str]:
 def parts(name: str) -> tuple[str, str] | None:
     """Key of the sample and extension (lower case) of a member; None if WebDataset ignores it.
 
-    The key reaches to the first dot after the last slash. Members with one key that follow each
-    other are a sample.
+    The key reaches to the first dot after the last slash. Members in a row that have the
+    same key form a sample.
     """
     key, extension = base_plus_ext(name)
     return None if key is None or _META.match(name) else (key, extension.lower())
@@ -139,7 +139,7 @@ def sample_of(span: bytes) -> tuple[str, dict[str, bytes]]:
     """Key of a sample, and its members by extension (lower case), from its bytes in the tar.
 
     Raises:
-        Unusable: if they are not one whole sample.
+        Unusable: if the bytes are not exactly one sample.
     """
     key, members = "", dict[str, bytes]()
     try:
@@ -175,7 +175,7 @@ class Sample:
     Args:
         key: name of its members before the first dot.
         members: extension -> bytes.
-        length: in samples at 16 kHz, tokens, or 1.
+        length: length in samples at 16 kHz or in tokens; 1 for other samples.
     """
 
     key: str
@@ -188,8 +188,8 @@ class Written:
     """A tar file that was written.
 
     Args:
-        samples: their number.
-        length: sum of their lengths.
+        samples: number of samples.
+        length: sum of the samples' lengths.
         bytes: size of the file.
         sha256: of the file, hexadecimal.
     """
@@ -215,7 +215,8 @@ class _Hashed(io.RawIOBase):
 def write_tar(path: Path, samples: Iterable[Sample]) -> Written:
     """Write a tar file in which equal samples give equal bytes: no times and no owners.
 
-    It is on the disk when this returns. It is not atomic: ``path`` should be a temporary name.
+    The file is on the disk when this returns. Writing is not atomic: ``path`` should be a temporary
+    name.
     """
     count = length = 0
     with path.open("wb") as file:

@@ -47,7 +47,7 @@ class TextShards(ShardDataset[Any], TextDataset):
         return any(extension.endswith("npy") for extension in next(found, ()))
 
     def decode(self, members: dict[str, bytes], length: int) -> np.ndarray | str:
-        """(T,) int64 ids, or the text."""
+        """The token ids as (tokens,) int64, or the text."""
         if not self.in_tokens:
             try:
                 return one_of(members, (".txt",)).decode("utf-8")

@@ -22,7 +22,8 @@ _LONG, _SHORT = (40, 40), (3, 5)
 
 
 class SyntheticText(TextDataset):
-    """The language reference and documents of a grammar; others of these are the probe's.
+    """Python's language reference, and documents of a synthetic grammar. The probe has other
+    documents of this grammar.
 
     In the grammar, article, adjective and noun agree in number, and so do verb and subject.
     Subjects are persons; objects, and nouns after "pe", are things. The sentences of a document are
@@ -52,7 +53,8 @@ class SyntheticText(TextDataset):
         return f"{real} and a synthetic grammar ({self.documents:,} documents, none of the probe's)"
 
     def labelled(self) -> list[Labelled[str]]:
-        """Word order; and the topic, which words alone tell, as a sanity check."""
+        """Two classifications: by word order, and as a sanity check by topic, which single words
+        tell."""
         first = [self.grammar.document(self.documents + i, _SHORT) for i in range(self.train)]
         after = self.documents + self.train
         second = [self.grammar.document(after + i, _SHORT) for i in range(self.test)]
@@ -86,7 +88,7 @@ class Grammar:
 
         Args:
             index: of the document.
-            sentences: fewest and most of them.
+            sentences: smallest and largest number of sentences.
 
         Returns:
             The text, its order (0 subject first, 1 object first) and its topic.

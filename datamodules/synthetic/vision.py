@@ -89,7 +89,8 @@ def _split(pixels: np.ndarray, shapes: np.ndarray) -> Split[np.ndarray]:
 
 
 def _paint(shapes: np.ndarray, u: np.ndarray, noise: np.ndarray) -> np.ndarray:
-    """(N, 3, 32, 32) uint8 from shapes (N,), uniform numbers (N, 32) and normal noise."""
+    """Draw N images, (N, 3, 32, 32) uint8, from their shapes (N,), uniform numbers (N, 32) and
+    normal noise."""
     axis = (np.arange(SIDE, dtype=np.float32) + 0.5) * (2 / SIDE) - 1
     y, x = axis[:, None], axis[None, :]
     at = u[:, :, None, None]  # (N, 32, 1, 1)

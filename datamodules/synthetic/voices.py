@@ -107,7 +107,8 @@ class Voices:
     def _score(
         self, rng: np.random.Generator, speaker: int, said: list[int]
     ) -> tuple[np.ndarray, ...]:
-        """Filters (P + 1, FFT/2 + 1), and the filter, level and voicing of each frame."""
+        """The filters of the P phones and of silence, (P + 1, FFT/2 + 1); and for each frame which
+        filter, level and voicing it has."""
         phones = [PHONES[name] for word in said for name in WORDS[word]]
         scale = self.tract[speaker] * rng.normal(1, 0.04, (len(phones), 3))
         tempo = np.repeat(rng.uniform(0.75, 1.35, len(said)), [len(WORDS[word]) for word in said])
@@ -128,7 +129,7 @@ class Voices:
     def _with_pauses(
         self, rng: np.random.Generator, said: list[int], frames: np.ndarray
     ) -> tuple[np.ndarray, ...]:
-        """Number of the filter, and of frames, of each phone and pause (filter -1).
+        """For each phone and pause, which filter it has (-1 for pauses) and how many frames.
 
         Pauses are 0 to 80 ms between words, 30 to 120 ms before the first and after the last.
         """
@@ -139,10 +140,11 @@ class Voices:
 
 
 def _responses(phones: list[Phone], scale: np.ndarray) -> np.ndarray:
-    """(P + 1, FFT/2 + 1) complex64 all-pole filters of unit power; the last one is silence.
+    """All-pole filters of unit power for P phones, and a last one for silence: (P + 1, FFT/2 + 1)
+    complex64.
 
-    ``scale`` (P, 3) is a factor of the resonances; those of noise move half as far, and only their
-    first one is used.
+    ``scale`` (P, 3) is a factor of the resonances; the resonances of noise move half as far, and
+    only the first is used.
     """
     centres = np.array([phone.centres for phone in phones], np.float64)
     widths = np.array([phone.widths for phone in phones], np.float64)

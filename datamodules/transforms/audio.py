@@ -22,9 +22,9 @@ class AudioTransform(CropTransform):
 
     Args:
         dataset: the waveforms.
-        crop_seconds: longest crop; shorter items stay whole and are padded in the batch.
+        crop_seconds: longest crop; shorter items are not cropped, but padded in the batch.
         seed: of the run.
-        join: put short items together to about ``crop_seconds``, see ``Joined``.
+        join: join short items to items of about ``crop_seconds``, see ``Joined``.
         crop_to_shortest: see ``CropTransform``.
     """
 
@@ -47,7 +47,7 @@ class AudioTransform(CropTransform):
 
     @classmethod
     def longest_input(cls, crop_seconds: float, **_: Any) -> tuple[int, ...]:
-        """(S,) of the longest crop."""
+        """The number of samples of the longest crop, as a tuple."""
         return (round(crop_seconds * RATE),)
 
     def probe_view(self, item: np.ndarray) -> Tensor:
@@ -65,9 +65,9 @@ class AudioTransform(CropTransform):
 
 
 def log_mel(batch: Batch) -> Tensor:
-    """(B, 80) mean and standard deviation over time of 40 log-mel bands, padding left out.
+    """Mean and standard deviation over time of 40 log-mel bands, without padding: (waveforms, 80).
 
-    Windows are 25 ms long, every 10 ms.
+    Windows are 25 ms long, one every 10 ms.
     """
     frames = _mel()(batch.inputs).clamp_min(1e-6).log().transpose(1, 2)  # (B, T, 40)
     samples = (

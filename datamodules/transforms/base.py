@@ -36,17 +36,19 @@ class Samples(Numbered):
 
     @property
     def lengths(self) -> np.ndarray | None:
-        """(N,) length along the last axis of what ``read`` returns; None if all are equal."""
+        """The length along the last axis of what ``read`` returns for each sample; None if all are
+        equal."""
         return None
 
     @property
     def labels(self) -> np.ndarray | None:
-        """(N,) int64 class of each sample, for fine-tuning; None in pretraining."""
+        """The int64 class of each sample, for fine-tuning; None in pretraining."""
         return None
 
     @property
     def numbered(self) -> Numbered:
-        """Whose shards the order of a run is made of: a dataset if its items are the samples."""
+        """What the order of a run takes shards from: the dataset if each item is one sample, else
+        self."""
         return self
 
     @abstractmethod
@@ -54,19 +56,20 @@ class Samples(Numbered):
         """Sample ``index`` in this epoch, or None if it cannot be read (reported by the dataset).
 
         Args:
-            longest: length that crops must not exceed; None for that of the transform.
+            longest: largest length of a crop; None for the crop length of the transform.
         """
 
     @abstractmethod
     def placeholder(self, length: int | None) -> Tensor:
-        """What stands in a batch for a sample that cannot be read.
+        """The tensor that replaces a sample that cannot be read in a batch.
 
         Args:
             length: as ``lengths`` has it; None if all samples are equally long.
         """
 
     def finish(self, inputs: Tensor) -> Tensor:
-        """The last step, on the device, for a batch (B, ...): inputs as the encoder takes them."""
+        """The last step of the preparation, for a batch on the device: inputs as the encoder takes
+        them."""
         return inputs
 
     @abstractmethod
@@ -124,12 +127,13 @@ class Transform(Samples, Generic[Item]):
     @classmethod
     @abstractmethod
     def longest_input(cls, *_: Any, **settings: Any) -> tuple[int, ...]:
-        """Shape of the longest sample: (samples,), (3, H, W), (tokens,), (C, samples) ...
+        """Shape of the longest sample: (samples,), (3, height, width), (tokens,), (channels, steps)
+        ...
 
-        A subclass names the settings that it reads.
+        A subclass has the settings that it reads as named arguments.
 
         Args:
-            settings: arguments of the constructor by name.
+            settings: arguments of the constructor, by name.
         """
 
     def __len__(self) -> int:
@@ -149,7 +153,7 @@ class Transform(Samples, Generic[Item]):
 
         Args:
             item: as the dataset stores it.
-            index: number that the randomness depends on, beside seed and epoch.
+            index: number that the random crop depends on, besides seed and epoch.
             longest: see ``read``.
         """
 
@@ -162,7 +166,8 @@ class Transform(Samples, Generic[Item]):
         return self.plain_view(item)
 
     def raw_baseline(self, batch: Batch) -> Tensor:
-        """(B, F) features without learning, which a probe compares with; here ``mean_and_std``."""
+        """Features (samples, F) that are not learned, for a probe to compare with; here those of
+        ``mean_and_std``."""
         return mean_and_std(batch)
 
     def plain(self) -> Iterator[Tensor | None]:
@@ -192,17 +197,18 @@ class Transform(Samples, Generic[Item]):
 
 
 class CropTransform(Transform[np.ndarray]):
-    """Random crops of normalised signals, items (S,) or (C, S); shorter ones stay whole.
+    """Random crops of normalised signals, items of shape (steps,) or (channels, steps). Items
+    shorter than a crop are not cropped.
 
-    The whole item is normalised before it is cropped, as in fairseq's
+    An item is normalised before it is cropped, as in fairseq's
     ``RawAudioDataset.postprocess``: a crop has neither zero mean nor unit variance.
 
     Args:
         dataset: the signals.
-        crop: longest sample, in steps of the last axis.
+        crop: length of the longest sample, in steps of the last axis.
         seed: of the run.
-        crop_to_shortest: crop every row of a micro-batch to its shortest and pad none, as the
-            reference does (fairseq ``RawAudioDataset.collater``).
+        crop_to_shortest: crop all rows of a micro-batch to the length of its shortest row, so that
+            none is padded, as the reference does (fairseq ``RawAudioDataset.collater``).
     """
 
     def __init__(
@@ -238,18 +244,19 @@ class CropTransform(Transform[np.ndarray]):
 
 
 def normalise(signal: np.ndarray) -> Tensor:
-    """(..., S) float32 whose rows have zero mean and unit (biased) variance, eps 1e-5.
+    """Give a signal (..., steps) zero mean and unit (biased) variance along its last axis, as
+    float32; eps is 1e-5.
 
-    Of a waveform as fairseq's ``F.layer_norm`` over the utterance.
+    For a waveform this is fairseq's ``F.layer_norm`` over the utterance.
     """
     tensor = torch.from_numpy(np.ascontiguousarray(signal, np.float32))
     return layer_norm(tensor, tensor.shape[-1:])
 
 
 def mean_and_std(batch: Batch) -> Tensor:
-    """(B, 2F) mean and standard deviation along the last axis of (B, ..., S).
+    """Mean and standard deviation along the last axis of each input of a batch, without padding.
 
-    F is the product of the axes between; padding is left out.
+    Inputs (B, ..., S) give (B, 2F), F the product of the axes between the first and the last.
     """
     x = batch.inputs.flatten(1, -2) if batch.inputs.ndim > 2 else batch.inputs[:, None]
     lengths = torch.full((len(x),), x.shape[-1]) if batch.lengths is None else batch.lengths

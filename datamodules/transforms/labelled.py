@@ -18,7 +18,7 @@ class LabelledTransform(Samples):
     """Labelled items, cropped or augmented as in pretraining; test items as probes see them.
 
     Args:
-        transform: of the modality.
+        transform: prepares items of the modality; its dataset has the labels.
         task: name of one of its ``probe_tasks``; None for the first.
 
     Raises:
@@ -44,7 +44,8 @@ class LabelledTransform(Samples):
 
     @cached_property
     def _readable(self) -> tuple[np.ndarray, np.ndarray | None]:
-        """Ids of the items that can be read, and their lengths; images are not looked at."""
+        """Ids of the items that can be read, and their lengths. Items that all have one size, such
+        as images, are not checked."""
         if self.transform.equal_sizes:
             return np.arange(len(self.split)), None
         lengths = {}

@@ -14,7 +14,7 @@ from d2v_pretrain.types import UNK
 
 SPECIALS = ("<s>", "<pad>", "</s>", "<unk>")  # ids 0 to 3; "<mask>" is the last id
 _PAIRS = (("vocab.json", "merges.txt"), ("encoder.json", "vocab.bpe"))
-_LINES = 10_000  # encoded at once, which bounds the memory
+_LINES = 10_000  # texts encoded at once, which limits the memory
 
 
 class Vocabulary:
@@ -44,7 +44,7 @@ class Vocabulary:
         self.moved[known[:, 0]] = known[:, 1]
 
     def encode(self, texts: Iterable[str]) -> Iterator[np.ndarray]:
-        """The ids of each text, (T,) int32, without specials around them."""
+        """The ids of each text, (tokens,) int32, without <s> and </s> around them."""
         texts = iter(texts)
         while part := list(islice(texts, _LINES)):
             for encoded in self.tokenizer.encode_batch_fast(part, add_special_tokens=False):
@@ -55,7 +55,7 @@ class Vocabulary:
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Train a byte-level BPE (GPT-2's pre-tokenizer) of exactly ``vocab_size`` ids.
 
-    Ids that the text is too short for are unused tokens.
+    If the text is too short for so many ids, the rest are unused tokens.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

@@ -14,7 +14,7 @@ from d2v_pretrain.types import Batch
 from datamodules.datasets.base import Dataset
 from datamodules.transforms.base import Transform
 
-_BASELINE_SIDE = 32  # images are scaled down to this side before their pixels are the baseline
+_BASELINE_SIDE = 32  # side in pixels that images are scaled down to for the raw features of a probe
 
 
 class VisionTransform(Transform[np.ndarray]):
@@ -30,11 +30,11 @@ class VisionTransform(Transform[np.ndarray]):
         size: side of a sample in pixels.
         scale: smallest and largest area of the crop, as a share of the image.
         ratio: smallest and largest aspect ratio of the crop.
-        jitter: strength of random brightness, contrast and saturation; 0 for none.
+        jitter: strength of the random changes of brightness, contrast and saturation; 0 for none.
         flip: probability of a horizontal flip.
         mean, std: of each colour, in [0, 1].
-        standardise: subtract each image's own mean colour and divide by its own contrast, instead
-            of using ``mean`` and ``std``.
+        standardise: normalise each image by its mean colour and its contrast, instead of by
+            ``mean`` and ``std``.
         centre: share of the shorter side that probes see: 224/256 for photographs, 1 for tiny
             images.
         seed: of the run.
@@ -72,7 +72,7 @@ class VisionTransform(Transform[np.ndarray]):
 
     @classmethod
     def longest_input(cls, size: int, **_: Any) -> tuple[int, ...]:
-        """(3, H, W)"""
+        """The shape of every sample, (3, size, size)."""
         return (3, size, size)
 
     def train_view(
@@ -93,7 +93,7 @@ class VisionTransform(Transform[np.ndarray]):
         return self.view(torch.from_numpy(item))
 
     def finish(self, inputs: Tensor) -> Tensor:
-        """(B, 3, size, size) uint8 to normalised float32."""
+        """Images (batch, 3, size, size) uint8, converted to float32 and normalised."""
         return self.normalise(inputs)
 
     def placeholder(self, length: int | None) -> Tensor:
@@ -108,12 +108,14 @@ class VisionTransform(Transform[np.ndarray]):
 
 
 def _standardised(image: Tensor) -> Tensor:
-    """(..., 3, H, W) without the image's own mean colour, at unit contrast over all colours."""
+    """Images (..., 3, height, width), each with its mean colour subtracted and divided by its
+    standard deviation over all colours."""
     image = image - image.mean((-2, -1), keepdim=True)
     return image / (image.square().mean((-3, -2, -1), keepdim=True).sqrt() + 1e-3)
 
 
 def pixels(batch: Batch) -> Tensor:
-    """(B, F) normalised pixels; images of more than 32x32 are scaled down to it."""
+    """The normalised pixels of each image, (images, F); larger images are scaled down to 32 x
+    32."""
     side = min(_BASELINE_SIDE, batch.inputs.shape[-1])
     return torch.nn.functional.adaptive_avg_pool2d(batch.inputs, side).flatten(1)

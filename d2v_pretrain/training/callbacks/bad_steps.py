@@ -31,7 +31,7 @@ class BadSteps(Meter):
     ``patience`` bad steps in a row are not the fault of single samples. Then weights, teacher and
     optimizer are restored from the newest checkpoint that was saved after a good step. Step number
     and data go on, so the samples in between are not seen again. The second time the run stops.
-    All of this is a function of the steps alone, so a resumed run repeats it.
+    All of this depends on the steps alone, so a resumed run does the same again.
 
     Args:
         folder: the run's folder.
@@ -61,7 +61,7 @@ class BadSteps(Meter):
                 temporary.write_text("".join(kept))
 
     def count(self, trainer: Trainer, module: LightningModule, batch: Batch) -> None:
-        """Keep the flag of the step, which is not read yet, with the ids of its samples."""
+        """Store the flag of the step, which is not read yet, with the ids of its samples."""
         self.ids.append(batch.ids)
         if trainer.global_step == self.seen:
             return

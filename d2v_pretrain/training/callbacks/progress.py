@@ -35,9 +35,9 @@ class Progress(RichProgressBar, Meter):
     """Lightning's Rich bar, which counts the optimizer steps of the whole run and shows the numbers
     of the last logged step.
 
-    ``rel`` is the loss divided by that of predicting zero, ``wait`` the share of time spent waiting
-    for data, ``pad`` the share of the inputs that is padding. Without a terminal, for example in a
-    log file, each logged step is printed as a line instead.
+    ``rel`` is the loss divided by the loss of predicting zero, ``wait`` the share of time spent
+    waiting for data, ``pad`` the share of the inputs that is padding. Without a terminal, for
+    example in a log file, each logged step is printed as a line instead.
     """
 
     def __init__(self) -> None:

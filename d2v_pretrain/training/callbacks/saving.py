@@ -26,14 +26,15 @@ class Saving(Checkpoint, Meter):
     minutes at once. ``io`` is the plugin that writes the files, for the trainer.
 
     Args:
-        folder: of the checkpoints.
+        folder: where checkpoints are written.
         every_steps: save at multiples of this; None for never.
         every_minutes: also save when this long has passed since the last save; None for never.
         keep_last: number of the newest ``step=N.ckpt`` that are kept.
-        keep_every: those of steps that are multiples of this are kept too; None for no others.
-        best: name of a number in ``metrics.jsonl``, for example ``effective_rank`` or
-            ``loss_relative``. ``best.ckpt`` is the checkpoint saved when it was best: smallest if
-            the name contains "loss", else largest. None for no ``best.ckpt``.
+        keep_every: checkpoints of steps that are multiples of this are kept too; None keeps no
+        others.
+        best: name of a metric in ``metrics.jsonl``, for example ``effective_rank`` or
+            ``loss_relative``. ``best.ckpt`` is the checkpoint that was saved when the metric was
+            best: smallest if its name contains "loss", else largest. None for no ``best.ckpt``.
         asynchronous: see ``AtomicCheckpointIO``.
     """
 
@@ -97,7 +98,7 @@ class Saving(Checkpoint, Meter):
         self.io.wait()
 
     def _save(self, trainer: Trainer) -> None:
-        self.io.wait()  # the write of the last checkpoint reads is_best when it ends
+        self.io.wait()  # the last write still reads is_best at its end
         self.is_best = self.score is not None and self.score > self.record
         if self.score is not None:
             self.record = max(self.record, self.score)

@@ -59,9 +59,9 @@ def flops_per_sample(
     Args:
         parameters: number of parameters of the blocks alone.
         depth, width: of the encoder.
-        tokens: T per sample, extra tokens included.
-        visible: tokens that the student sees of each clone (T in data2vec 1).
-        clones: M.
+        tokens: tokens per sample, extra tokens included.
+        visible: tokens that the student sees of each clone (all in data2vec 1).
+        clones: number of masks per sample.
         other: FLOPs of stem, positional convolution and predictor, forward and backward.
     """
 
