@@ -74,13 +74,10 @@ class Arrays(InHand[np.ndarray]):
 
 class Waveforms(InHand[np.ndarray]):
     """Mono waveforms: arrays, tensors or lists of numbers (S,), rows of a (B, S) array, or paths of
-    audio files.
+    audio files; one of them, or a list of them.
 
-    Args:
-        inputs: one of them, or a list of them. Whole numbers are scaled to [-1, 1] by the range of
-            their type, as audio files store them.
-        sampling_rate: of the arrays in Hz, 16,000 by default. Other rates are resampled. Files know
-            their own.
+    Whole numbers are scaled to [-1, 1] by the range of their type, as audio files store them.
+    Arrays of another sampling rate than 16,000 Hz are resampled; files know their own rate.
     """
 
     holds = "waveform"
