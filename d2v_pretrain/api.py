@@ -1,5 +1,5 @@
-"""The Python door: ``pretrain()`` a run, ``load()`` an encoder and call it with arrays, images or
-texts."""
+"""The Python interface: ``pretrain()`` trains a run, ``load()`` gives an encoder to call with
+arrays, images or texts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from d2v_pretrain.checkpoint import file as checkpoint
-from d2v_pretrain.checkpoint.run import Run, find
+from d2v_pretrain.checkpoint.saved_run import Run, find
 from d2v_pretrain.config import compose
 from d2v_pretrain.config.explain import MISTAKES, in_words
 from d2v_pretrain.errors import ConfigError, nearest
@@ -30,7 +30,7 @@ from d2v_pretrain.training.signals import STOP
 from d2v_pretrain.weights import bundle
 from d2v_pretrain.weights.construct import construct
 
-# The only callables outside of the encoder that an exported folder may name.
+# Besides the classes of the encoder, an exported folder may name only callables below this module.
 _TRANSFORMS = "datamodules.transforms."
 
 
@@ -39,7 +39,8 @@ class Features:
     """Features of B items.
 
     Args:
-        x: (B, T, D) float32 on the CPU, zeros behind the end of an item; T is that of the longest.
+        x: (B, T, D) float32 on the CPU: D numbers for each token. T is the number of tokens of the
+            longest item; shorter items are padded with zeros at the end.
         lengths: (B,) int64 number of tokens of each item.
     """
 
@@ -50,7 +51,7 @@ class Features:
         return len(self.x)
 
     def __iter__(self) -> Iterator[Tensor]:
-        """(T, D) of each item, without padding."""
+        """For each item its features (tokens, D), without padding."""
         return (rows[:length] for rows, length in zip(self.x, self.lengths.tolist()))
 
     def pooled(self) -> Tensor:
@@ -60,15 +61,15 @@ class Features:
 
 @dataclass(frozen=True)
 class Pretrained:
-    """An encoder with what it takes to call it.
+    """An encoder, and how to prepare its inputs.
 
     Args:
-        folder: of the run or of the export.
+        folder: the folder of the run or of the export.
         network: the encoder, a ``torch.nn.Module`` in evaluation mode; ``network.to("cuda")`` moves
             it to a GPU.
         probe: content of the run's ``probe.json``; None without one.
-        preparation: settings of the run's transform, without its data.
-        find: the transform's class by the name in these settings.
+        preparation: gives the configuration of the run's transform, without its dataset.
+        find: gives the transform's class by the name in that configuration.
     """
 
     folder: Path
@@ -80,18 +81,20 @@ class Pretrained:
     def encoder(
         self, inputs: Any, sampling_rate: int | None = None, layers: int | None = None
     ) -> Features:
-        """Features of what is in hand, prepared as the run prepared its own data: waveforms are
-        normalised, images are resized, cropped and normalised, texts are tokenised and cut to the
-        longest input of the run.
+        """Features of inputs in memory or in files, prepared as the run prepared its training data:
+        waveforms are normalised, images are resized, cropped and normalised, texts are tokenised
+        and cut to the longest input of the run.
 
-        Items of different lengths go through the encoder one by one, so that the features of none
-        depend on the others. They equal those of ``d2v-pretrain extract``.
+        Items of different lengths are encoded separately, so that no item's features depend on the
+        others. The features equal those of ``d2v-pretrain extract``.
 
         Args:
-            inputs: one item or a sequence of them. Audio: mono waveforms (S,), as arrays, tensors
-                or lists, or a (B, S) array. Images: PIL images, arrays (H, W, 3) or tensors (3, H,
-                W) of 8 bits. Text: strings. Audio and images may be paths of files.
-            sampling_rate: of waveforms in arrays, Hz; 16,000 by default. Others are resampled.
+            inputs: one item or a sequence of items. Audio: mono waveforms, as one-dimensional
+                arrays, tensors or lists, or a (waveforms, samples) array. Images: PIL images,
+                arrays (H, W, 3) or tensors (3, H, W) of 8 bits. Text: strings. Audio and images may
+                be paths of files.
+            sampling_rate: sampling rate in Hz of waveforms that are not files; 16,000 by default.
+                Waveforms at another rate are resampled.
             layers: average the outputs of this many last blocks; half of them by default, as the
                 probe does.
 
@@ -101,9 +104,9 @@ class Pretrained:
         """
         top = number_of_layers(self.network, layers)
         settings = self.preparation()
-        module = import_module("datamodules.datasets.in_hand")  # by name: see the import rule
+        module = import_module("datamodules.datasets.in_memory")  # by name: see the import rule
         kind = self.find(settings["_target_"]).takes
-        settings["dataset"] = module.in_hand(kind, inputs, sampling_rate)
+        settings["dataset"] = module.in_memory(kind, inputs, sampling_rate)
         items = list(construct(settings, self.find).plain())
         rows: list[Tensor] = [torch.empty(0)] * len(items)
         for length in {item.shape[-1] for item in items}:
@@ -118,8 +121,8 @@ class Pretrained:
 def pretrain(
     modality: str | None = None, data: str | Path | None = None, **settings: Any
 ) -> Pretrained:
-    """Start a run, or go on with it, as ``python train.py`` does; in one process, on one device
-    unless ``trainer`` is given. Ctrl-C stops it with a checkpoint, and the same call goes on.
+    """Start a run or continue it, as ``python train.py`` does, in one process and on one device
+    unless ``trainer`` is given. Ctrl-C stops the run with a checkpoint; the same call continues it.
 
         run = pretrain("audio", "recordings", steps=1000, checkpoint={"keep_last": 2})
         run.probe["few_shot"], run.encoder(waveform).pooled()
@@ -134,7 +137,7 @@ def pretrain(
         The run, with the teacher's encoder, or the student's of a fine-tuned run.
 
     Raises:
-        ConfigError: a mistake in what is given, in one sentence.
+        ConfigError: a mistake in the arguments, told in one sentence.
     """
     words = _words(modality, data, settings)
     on_main_thread = threading.current_thread() is threading.main_thread()
@@ -175,7 +178,7 @@ def _words(modality: str | None, data: str | Path | None, settings: Mapping[str,
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Dotted keys and their values."""
+    """The values of nested mappings, each with its dotted key."""
     for key, value in settings.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")
@@ -211,11 +214,12 @@ def load(
         path: a run's name or folder, one of its checkpoints, a bundle, or a folder that ``export``
             wrote for transformers. No code in a folder is run.
         which: teacher or student of a run; the teacher by default, or the student if there is none.
-        step: of a run's checkpoint; the newest by default.
-        trust: packages besides d2v_pretrain whose classes a run may be made of, with commas.
+        step: optimizer step of the checkpoint to read from a run; the newest by default.
+        trust: names of packages besides d2v_pretrain whose classes the run or export may use,
+            separated by commas.
 
     Raises:
-        ConfigError: it is none of these, or damaged.
+        ConfigError: ``path`` is none of these, or is damaged.
     """
     place = Path(path)
     if (place / bundle.CONFIG).is_file():
@@ -264,7 +268,7 @@ def _exported(folder: Path, trust: str | None) -> Pretrained:
 
 
 def _transform_class(trust: Sequence[str], target: str) -> Callable[..., Any]:
-    """A transform by name; a file must not name anything else to be called."""
+    """The transform of that name. A file must not be able to name anything else to be called."""
     module, _, name = target.rpartition(".")
     if not target.startswith(_TRANSFORMS) and target.partition(".")[0] not in trust:
         raise ConfigError(PREPARATION, target, "is not a transform of datamodules")

@@ -21,7 +21,7 @@ from d2v_pretrain.config.compose import choices, data_sets, register_resolvers
 from d2v_pretrain.config.explain import MISTAKES, in_words
 from d2v_pretrain.config.options import refuse_dashes, table
 from d2v_pretrain.config.recipes import USUAL, config_folder, for_hydra
-from d2v_pretrain.config.settle import settle
+from d2v_pretrain.config.typed_groups import settle
 from d2v_pretrain.errors import ConfigError, nearest
 from d2v_pretrain.training.signals import EXIT_REQUEUE, STOP
 
@@ -169,13 +169,13 @@ def train(words: list[str], page: str = PRETRAIN, without: Sequence[str] = ("lab
     Args:
         words: of the form ``key=value``, and options of Hydra.
         page: printed for ``-h``.
-        without: settings that do not stand on that page.
+        without: settings that are left out of that page.
     """
     if {"-h", "--help"} & set(words):
         rows = [row for row in _settings() if row[0].partition("=")[0] not in without]
         print(page.format(settings=table(rows)), end="")
         return
-    # Without it, Hydra prints errors by itself, some of them with a trace, and exits.
+    # Without this variable, Hydra prints errors itself, some with a trace, and exits.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     register_resolvers()
     try:
@@ -183,7 +183,7 @@ def train(words: list[str], page: str = PRETRAIN, without: Sequence[str] = ("lab
         if _asks_for_cfg(words):
             print(show.job([word for word in words if "=" in word and word[0] != "-"]), end="")
             return
-        # argparse takes no more overrides behind an option that stands among them.
+        # After an option between overrides, argparse takes no further overrides.
         typed = for_hydra(words)
         sys.argv[1:] = sorted(typed, key=lambda word: word not in ("-m", "--multirun"))
         hydra.main(str(config_folder()), "pretrain", version_base="1.3")(_task)()
@@ -197,7 +197,7 @@ def _asks_for_cfg(words: Sequence[str]) -> bool:
 
 
 def _settings() -> list[tuple[str, str]]:
-    """``SETTINGS`` with their defaults and choices; … where the recipe decides."""
+    """``SETTINGS`` with their defaults and choices; the default is … where the recipe sets it."""
     values: Any = OmegaConf.to_container(OmegaConf.load(config_folder() / "pretrain.yaml"))
     values |= USUAL
     for group in values["defaults"]:
@@ -229,7 +229,7 @@ def _task(cfg: DictConfig) -> None:
         STOP.uninstall()
     except MISTAKES as error:
         STOP.uninstall()
-        _stop(error)  # here, because Hydra would print a line of its own
+        _stop(error)  # here, because Hydra would print an additional line
     except OSError as error:
         STOP.uninstall()
         if error.errno not in _UNWRITABLE or not _is_in(error.filename, cfg.folder):
@@ -240,8 +240,8 @@ def _task(cfg: DictConfig) -> None:
 
 
 def _is_in(file: object, folder: str) -> bool:
-    """Whether a file that could not be written belongs to the run. A full disk does not say which
-    file it was; then it is taken to be one."""
+    """Whether a file that could not be written belongs to the run. If the error
+    names no file, as for a full disk, the file is taken to belong to the run."""
     within = os.path.abspath(folder)
     return not isinstance(file, str) or Path(os.path.abspath(file)).is_relative_to(within)
 

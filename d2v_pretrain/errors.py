@@ -12,7 +12,7 @@ class ConfigError(ValueError):
     Args:
         key: the configuration key or file at fault, as the user types it (``masking.prob``,
             ``data.root``).
-        value: what it was.
+        value: the value that was given.
         rule: what must hold, as a clause (``"must be at most the depth, 4"``).
         remedy: what to type instead, as an imperative clause; may be empty.
     """
@@ -23,12 +23,12 @@ class ConfigError(ValueError):
 
 
 def nearest(name: str, known: Iterable[str], most: int = 2) -> str:
-    """What was probably meant, as `` (did you mean a or b?)``; empty if nothing is alike.
+    """The most similar right names, as `` (did you mean a or b?)``; empty if no name is similar.
 
     Args:
         name: as it was typed.
         known: the right names. A dotted one (``masking.prob``) is also found by its last part.
-        most: how many to suggest.
+        most: largest number of suggestions.
     """
     known = list(dict.fromkeys(known))
     near = get_close_matches(name, known, most, 0.7)

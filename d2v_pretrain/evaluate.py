@@ -10,12 +10,12 @@ from typing import Annotated, Literal
 
 from rich.console import Console
 
-from d2v_pretrain.checkpoint.run import find
+from d2v_pretrain.atomic_files import atomic
+from d2v_pretrain.checkpoint.saved_run import find
 from d2v_pretrain.config import options as commands
 from d2v_pretrain.config.options import Words
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.evaluation.probe import probe, table, verdict
-from d2v_pretrain.files import atomic
 from d2v_pretrain.training.run import build_encoder
 
 

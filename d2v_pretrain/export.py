@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from d2v_pretrain.checkpoint.run import Run, find
+from d2v_pretrain.checkpoint.saved_run import Run, find
 from d2v_pretrain.config import options as commands
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.huggingface import convert, model_card, remote_code
@@ -24,9 +24,9 @@ from d2v_pretrain.types import Batch
 from d2v_pretrain.weights import bundle
 
 # The file of an export that says how d2v_pretrain prepares inputs: a ``_target_`` below
-# ``datamodules`` and its arguments without the data. transformers has files of its own for this.
+# ``datamodules`` and its arguments without the data. transformers reads other files for this.
 PREPARATION = "inputs.json"
-# Largest difference of activations that counts as rounding, as a share of the largest activation.
+# Differences of activations up to this share of the largest activation count as rounding errors.
 _ROUNDING = 1e-5
 _STANDARDISED = "each image is standardised by itself, which no processor of transformers does"
 
@@ -67,13 +67,13 @@ class Options:
 
 @dataclass(frozen=True)
 class Written:
-    """What a format made of an encoder.
+    """A folder that was written, and how to use it.
 
     Args:
-        what: in a few words.
-        library: that loads it.
-        use: Markdown on how.
-        read_back: the encoder as the folder has it, (batch) -> activations.
+        what: what the folder is, in a few words.
+        library: name of the library that loads the folder.
+        use: how to load the folder, in Markdown.
+        read_back: runs the encoder that was read back from the folder: batch -> activations.
     """
 
     what: str
@@ -83,7 +83,7 @@ class Written:
 
 
 def main(typed: Sequence[str]) -> Path:
-    """Export what was typed; see ``export``."""
+    """Export the run that the typed options name; see ``export``."""
     options = commands.read(Options, typed)
     run = find(options.run, options.step, options.trust)
     return export(run, options.which, options.format, options.output)
@@ -93,17 +93,17 @@ def export(run: Run, which: str, layout: str, output: str | None = None) -> Path
     """Write a folder, read it back, compare activations, and write a card that says what it is.
 
     Args:
-        run: see ``checkpoint.run.find``.
+        run: see ``checkpoint.saved_run.find``.
         which: teacher or student.
         layout: hf or bundle.
-        output: an empty folder, or one to make; None for one below the run's, where an older export
-            is replaced.
+        output: an empty folder, or one that does not exist yet. None writes to a folder below the
+            run's and replaces an older export in it.
 
     Returns:
         The folder.
 
     Raises:
-        ConfigError: there is something in ``output`` already; the checkpoint is damaged.
+        ConfigError: ``output`` is not empty, or the checkpoint is damaged.
     """
     folder = Path(output or run.folder / "exports" / f"{layout}_{which}_{run.step}")
     if output and folder.exists() and any(folder.iterdir()):
@@ -145,7 +145,8 @@ def _write_preparation(run: Run, folder: Path) -> None:
 
 
 def _as_transformers(run: Run, encoder: Encoder, folder: Path) -> Written:
-    """A folder for ``AutoModel``: a documented class if one computes the same, else own code."""
+    """Write a folder for ``AutoModel``: of a documented class if one computes the same as the
+    encoder, else with the code of the encoder in it."""
     inputs = inputs_of(encoder)
     if run.trust:
         rule = f"has no place for classes of {', '.join(run.trust)}"
@@ -183,7 +184,7 @@ FORMATS = {"hf": _as_transformers, "bundle": _as_bundle}
 
 
 def _save(run: Run, encoder: Encoder, folder: Path, more: Mapping[str, Any]) -> None:
-    """The encoder as a bundle, whose config.json also says what the code for transformers reads."""
+    """Write the encoder as a bundle, with further entries ``more`` in its config.json."""
     about = {
         "hidden_size": encoder.width,
         "num_hidden_layers": encoder.depth,
@@ -220,8 +221,8 @@ def _difference(batch: Batch, encoder: Encoder, read_back: Callable[[Batch], Ten
 
 
 def how_it_was_made(run: Run, encoder: Encoder, probe: Mapping[str, Any] | None) -> dict[str, str]:
-    """Label -> value, for the card's table. Paths, which are of this machine, are cut to their last
-    part."""
+    """Label -> value, for the card's table. Paths are shortened to their last part,
+    since they mean nothing on other machines."""
     cfg = run.cfg
     unknown: dict[str, Any] = {"command": [], "commit": "", "packages": {}, "gpus": []}
     start = (run.report("environment.json") or [unknown | {"system": ""}])[-1]

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from d2v_pretrain.checkpoint.run import find
+from d2v_pretrain.checkpoint.saved_run import find
 from d2v_pretrain.config import options as commands
 from d2v_pretrain.config.options import Words
 from d2v_pretrain.errors import ConfigError
@@ -93,10 +93,10 @@ def main(typed: Sequence[str]) -> Path:
 
 
 def features(encoder: Encoder, transform: Any, layers: int) -> Iterator[tuple[str, Tensor]]:
-    """Name and (T, D) features of every item of a transform that can be read; see
+    """For every readable item of a transform its name and its features (tokens, width); see
     ``token_features``.
 
-    Items go through the encoder one by one, so that none depends on the padding of others.
+    Items are encoded one at a time, because in a batch their features could depend on padding.
     """
     items = track(transform.plain(), "features", disable=not Console().is_terminal)
     for i, item in enumerate(items):
@@ -106,12 +106,12 @@ def features(encoder: Encoder, transform: Any, layers: int) -> Iterator[tuple[st
 
 @torch.no_grad()
 def token_features(encoder: Encoder, inputs: Tensor, layers: int) -> Tensor:
-    """(B, T, D) float32 on the CPU: the mean of the outputs of the last ``layers`` blocks, without
-    extra tokens (CLS).
+    """The mean of the outputs of the last ``layers`` blocks, without extra tokens (CLS): (batch,
+    tokens, width) float32 on the CPU.
 
     Args:
         encoder: in evaluation mode.
-        inputs: (B, ...) prepared inputs of equal length, without padding.
+        inputs: a batch of prepared inputs of equal length, without padding.
         layers: from 1 to the number of blocks.
     """
     device = next(encoder.parameters()).device
@@ -121,10 +121,10 @@ def token_features(encoder: Encoder, inputs: Tensor, layers: int) -> Tensor:
 
 
 def number_of_layers(encoder: Encoder, layers: int | None) -> int:
-    """``layers``, or half of the encoder's blocks for None, as the probe takes them.
+    """``layers``; if it is None, half the number of the encoder's blocks, as in the probe.
 
     Raises:
-        ConfigError: the encoder does not have so many blocks.
+        ConfigError: the encoder has fewer blocks than that.
     """
     if layers is not None and not 1 <= layers <= encoder.depth:
         rule = f"must be from 1 to {encoder.depth}, the number of blocks of the encoder"

@@ -12,7 +12,7 @@ class Use(IntEnum):
     """What randomness is for, in ``fold_in(seed, Use.CROP, epoch, id)``: draws for two uses differ.
 
     The numbers are part of every run: changing one changes the order or the crops of all of them.
-    ``SHARDS`` shares its number with ``AUGMENT``, whose keys have one part more.
+    ``SHARDS`` and ``AUGMENT`` have the same number; keys of ``AUGMENT`` have one part more.
     """
 
     ORDER = 1

@@ -1,4 +1,4 @@
-"""Batch, Tokens, Mask, Output, ProbeTask: the values that rooms hand to one another."""
+"""Batch, Tokens, Mask, Output, ProbeTask: the values that packages pass to one another."""
 
 from __future__ import annotations
 
@@ -21,15 +21,16 @@ class Batch:
     without waiting for the device.
 
     Args:
-        inputs: (B, S) float waveform at 16 kHz, (B, T) int64 token ids, (B, C, H, W) float images,
-            or (B, C, S) float signals of C channels.
+        inputs: B samples: (B, S) float waveforms of S audio samples at 16 kHz, (B, T) int64 token
+            ids, (B, C, H, W) float images (channels, height, width), or (B, C, S) float signals of
+            C channels and S steps.
         ids: (B,) int64 global sample ids, on the CPU.
         lengths: (B,) int64 valid length along the last axis (S or T), on the CPU; None if every row
             is full.
         labels: (B,) int64 class ids, or None. Only probes and fine-tuning read them.
-        weight: (B,) float, or None for 1 everywhere. 0 for a sample that could not be decoded: it
-            keeps its place in the batch, so that the order of the others does not change, and
-            counts for nothing in the loss.
+        weight: (B,) float, or None for 1 everywhere. A sample that could not be decoded has 0: it
+            stays in the batch, so that the order of the others does not change, but does not
+            contribute to the loss.
         epoch: the pass over the data that this micro-batch belongs to.
         cursor: position in the data after this micro-batch (two integers per reader). It travels
             with the batch, so that the module can save the position of the last *trained* batch.
@@ -80,11 +81,11 @@ class Batch:
 
 @dataclass(frozen=True)
 class Tokens:
-    """A sequence of feature vectors, as a stem returns it. What follows does not depend on the
-    modality.
+    """A sequence of feature vectors, as a stem returns it. The code that reads it does not depend
+    on the modality.
 
     Args:
-        x: (B, T, D).
+        x: (B, T, D): B rows of T tokens, each a vector of D numbers.
         grid: the token grid, ``(T,)`` for sequences or ``(rows, columns)`` for images; its product
             is T.
         valid: (B, T) bool, False at padding, or None if every position is real.
@@ -115,15 +116,16 @@ class Mask:
 
     It is built on the device of the sample ids, which is the host in training, together with its
     index lists, and then copied to the training device: every tensor size of a training step is
-    known on the host. R = B * clones rows, N = number of masked positions of all rows.
+    known on the host. B samples of T tokens give R = B * clones rows; N is the number of masked
+    positions in all rows.
 
     Args:
         masked: (R, T) bool, True where the student predicts the target. Enters the loss.
         index: (N,) int64 positions of True in the flattened ``masked``, ascending.
-        kept: (R, K) int64 visible positions, ascending; None if rows differ in number (then tokens
-            cannot be dropped).
-        restore: (R, T) int64 with ``concat(visible, dropped)[restore]`` back in order; None with
-            ``kept``.
+        kept: (R, K) int64 visible positions, ascending; None if the number K of visible positions
+            differs between rows (tokens then cannot be dropped).
+        restore: (R, T) int64 such that ``concat(visible, dropped)[restore]`` is in the original
+            order; None if ``kept`` is None.
         random: (R, T) float32 in [0, 1) where a random token replaces the input, -1 elsewhere
             (BERT-style masking); or None.
     """
@@ -186,9 +188,9 @@ class Output:
         loss_sum: () float32, summed over the predicted positions. A step of several micro-batches
             or ranks adds these sums up and divides by the sum of their ``count``.
         count: number of predicted positions, on the host.
-        pred: (N, D) float32 predictions, detached.
+        pred: (N, D) float32 predictions, detached: D numbers for each of the N predicted positions.
         target: (N, D) float32 targets.
-        position: (N,) int64 token position of each row.
+        position: (N,) int64 position in the token grid of each predicted position.
         terms: what ``loss_sum`` adds up (each weighted and summed over positions) by name,
             detached.
     """
@@ -215,9 +217,9 @@ class ProbeTask:
         train, test: batches with labels, the same at each iteration. No speaker, image or document
             of ``test`` occurs in ``train`` or in pretraining.
         classes: number of classes; labels are 0 ... classes - 1.
-        raw_baseline: maps a batch to (B, F) features without learning, such as pixels. Learned
-            features should do better than these.
-        raw_baseline_name: what those features are ("log-mel mean + std").
+        raw_baseline: maps a batch of B samples to (B, F) features that are not learned, such as
+            pixels. Learned features should do better than these.
+        raw_baseline_name: what the features of ``raw_baseline`` are ("log-mel mean + std").
         headline: the metric to quote: ``few_shot``, ``linear`` or ``knn``.
         note: what a reader of the printed table should know about the task, or "".
     """

@@ -58,18 +58,18 @@ class MicroBatches(Dataset[Batch]):
 class PretrainDataModule(LightningDataModule):
     """Endless micro-batches of samples, in an order that any world size can resume from a cursor.
 
-    Set ``cursor`` before ``fit`` to go on after the last trained batch. The trainer must not
-    replace the sampler (``use_distributed_sampler=False``) nor cut epochs (no
-    ``limit_train_batches``): an epoch is a field of the batch.
+    Set ``cursor`` before ``fit`` to continue after the last trained batch. The trainer must not
+    replace the sampler (``use_distributed_sampler=False``) or limit epochs (no
+    ``limit_train_batches``): to it the data are endless, and ``Batch.epoch`` counts epochs.
 
     Args:
         transform: the samples.
         micro_batch: samples of one forward pass.
         global_batch: samples of an optimizer step over all ranks, a multiple of ``micro_batch``.
         seed: of the run.
-        workers: processes that read ahead; 0 reads in the training process.
-        max_tokens: limit of longest length times rows of a micro-batch, in samples or tokens; None
-            for none.
+        workers: number of processes that read data ahead; 0 reads in the training process.
+        max_tokens: largest size of a micro-batch, number of rows times length of the longest row,
+            in audio samples or tokens; None for no limit.
         buckets: number of length quantiles, see ``EpochOrder``.
         window_shards: shards that are shuffled together, None for all, see ``EpochOrder``. A small
             number keeps each shard to one node and the local cache small.
@@ -116,7 +116,7 @@ class PretrainDataModule(LightningDataModule):
     def fingerprint(self) -> str:
         """What a cursor refers to: the number of samples, their lengths and shards, and the order.
 
-        A checkpoint keeps it, and a run that resumes compares it with that of its own data.
+        A checkpoint stores it. A resumed run compares it with the fingerprint of the data it finds.
         """
         plan = self.plan
         digest = hashlib.sha256(np.ascontiguousarray(plan.ends).tobytes())
@@ -141,7 +141,8 @@ class PretrainDataModule(LightningDataModule):
             readers_for(self.plan, self.micro_batches_per_step),
             self.transform.numbered.prefetch,
         )
-        # batch_size=None: the sampler yields whole micro-batches, and MicroBatches reads them.
+        # batch_size=None: the sampler yields micro-batches, not single samples; MicroBatches reads
+        # them.
         return DataLoader(
             MicroBatches(self.transform),
             batch_size=None,
@@ -171,7 +172,8 @@ class PretrainDataModule(LightningDataModule):
         return self.transform.probe_tasks()
 
     def largest(self) -> Batch:
-        """The micro-batch of the first window with the most rows times longest sample."""
+        """The largest micro-batch of the first window, by number of rows times length of the
+        longest row."""
         lengths, batches = self.plan.lengths, self.plan.window(0)
         sizes = [
             len(ids) if lengths is None else len(ids) * int(lengths[ids].max()) for ids in batches
@@ -182,7 +184,7 @@ class PretrainDataModule(LightningDataModule):
     def health_batches(self, n: int) -> list[Batch]:
         """About n samples spread evenly over the data, always the same ones.
 
-        The measures of collapse (effective rank, variance) are computed on them.
+        The measures of collapse (effective rank, variance) are computed on these samples.
         """
         ids = np.unique(self.transform.numbered.spread_ids(n))
         cuts = range(self.micro_batch, len(ids), self.micro_batch)
@@ -193,8 +195,8 @@ class PretrainDataModule(LightningDataModule):
 def _outlive_signals(worker: int) -> None:
     """Make a loader worker ignore the signals that stop a job.
 
-    They go to every process of it, and training still needs its workers up to the step that saves.
-    On SIGTERM a worker exits after two minutes, in case nobody is left to shut it down.
+    The signals reach every process of the job, and training still needs its workers up to the step
+    that saves. On SIGTERM a worker exits after two minutes, in case no process is left to stop it.
     """
     for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)

@@ -12,14 +12,14 @@ from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.rng import Use, fold_in
 
 Cursor = tuple[int, ...]
-_CHUNK = 1 << 20  # lengths that are Python numbers at a time, which bounds the memory
+_CHUNK = 1 << 20  # lengths converted to Python numbers at a time, which limits the memory
 
 
 class MicroBatch(NamedTuple):
     """One micro-batch before it is read.
 
     Args:
-        ids: (B,) int64 sample ids.
+        ids: int64 ids of its samples.
         epoch: the pass over the data.
         cursor: where the sampler stands after it.
         step_samples: global number of samples in this optimizer step; set on the rank's last
@@ -41,16 +41,15 @@ class EpochOrder:
     dropped, so that the last micro-batch of a window may be smaller.
 
     Args:
-        shards: (n,) number of samples in each shard, whose ids are consecutive; an int where there
-            are no shards.
+        shards: number of samples in each shard; ids are consecutive within a shard. An int, the
+            number of all samples, if there are no shards.
         seed: of the run.
         micro_batch: largest number of samples in a micro-batch.
-        lengths: (N,) length of each sample, to group samples of similar length; None if all are
-            equal.
-        max_tokens: limit of longest length times rows of a micro-batch, in the unit of ``lengths``;
-            None for no limit.
-        buckets: number of length quantiles that the samples are sorted into; more of them waste
-            less on padding and shuffle less.
+        lengths: length of each sample, to group samples of similar length; None if all are equal.
+        max_tokens: largest size of a micro-batch, number of samples times length of the longest, in
+            the unit of ``lengths``; None for no limit.
+        buckets: number of length quantiles that the samples are sorted into; more buckets need less
+            padding but shuffle less.
         window: number of shards in a window; None for all.
 
     Raises:
@@ -93,7 +92,7 @@ class EpochOrder:
         return order[place * self.per_window : (place + 1) * self.per_window]
 
     def window(self, number: int) -> list[np.ndarray]:
-        """The micro-batches of a window, each a (B,) array of sample ids."""
+        """The micro-batches of a window, each an array of sample ids."""
         rng = np.random.default_rng(fold_in(self.seed, Use.ORDER, number))
         order = rng.permutation(self._ids(self.shards(number)))
         if not len(order):
@@ -126,12 +125,12 @@ class EpochOrder:
 
 
 class Reader:
-    """One walk through every L-th window: reader l reads the windows l, l + L, l + 2L, ...
+    """One of L readers: reader l reads the windows l, l + L, l + 2L, ...
 
     Args:
         plan: the order.
-        readers: L.
-        window, begin: the cursor, which is a window and the next micro-batch in it.
+        readers: L, the number of readers.
+        window, begin: the cursor: a window, and the number of the next micro-batch in it.
         prefetch: called before a window is read, with its shards and those of the reader's next
             window; None for nothing.
     """
@@ -185,7 +184,7 @@ class StepSampler(Sampler[MicroBatch]):
         rank, world: number of this process, and of all processes.
         cursor: where to start; () is the beginning.
         readers: a divisor of ``micro_batches_per_step``, see ``readers_for``.
-        prefetch: see ``Reader``; called for readers of which this rank trains something.
+        prefetch: see ``Reader``; called only for readers whose micro-batches this rank trains on.
 
     Raises:
         ConfigError: if ``world`` does not divide ``micro_batches_per_step``.
@@ -250,9 +249,8 @@ class StepSampler(Sampler[MicroBatch]):
 def readers_for(plan: EpochOrder, micro_batches_per_step: int) -> int:
     """The largest divisor of ``micro_batches_per_step`` with 8 windows an epoch for every reader.
 
-    It is 1 if there are fewer windows.
-
-    With fewer windows, some readers would be epochs ahead of others.
+    With fewer windows per reader, some readers would be epochs ahead of others. If there are fewer
+    than 8 windows, it is 1.
     """
     divisors = (n for n in range(1, micro_batches_per_step + 1) if micro_batches_per_step % n == 0)
     return max((n for n in divisors if plan.windows >= 8 * n), default=1)

@@ -23,7 +23,7 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 _SPAWN = multiprocessing.get_context("spawn")  # a fork would inherit the locks of threads
 _AHEAD = 2  # tasks handed out per process; few, as their arguments may be large
-_QUIET = 30  # seconds between lines of progress where there is no terminal
+_QUIET = 30  # seconds between two lines of progress if there is no terminal
 _done: Synchronized[int] | None = None
 
 
@@ -48,12 +48,12 @@ def spread(
 
     Args:
         function: picklable; it calls ``advance``.
-        tasks: its arguments.
-        processes: at work at the same time; 1 works in this process.
+        tasks: arguments of ``function``, one for each call.
+        processes: number of processes; 1 works in this process.
         total: what the calls of ``advance`` sum up to.
         title, unit: text for the progress bar.
-        scale: amount that is one unit.
-        found: part of ``total`` that an earlier start has done.
+        scale: amount of ``advance`` that is shown as one unit.
+        found: part of ``total`` that was done before this start.
     """
     counter: Synchronized[int] = _SPAWN.Value("q", found)
     with _bar(title, unit, counter, total, found, scale):
@@ -104,7 +104,7 @@ def _pool(
 def _start(counter: Synchronized[int]) -> None:
     """Set up a process of the pool: one thread, and no reaction to Ctrl-C.
 
-    It exits when the parent is killed, since it would wait for work for ever.
+    The process exits when its parent is killed; otherwise it would wait for work for ever.
     """
     global _done
     _done = counter

@@ -18,7 +18,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 # neighbours on that line where they are files of values. `datamodules` take from `d2v_pretrain`
 # what DATA_TAKES says and are never imported by it: Hydra joins them.
 ROOMS = """
-errors files rng schedules types
+atomic_files errors rng schedules types
 masking
 models
 objective
@@ -40,10 +40,10 @@ transforms
 module
 doctor prepare
 """
-DATA_TAKES = {"errors", "files", "rng", "types", "masking"}
+DATA_TAKES = {"atomic_files", "errors", "rng", "types", "masking"}
 COMPOSES = ("__main__",)  # commands of datamodules: they compose a configuration
 LIGHTNING = ("training", "checkpoint/lightning", "datamodules/module")
-OMEGACONF = ("config", "cli", "training", "checkpoint/run", "huggingface/export_inputs")
+OMEGACONF = ("config", "cli", "training", "checkpoint/saved_run", "huggingface/export_inputs")
 OMEGACONF += ("doctor/__main__",)
 
 

@@ -21,8 +21,8 @@ from typing import IO, Any, cast
 import torch
 from torch import Tensor
 
+from d2v_pretrain.atomic_files import atomic
 from d2v_pretrain.errors import ConfigError
-from d2v_pretrain.files import atomic
 
 TEMPORARY = ".saving.tmp"  # one name per folder, so that a save overwrites what a kill left behind
 _COMMENT = re.compile(rb"d2v_pretrain sha256=([0-9a-f]{64}) step=(\d{12})")
@@ -40,15 +40,16 @@ _CAUSES = {
 
 
 def write(content: Mapping[str, Any], path: Path) -> None:
-    """Write a checkpoint atomically: ``path`` is at every moment the old file or the new one.
+    """Write a checkpoint atomically: at every moment ``path`` is either the old file or the new
+    one.
 
-    It needs no memory beyond the content.
+    The writer needs no memory beyond the content.
 
     Args:
         content: tensors and plain Python types under string keys, with ``global_step``. Anything
             else is an assertion error that says where it is, because such a file could not be read
             back.
-        path: where to; missing folders are made.
+        path: the file to write; missing folders are made.
 
     Raises:
         ConfigError: the disk is full, read-only or refuses for another reason. The old file is
@@ -78,7 +79,8 @@ def read(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
         map_location: as in ``torch.load``.
 
     Raises:
-        ConfigError: missing, torn, changed, foreign, or holding more than tensors and plain types.
+        ConfigError: the file is missing, cut short, changed or not a checkpoint, or holds objects
+            other than tensors and plain types.
     """
     if (reason := fault(path)) is not None:
         raise ConfigError("checkpoint", path, reason, "choose another file in its folder")
@@ -94,7 +96,8 @@ def config_of(path: Path) -> str:
     """The configuration that a checkpoint was made with, as YAML, without reading its tensors.
 
     Raises:
-        ConfigError: the file has none: it is not a checkpoint of a run, or one of another version.
+        ConfigError: the file has no configuration: it is not a checkpoint of a run, or was written
+            by another version.
     """
     content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     if "config" not in content or "position" not in content:
@@ -121,7 +124,7 @@ def fault(path: Path) -> str | None:
 
 def step_of(path: Path) -> int:
     """The optimizer step at which a checkpoint was saved, read from its last bytes; -1 if the file
-    is no checkpoint of ours.
+    is not one of our checkpoints.
     """
     if not path.is_file():
         return -1
@@ -131,14 +134,17 @@ def step_of(path: Path) -> int:
 
 
 def newest_valid(folder: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
-    """The undamaged checkpoint of the highest step. The step is read from the file, not its name.
+    """The undamaged checkpoint of the highest step.
+
+    The last bytes of every file tell its step (see ``step_of``); its name does not matter. From the
+    highest step down, files are read in full and checked until one is undamaged.
 
     Args:
-        folder: searched for ``*.ckpt``, not below. It need not exist.
+        folder: searched for ``*.ckpt``, without its subfolders. It need not exist.
 
     Returns:
-        The file or None, and the damaged files that were passed over, each with the reason. Files
-        older than the one returned are not read.
+        That checkpoint, or None if there is none; and the damaged files that were passed over, each
+        with the reason. Files of lower steps are not checked.
     """
 
     def age(path: Path) -> tuple[int, str]:
@@ -179,14 +185,15 @@ def _write_with_checksum(content: Mapping[str, Any], path: Path) -> None:
             # After a failed write torch closes its archive, and that error hides the first one.
             raise error.__context__ if isinstance(error.__context__, OSError) else error from None
         hashing.sha256.update(b"%012d" % step)
-        # A zip ends with the length of its comment in two bytes. So far it is 0, and hashed as 0.
+        # The last two bytes of a zip are the length of its comment. They are still 0 here, and are
+        # hashed as 0.
         file.seek(-2, os.SEEK_END)
         comment = b"d2v_pretrain sha256=%s step=%012d" % (hashing.sha256.hexdigest().encode(), step)
         file.write(len(comment).to_bytes(2, "little") + comment)
 
 
 def _trailer(file: IO[bytes]) -> tuple[str, int] | None:
-    """(digest, step) from the zip comment, or None."""
+    """The SHA-256 and the step in the zip comment of a file; None if it has no such comment."""
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - _COMMENT_SIZE - 2))
     tail = file.read()
@@ -208,7 +215,7 @@ def _digest(file: IO[bytes], step: int) -> str:
 
 
 def _strangers(value: Any, where: str) -> Iterator[str]:
-    """Values that ``torch.load(weights_only=True)`` would refuse, with their places:
+    """Describe each value that ``torch.load(weights_only=True)`` would refuse, and where it is:
     "checkpoint.callbacks.x is numpy.float64".
     """
     if isinstance(value, Tensor) or type(value) in _PLAIN:

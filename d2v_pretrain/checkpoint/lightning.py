@@ -23,10 +23,11 @@ class AtomicCheckpointIO(CheckpointIO):
 
     Args:
         asynchronous: training waits only until the state is copied into host memory, and a thread
-            writes the file. The memory of the copy (the size of a checkpoint) is kept for the next
-            one. A kill while the file is written loses this checkpoint and no other. Errors of the
-            thread are raised by the next save, or by ``wait``.
-        then: called with the path of every file that was written, on the thread that wrote it.
+            writes the file. The memory of the copy (the size of a checkpoint) is used again by the
+            next save. If the process is killed while the file is written, only this checkpoint is
+            lost. Errors of the thread are raised by the next save, or by ``wait``.
+        then: function called with the path of each file after it was written, on the writing
+            thread.
     """
 
     def __init__(
@@ -38,8 +39,7 @@ class AtomicCheckpointIO(CheckpointIO):
         self.pending: Future[None] | None = None
 
     def reserve(self, state: dict[str, Any]) -> None:
-        """Allocate the host memory for the weights now, so that the first save does not wait for
-        it.
+        """Allocate the host memory for the weights now, so that the first save does not have to.
 
         Args:
             state: the module's ``state_dict``.
@@ -78,7 +78,7 @@ class AtomicCheckpointIO(CheckpointIO):
     def load_checkpoint(
         self, path: Any, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """Read a checkpoint, always as with ``weights_only``. See ``checkpoint.file.read``."""
+        """Read a checkpoint; ``weights_only`` is always true. See ``checkpoint.file.read``."""
         return files.read(Path(path), "cpu" if map_location is None else map_location)
 
     def remove_checkpoint(self, path: Any) -> None:
@@ -90,7 +90,8 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 def _held(value: Any, buffers: dict[str, Tensor], where: str) -> Any:
-    """A copy of ``value`` with its tensors in host memory that the next copy uses again."""
+    """A copy of ``value`` with its tensors in ``buffers``, host memory that every copy uses
+    again."""
     if isinstance(value, Tensor):
         buffer = buffers.get(where)
         if buffer is None or buffer.shape != value.shape or buffer.dtype != value.dtype:

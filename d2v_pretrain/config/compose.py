@@ -1,5 +1,4 @@
-"""Where conf/ is, resolvers, and the checks that a configuration must pass before anything is
-allocated."""
+"""Composes configurations, with our resolvers, and checks them before anything is allocated."""
 
 from __future__ import annotations
 
@@ -17,7 +16,7 @@ from d2v_pretrain.config.recipes import (
     for_hydra,
 )
 from d2v_pretrain.config.rules import RULES, check_numbers
-from d2v_pretrain.config.settle import settle
+from d2v_pretrain.config.typed_groups import settle
 from d2v_pretrain.errors import ConfigError
 
 _SPECIAL = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
@@ -64,10 +63,11 @@ def register_resolvers() -> None:
 
 
 def run_name(chosen: Mapping[str, str | None]) -> str:
-    """A run's name if none is typed: the recipe's, and the choices that are not the recipe's.
+    """The name of a run for which none is typed: the recipe's name, and each chosen group that
+    differs from the recipe.
 
     Args:
-        chosen: choice by group, as Hydra has them.
+        chosen: group -> choice, as Hydra composed them.
     """
     from hydra.core.hydra_config import HydraConfig
 
@@ -84,7 +84,7 @@ def replaces_masked(_root_: DictConfig) -> bool:
 
 
 def precision_here() -> str:
-    """``bf16-mixed`` on a GPU that has it, ``32-true`` elsewhere."""
+    """``bf16-mixed`` on a GPU that supports bf16, else ``32-true``."""
     import torch
 
     return (
@@ -93,7 +93,7 @@ def precision_here() -> str:
 
 
 def devices_here() -> int:
-    """GPUs of this machine, 1 without any."""
+    """The number of GPUs of this machine; 1 if it has none."""
     import torch
 
     return max(1, torch.cuda.device_count())
@@ -106,7 +106,7 @@ def load(typed: Sequence[str]) -> DictConfig:
         typed: words as on the command line of ``train.py``.
 
     Raises:
-        ConfigError, or one of Hydra's, which ``config.explain.in_words`` puts into a sentence.
+        ConfigError, or an error of Hydra, which ``config.explain.in_words`` turns into a sentence.
     """
     from hydra import compose, initialize_config_dir
     from hydra.core.hydra_config import HydraConfig
@@ -118,13 +118,14 @@ def load(typed: Sequence[str]) -> DictConfig:
     HydraConfig.instance().set_config(cfg)
     cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     settle(cfg, words)
-    for key in ("recipe", "name"):  # they read Hydra's global state, which the next call replaces
+    # Their resolvers read Hydra's global state, which the next call replaces.
+    for key in ("recipe", "name"):
         cfg[key] = cfg[key]
     return cfg
 
 
 def packages(cfg: DictConfig) -> str:
-    """The packages whose classes a configuration names, with commas."""
+    """The packages whose classes a configuration names, separated by commas."""
     return ",".join(sorted(set(re.findall(r"_target_: (\w+)", OmegaConf.to_yaml(cfg)))))
 
 
@@ -148,7 +149,7 @@ def _check_missing(cfg: DictConfig) -> None:
 
 
 def _missing(cfg: DictConfig, prefix: str = "") -> Iterator[str]:
-    """Keys without a value of their own; not those that point to such a key."""
+    """Keys that have no value (``???``), without the keys that refer to another such key."""
     for key in map(str, cfg):
         if OmegaConf.is_interpolation(cfg, key):
             continue
@@ -174,8 +175,8 @@ def _constructors(cfg: DictConfig, prefix: str = "") -> Iterator[tuple[str, Dict
 
 
 def _check_arguments(path: str, node: DictConfig) -> None:
-    """The keys of a node are its constructor's arguments, every one that has no default, of the
-    right simple type."""
+    """Check that each key of a node is an argument of its constructor and has the right simple
+    type, and that no argument without a default is missing."""
     from hydra.utils import get_object
 
     target = get_object(node["_target_"])

@@ -59,7 +59,7 @@ def in_words(error: Exception, typed: Sequence[str] | None = None) -> ConfigErro
         and cause is not None
         and not isinstance(cause, OmegaConfBaseException)
     ):
-        raise error  # a constructor failed: ours to mend, with its trace
+        raise error  # a constructor failed: a fault of the program, shown with its trace
     return ConfigError("configuration", "", message.splitlines()[0])
 
 
@@ -111,7 +111,7 @@ ELSEWHERE |= {other: ELSEWHERE[name] for name, others in _SAME.items() for other
 
 
 def _no_such_key(key: str, words: Sequence[str]) -> ConfigError:
-    """A misspelt key, with what was probably meant among the keys and groups of this run."""
+    """The error for an unknown key, with the most similar keys and groups of this run."""
     typed = [word for word in words if "=" in word and not word.startswith("-")]
     given = dict(word.lstrip("+~").split("=", 1) for word in typed)
     value = given.get(key, "")
@@ -120,7 +120,7 @@ def _no_such_key(key: str, words: Sequence[str]) -> ConfigError:
     kept = [word for word in typed if word.partition("=")[0].lstrip("+~") != key]
     try:
         keys = set(_keys(load(kept)))
-    except Exception:  # another key is wrong too: then look among those of a run without any
+    except Exception:  # another key is wrong too: then suggest keys of a run with no typed settings
         keys = set(_keys(load(["modality=audio"])))
     near = nearest(key, sorted(keys | folders_of(typed).groups()))
     if key.startswith("data.") and not near and str(given.get("data", "sample")) == "sample":

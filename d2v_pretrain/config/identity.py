@@ -7,8 +7,8 @@ from typing import Any
 
 from d2v_pretrain.errors import ConfigError
 
-# What a run is: where one of these changes, its checkpoints no longer fit or its data order is
-# another one.
+# The settings that make a run what it is: if one of them changes, its checkpoints no longer fit or
+# its data are read in another order.
 IDENTITY = (
     "task",
     "labels",
@@ -24,8 +24,8 @@ IDENTITY = (
     "max_tokens",
     "window_shards",
 )
-# Parts of them that may change: where the data lies, how fast the teacher follows, where skipped
-# files are listed.
+# Settings below those of IDENTITY that may change: where the data are, how fast the teacher
+# follows, where skipped files are listed.
 FREE = (
     "data.root",
     "data.skipped_path",
@@ -39,7 +39,7 @@ FREE = (
 
 
 def check_same_run(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Refuse to go on with a run under settings that make it another one.
+    """Refuse to resume a run under settings that would make it another run.
 
     Args:
         old: resolved configuration in the run's folder. new: resolved configuration of this start.

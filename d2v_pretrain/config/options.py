@@ -1,5 +1,5 @@
-"""Options of a command: a dataclass says which there are, ``read()`` takes them from ``key=value``
-words, ``page()`` prints them.
+"""Options of a command: a dataclass declares them, ``read()`` takes their values from ``key=value``
+words, ``page()`` prints their descriptions.
 
 A field is ``name: Annotated[type, "what it means"] = default``. A number may have its smallest
 value as a third argument, and a field without a default must be typed. The types are str, int,
@@ -58,14 +58,14 @@ def read(kind: type[Kind], words: Iterable[str]) -> Kind:
 
 
 def refuse_dashes(words: Sequence[str], allowed: Iterable[str] = ()) -> None:
-    """Options have no dashes in front.
+    """Refuse words with dashes in front, such as ``--steps``, because options have none.
 
     Args:
         words: as typed.
-        allowed: words with dashes that mean something.
+        allowed: words with dashes that are not refused.
 
     Raises:
-        ConfigError: the first such word, with how it is typed here.
+        ConfigError: the first word with dashes, and how to type it instead.
     """
     for n, word in enumerate(words):
         name, equals, value = word.partition("=")
@@ -123,7 +123,7 @@ def page(kind: type) -> str:
 
 
 def table(rows: Sequence[tuple[str, str]]) -> str:
-    """Two columns, the second one wrapped."""
+    """Text in two columns; the second column is wrapped to the width of the page."""
     wide = min(24, max(len(key) for key, _ in rows)) + 2
     lines: list[str] = []
     for key, meaning in rows:
@@ -157,7 +157,7 @@ def _choices(hint: Any) -> list[str]:
 
 
 def _value(name: str, text: str, hint: Any, meaning: str, least: float | None = None) -> Any:
-    """What is typed for an option, as its type."""
+    """The text typed for an option, converted to the type of the option."""
     parts = [hint] if get_origin(hint) is Literal else [*get_args(hint)] or [hint]
     if NoneType in parts and text in ("null", ""):
         return None
@@ -178,7 +178,7 @@ def _value(name: str, text: str, hint: Any, meaning: str, least: float | None = 
 
 
 def _shown(default: Any) -> str:
-    """A default as it would be typed."""
+    """A default value, written as a user would type it."""
     if default is dataclasses.MISSING or default == ():
         return "…"
     if default is None or isinstance(default, bool):

@@ -1,4 +1,5 @@
-"""From what is typed to what Hydra takes: recipes, and which of them the words mean.
+"""Turns the words that a user types into the words that Hydra takes, and finds the recipe that they
+mean.
 
 A recipe is one file ``conf/recipe/<modality>_<objective>_<encoder>.yaml``. It chooses a file of
 several groups and sets values on top of them.
@@ -19,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from d2v_pretrain.errors import ConfigError, nearest
 
 NAMING = ("modality", "objective", "encoder")  # the words that name a recipe together
-USUAL = {"objective": "data2vec2", "encoder": "tiny"}  # where they are not typed
+USUAL = {"objective": "data2vec2", "encoder": "tiny"}  # used where these words are not typed
 
 
 def config_folder() -> Path:
@@ -50,7 +51,7 @@ class Folders:
         return sorted({p.stem for folder in self.paths for p in (folder / group).glob("*.yaml")})
 
     def groups(self) -> set[str]:
-        """The groups that have a folder directly below."""
+        """The groups that are folders directly below one of these folders."""
         return {p.name for folder in self.paths for p in folder.iterdir() if p.is_dir()}
 
     def recipe(self, name: str) -> Recipe:
@@ -81,7 +82,8 @@ class Recipe:
     values: DictConfig
 
     def check_fits(self, typed: dict[str, str]) -> None:
-        """Refuse ``modality=``, ``objective=`` or ``encoder=`` beside a recipe of another one."""
+        """Refuse a typed ``modality=``, ``objective=`` or ``encoder=`` that this recipe is not
+        for."""
         for key, value in typed.items():
             if value != self.groups[key]:
                 rule = f"is not for {key}={value}: it is for {key}={self.groups[key]}"
@@ -93,8 +95,8 @@ def for_hydra(typed: Sequence[str]) -> list[str]:
 
     ``modality=``, ``objective=`` and ``encoder=`` become the recipe of that name, ``experiment=``
     is another word for ``recipe=``, ``data=folder`` becomes ``data=audio_folder``, ``probe=null``
-    becomes ``~probe``, and ``conf=DIR`` goes into Hydra's search path. In a sweep (``-m``) each of
-    them may be a list with commas.
+    becomes ``~probe``, and ``conf=DIR`` goes into Hydra's search path. In a sweep (``-m``) the
+    value of each may be a list with commas.
 
     Args:
         typed: the words.
@@ -126,7 +128,7 @@ def for_hydra(typed: Sequence[str]) -> list[str]:
 
 
 def usual(modality: str) -> str:
-    """The recipe that ``modality=`` means alone."""
+    """The name of the recipe that ``modality=`` means if nothing else is typed."""
     return "_".join((modality, *USUAL.values()))
 
 
@@ -150,7 +152,8 @@ def _search_path(folders: Folders) -> list[str]:
 
 
 def _names(naming: dict[str, str], folders: Folders) -> list[str]:
-    """The recipes that modality, objective and encoder name, all combinations of a sweep."""
+    """The recipes that modality, objective and encoder name; in a sweep those of all
+    combinations."""
     if "modality" not in naming:
         known = ", ".join(folders.choices("modality"))
         raise ConfigError("modality", "???", "has no value", f"choose one of {known}")
@@ -170,7 +173,7 @@ def _names(naming: dict[str, str], folders: Folders) -> list[str]:
 
 
 def _data(value: str, rows: Sequence[Recipe], folders: Folders) -> str:
-    """``folder`` -> ``audio_folder``: data that each modality has are files of their own."""
+    """``folder`` -> ``audio_folder``: data that several modalities have are one file for each."""
     if folders.find("data", value) is not None:
         return value
     modalities = sorted({row.groups["modality"] for row in rows})
@@ -183,7 +186,7 @@ def _data(value: str, rows: Sequence[Recipe], folders: Folders) -> str:
 
 
 def usable_data(modality: str, folders: Folders) -> list[str]:
-    """What may follow ``data=`` for a modality, as it is typed: data whose items it takes."""
+    """The names that may follow ``data=`` for a modality: data whose items its transform takes."""
     transform = _class(folders, "modality", modality, "transform._target_")
     names = [
         name

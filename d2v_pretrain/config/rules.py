@@ -1,5 +1,5 @@
-"""Rules between settings: numbers, sizes, masks, devices. Each is told with its key, value and a
-remedy."""
+"""Rules between settings: numbers, sizes, masks, devices. A broken rule is reported with the key,
+its value and a remedy."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def at(cfg: Any, key: str) -> Any:
 
 
 def check_numbers(cfg: Any) -> None:
-    """What counts or measures is a positive number; durations fit into the run."""
+    """Check that counts and sizes are positive numbers, and that the warm-up fits into the run."""
     for keys, nullable in (
         (_WHOLE, False),
         (_WHOLE_OR_NULL, True),
@@ -60,7 +60,7 @@ def _check_positive(key: str, value: Any, whole: bool, nullable: bool) -> None:
 
 
 def check_going_on(cfg: Any) -> None:
-    """Name, and what the run starts from."""
+    """Check ``resume``, the name of the run, and what it starts from."""
     if cfg.resume not in ("auto", "never"):
         raise ConfigError("resume", cfg.resume, "must be auto or never")
     if not str(cfg.name) or set(str(cfg.name)) & set('/\\:*?"<>| '):
@@ -77,7 +77,7 @@ def check_going_on(cfg: Any) -> None:
 
 
 def check_sizes(cfg: Any) -> None:
-    """Widths, depths and patches that must divide or bound one another."""
+    """Check widths, depths and patch sizes that must divide or limit one another."""
     encoder = cfg.encoder
     if encoder.width % encoder.heads:
         raise ConfigError(
@@ -92,7 +92,7 @@ def check_sizes(cfg: Any) -> None:
 
 
 def check_targets(cfg: Any) -> None:
-    """The teacher has as many blocks as targets are made of."""
+    """Check that the teacher has as many blocks as the targets average."""
     top_k, depth = cfg.objective.targets.top_k, cfg.encoder.depth
     if not 1 <= top_k <= depth:
         rule = f"must be between 1 and encoder.depth={depth}"
@@ -102,7 +102,7 @@ def check_targets(cfg: Any) -> None:
 
 
 def check_groups(cfg: Any) -> None:
-    """Grouped convolutions need channels that divide evenly."""
+    """Check that the groups of each convolution divide its channels."""
     for node, channels in (
         ("architecture.positions", ("width",)),
         ("objective.predictor", ("width", "dim")),
@@ -115,7 +115,7 @@ def check_groups(cfg: Any) -> None:
 
 
 def check_data(cfg: Any, transform: Any) -> None:
-    """The transform of the modality takes the items that the dataset holds."""
+    """Check that the transform of the modality takes items of the kind that the dataset holds."""
     dataset: Any = get_object(cfg.data._target_)
     if dataset.holds != transform.takes:
         folders = folders_of([f"conf={','.join(cfg.conf)}"])
@@ -127,7 +127,7 @@ def check_data(cfg: Any, transform: Any) -> None:
 
 
 def check_parts(cfg: Any) -> None:
-    """What stem, transform, mask, view and predictor say of one another, each by its own class."""
+    """Check that stem, transform, mask, view and predictor fit together, by their own ``check``."""
     transform: Any = get_object(cfg.transform._target_)
     check_data(cfg, transform)
     with torch.device("meta"):
@@ -153,7 +153,7 @@ def check_parts(cfg: Any) -> None:
 
 
 def check_devices(cfg: Any) -> None:
-    """There is such a device, and the batch divides over all of them."""
+    """Check that the devices exist, and that the global batch can be divided among them."""
     trainer = cfg.trainer
     if trainer.accelerator == "gpu":
         import torch

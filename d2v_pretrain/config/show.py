@@ -1,4 +1,5 @@
-"""``--cfg job``: the whole run as it would be stored, and where the typed values stand in conf/."""
+"""``--cfg job``: the configuration of a run as it would be stored, and what each typed word
+changed."""
 
 from __future__ import annotations
 
@@ -27,7 +28,7 @@ def job(typed: Sequence[str]) -> str:
 
 
 def _origins(cfg: DictConfig, typed: Sequence[str]) -> Iterator[str]:
-    """One line for each typed word: what it chose or set, and what stood there before."""
+    """One line for each typed word: what it chose or set, and the value before."""
     folders = folders_of(typed)
     row = folders.recipe(cfg.recipe)
     file, plain = relative(row.file), load([f"recipe={row.name}", *_search(typed)])
@@ -55,7 +56,8 @@ def _search(typed: Sequence[str]) -> list[str]:
 
 
 def _value(cfg: DictConfig, key: str) -> Any:
-    """The value of a run without the word, None if it has none or it cannot be resolved."""
+    """The value at ``key`` in a configuration without the typed word; None if there is none or it
+    cannot be resolved."""
     try:
         return OmegaConf.select(cfg, key)
     except OmegaConfBaseException:

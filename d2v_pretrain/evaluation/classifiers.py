@@ -13,14 +13,15 @@ Split = tuple[Tensor, Tensor]
 
 
 def standardise(train: Tensor, *others: Tensor) -> list[Tensor]:
-    """Zero mean and unit variance per channel by the statistics of ``train``; constant channels
-    become zero.
+    """Give each channel zero mean and unit variance, by the statistics of ``train``. Channels that
+    are constant there become zero.
 
     Args:
-        train: (n, D) features. others: (m, D) features each, scaled by the same numbers.
+        train: (n, D) features, D channels of n examples.
+        others: features of other examples, scaled by the same numbers.
 
     Returns:
-        ``[train, *others]`` as float64. Only features enter, never labels.
+        ``[train, *others]`` as float64.
     """
     reference = train.double()
     mean, std = reference.mean(0), reference.std(0, correction=0)
@@ -41,9 +42,9 @@ def logistic_regression(
     as much).
 
     Args:
-        x: (n, D) standardised features.
+        x: (n, D) standardised features, D channels of n examples.
         y: (n,) int64 class ids.
-        classes: K.
+        classes: K, the number of classes.
         c: inverse strength of the penalty.
 
     Returns:
@@ -81,7 +82,8 @@ def _both_classes(solution: Tensor, classes: int) -> tuple[Tensor, Tensor]:
 
 
 def linear(train: Split, test: Split, classes: int, c: float = 0.1) -> float:
-    """Accuracy on ``test`` of a logistic regression on all of ``train``; both standardised."""
+    """Accuracy on ``test`` of a logistic regression on all of ``train``; both hold standardised
+    features."""
     weight, bias = logistic_regression(*train, classes, c)
     return _accuracy((test[0].double() @ weight + bias).argmax(1), test[1])
 
@@ -94,15 +96,16 @@ def few_shot(
     The draws depend on ``seed`` and the labels alone, so all encoders get the same examples.
 
     Args:
-        train, test: ((n, D) standardised features, (n,) class ids). Of a class with fewer than
-            ``shots`` examples all are used.
+        train, test: ((n, D) standardised features, (n,) class ids) of n examples. If a class has
+            fewer than ``shots`` training examples, all of them are used.
         classes: number of classes.
         shots: training examples per class.
         draws: number of draws.
         seed: of the draws.
 
     Returns:
-        Mean accuracy on the whole of ``test``, and its standard deviation over the draws.
+        The mean over the draws of the accuracy on all examples of ``test``, and the standard
+        deviation.
     """
     features, labels = train
     scores = []
@@ -126,7 +129,7 @@ def knn(train: Split, test: Split, classes: int, neighbours: int = 20) -> float:
     Similarity is the cosine; a tie goes to the lowest class id.
 
     Args:
-        train, test: ((n, D) standardised features, (n,) class ids).
+        train, test: ((n, D) standardised features, (n,) class ids) of n examples.
         classes: number of classes.
         neighbours: number of training examples that vote, at most n.
     """
@@ -147,7 +150,7 @@ def effective_rank(x: Tensor) -> float:
     collapse to one vector the rank is 1, and not that of rounding noise.
 
     Args:
-        x: (n, D) features.
+        x: (n, D) features, D channels of n examples.
     """
     singular = torch.linalg.svdvals(x.double())
     share = singular / singular.sum().clamp_min(torch.finfo(torch.float64).tiny)

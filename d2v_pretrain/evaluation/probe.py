@@ -26,17 +26,18 @@ def features(encoder: Encoder, batches: Iterable[Batch], layers: int | None = No
     Args:
         encoder: run in evaluation mode on its own device, without gradients; its mode is restored
             afterwards.
-        batches: unmasked inputs.
+        batches: the inputs; they are not masked.
         layers: number of last blocks to average; by default half of them.
 
     Returns:
-        (n, D) float32 and, if the batches are labelled, (n,) int64 labels; both on the CPU.
+        Features (n, D) float32 of the n samples in all batches, D the encoder's width, and their
+        labels (n,) int64, or None if the batches have none; both on the CPU.
     """
     top = max(1, encoder.depth // 2) if layers is None else layers
     device, training = next(encoder.parameters()).device, encoder.training
 
     def pool(batch: Batch) -> Tensor:
-        """(B, D); ``layers`` do not contain extra tokens."""
+        """(batch, width) features. ``Encoded.layers`` do not contain extra tokens."""
         encoded = encoder.encode(batch.to(device), top_k=top, tensor="block")
         return mean_of_valid(torch.stack(encoded.layers).float().mean(0), encoded.valid)
 
@@ -110,8 +111,8 @@ def scores(
     """Test accuracies of all classifiers on one kind of features.
 
     Args:
-        train, test: ((n, D) features, (n,) labels). Features are standardised by those of
-            ``train``.
+        train, test: ((n, D) features, (n,) labels) of n examples. Both are standardised by the
+            statistics of ``train``.
         classes: number of classes.
 
     Returns:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from hydra.utils import get_object, instantiate
 
-from d2v_pretrain.checkpoint.run import Run
+from d2v_pretrain.checkpoint.saved_run import Run
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.huggingface import tokenizer_files
 from d2v_pretrain.huggingface.preprocess_audio import Data2VecAudioFeatureExtractor

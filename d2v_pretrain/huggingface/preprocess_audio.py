@@ -15,7 +15,7 @@ from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.huggingface.hub_cache import model_folder
 
 FILE = "preprocessor_config.json"
-EPS = 1e-7  # a constant in transformers; its files do not hold it
+EPS = 1e-7  # the constant of transformers, whose files do not hold it
 
 
 @dataclass(frozen=True)
@@ -23,18 +23,20 @@ class Data2VecAudioFeatureExtractor:
     """Normalises waveforms and pads them on the right.
 
     Each waveform becomes ``(x - mean) / sqrt(var + eps)`` with the statistics of its own samples.
-    The files are those of transformers' ``Wav2Vec2FeatureExtractor`` with all of their fields,
-    which versions 4 and 5 read. One default is another: ``return_attention_mask``, without which
-    the statistics of transformers include the padding.
+    ``save_pretrained`` writes the same file as transformers' ``Wav2Vec2FeatureExtractor``, with
+    every field, so that transformers 4 and 5 read it. One default differs from theirs:
+    ``return_attention_mask`` is True, because without a mask transformers includes the padding in
+    the statistics.
 
     Args:
         sampling_rate: of the waveforms, Hz.
         do_normalize: normalise; otherwise only pad.
         padding_value: what shorter waveforms are padded with.
         return_attention_mask: return the mask, 1 at samples and 0 at padding.
-        eps: see above. transformers always uses 1e-7, the published pretraining and ours 1e-5. The
-            results differ by 2.5e-4 at a standard deviation of .3, and by much in nearly silent
-            audio. It is written only if it is not 1e-7; transformers ignores it.
+        eps: added to the variance. transformers always uses 1e-7, the published pretraining and
+            ours 1e-5. The results differ by 2.5e-4 for waveforms with a standard deviation of .3,
+            and by much for nearly silent ones. The file holds it only if it is not 1e-7;
+            transformers ignores it.
     """
 
     sampling_rate: int = 16000
@@ -44,10 +46,11 @@ class Data2VecAudioFeatureExtractor:
     eps: float = EPS
 
     def __call__(self, audio: Tensor | Sequence[Any], sampling_rate: int) -> dict[str, Tensor]:
-        """Make a batch: ``input_values`` (B, S) float32 and ``attention_mask`` (B, S) int64.
+        """Make a batch: ``input_values`` float32 and ``attention_mask`` int64, both (clips,
+        samples).
 
         Args:
-            audio: one mono waveform (S,), or a sequence of them: tensors, arrays or lists of
+            audio: one mono waveform (samples,), or a sequence of them: tensors, arrays or lists of
                 numbers.
             sampling_rate: of these waveforms, Hz.
 
@@ -114,7 +117,7 @@ class Data2VecAudioFeatureExtractor:
 
 
 def _mono(wave: Any) -> Tensor:
-    """One waveform as a tensor (S,), float32."""
+    """One waveform as a (samples,) float32 tensor."""
     tensor = torch.as_tensor(wave, dtype=torch.float32)
     if tensor.ndim != 1 or not len(tensor):
         shape, rule = f"of shape {tuple(tensor.shape)}", "must be one channel of samples"

@@ -16,7 +16,8 @@ class MaskPolicy:
     """A distribution over masks, as a pure function of its arguments.
 
     Attributes:
-        equal_rows: whether all rows mask the same number of tokens, so that those may be dropped.
+        equal_rows: whether all rows have the same number of masked tokens, so that these may be
+            dropped.
     """
 
     equal_rows: ClassVar[bool] = True
@@ -33,7 +34,7 @@ class MaskPolicy:
 
         Args:
             key: of the random numbers, ``fold_in(seed, epoch)``.
-            ids: (B,) int64 global sample ids.
+            ids: (B,) int64 global ids of the B samples.
             clones: M, masks per sample.
             grid: token grid, ``(T,)`` or ``(rows, columns)``.
             lengths: (B,) int64 number of real tokens, or None if all are.
@@ -71,19 +72,19 @@ def check_length(length: int, grid: tuple[int, ...]) -> None:
 
 
 def row_lengths(ids: Tensor, clones: int, grid: tuple[int, ...], lengths: Tensor | None) -> Tensor:
-    """(B * M,) int64 number of real tokens of each row."""
+    """(samples * clones,) int64 number of real tokens in each row."""
     if lengths is None:
         lengths = torch.full_like(ids, math.prod(grid))
     return lengths.repeat_interleave(clones)
 
 
 def within(lengths: Tensor, n: int) -> Tensor:
-    """(R, n) bool, True at the first ``lengths[r]`` of n positions."""
+    """(rows, n) bool, True at the first ``lengths[r]`` of the n positions of row r."""
     return torch.arange(n, device=lengths.device) < lengths[:, None]
 
 
 def highest(score: Tensor, count: Tensor) -> Tensor:
-    """(R, T) bool, True at the ``count[r]`` largest scores of each row."""
+    """(rows, tokens) bool, True at the ``count[r]`` largest scores of each row r."""
     order = score.argsort(dim=1, descending=True, stable=True)
     return torch.zeros_like(score, dtype=torch.bool).scatter_(
         1, order, within(count, score.shape[1])
@@ -91,13 +92,12 @@ def highest(score: Tensor, count: Tensor) -> Tensor:
 
 
 def equalise(masked: Tensor, lengths: Tensor) -> Mask:
-    """The mask, with as much padding kept in each row that all rows see the same number of tokens.
-
-    Shorter rows keep fewer real tokens and are filled up with padding, which attention ignores.
+    """Make all rows see the same number of tokens: rows with fewer visible tokens also see padding,
+    which attention ignores.
 
     Args:
-        masked: (R, T) bool, within the rows' lengths.
-        lengths: (R,) int64.
+        masked: (rows, tokens) bool, False at padding.
+        lengths: (rows,) int64 number of real tokens in each row.
     """
     visible = lengths - masked.sum(1)
     padding = ~within(lengths, masked.shape[1])

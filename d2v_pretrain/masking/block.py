@@ -25,12 +25,14 @@ from d2v_pretrain.types import Mask
 
 @dataclass(frozen=True)
 class BlockMask(MaskPolicy):
-    """Blocks around ``int(T (p + adjust) / length^d)`` random centres, then an exact count.
+    """Blocks around ``int(T (p + adjust) / length^d)`` random centres, then an exact count. T is
+    the number of tokens of a row, d the dimensions of the grid, and p the share covered by blocks:
+    prob.
 
     If the blocks cover more than ``int(T p)`` tokens of a row, random single tokens are taken out;
     if fewer, random single tokens are added. With ``inverse`` the blocks stay *visible* and p = 1 -
-    prob. Blocks are clamped at the borders, so edges are covered less than the middle. This and
-    the many single tokens are as published.
+    prob. Blocks are cut off at the borders, so edges are covered less than the middle. This effect
+    and the many single tokens are as published.
 
     Source: fairseq ``data_utils.py:compute_block_mask_1d`` and ``_2d``.
 
@@ -74,7 +76,7 @@ class BlockMask(MaskPolicy):
     def _blocks(
         self, key: int, ids: Tensor, clones: int, grid: tuple[int, ...], rows: Tensor, share: float
     ) -> Tensor:
-        """(R, T) bool, True inside the blocks; centres are drawn with replacement."""
+        """(rows, tokens) bool, True inside the blocks; centres are drawn with replacement."""
         count = (rows.double() * ((share + self.adjust) / self.length ** len(grid))).long()
         uniform = noise(fold_in(key, 0), ids, clones, max(1, int(count.max())))
         centre = (uniform * rows[:, None]).long()

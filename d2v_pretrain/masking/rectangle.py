@@ -19,15 +19,15 @@ _TRIES = 10
 
 @dataclass(frozen=True)
 class RectangleMask(MaskPolicy):
-    """Add rectangles until ``count`` patches are masked or ten tries in a row fail; the number of
-    masked patches differs between images.
+    """Add rectangles until ``count`` patches are masked or ten tries in a row fail. The number of
+    masked patches therefore differs between images.
 
     A try draws an area uniformly from [min_patches, patches still wanted] and a log-uniform aspect
     ratio, and is accepted if the rectangle is smaller than the image in both directions and newly
     covers between 1 and the patches still wanted.
 
-    Source: BEiT ``masking_generator.py:MaskingGenerator``. 120 of 196 patches: exactly 120 in 68 %
-    of draws, mean 119.5.
+    Source: BEiT ``masking_generator.py:MaskingGenerator``. With ``count=120`` of 196
+    patches, 68 % of the images have exactly 120 masked patches, and the mean is 119.5.
 
     Args:
         count: patches to mask, of ``rows * columns``.
@@ -73,8 +73,8 @@ class RectangleMask(MaskPolicy):
         return Mask.of(masked.flatten(1))
 
     def _first_accepted(self, draws: Tensor, masked: Tensor, wanted: Tensor) -> Tensor:
-        """(R, rows, columns) bool: the first of the ten tries that is accepted, all False if none
-        is.
+        """For each of R masks the first of its ten tries that is accepted: (R, rows, columns) bool,
+        True inside the rectangle, False everywhere if no try is accepted.
 
         Args:
             draws: (R, 4, tries) uniform numbers for area, aspect, top and left.
@@ -94,6 +94,6 @@ class RectangleMask(MaskPolicy):
 
 
 def _between(start: Tensor, length: Tensor, n: int) -> Tensor:
-    """(R, tries, n) bool, True at [start, start + length)."""
+    """(masks, tries, n) bool, True at the positions from ``start`` up to ``start + length``."""
     place = torch.arange(n, device=start.device)
     return (place >= start[..., None]) & (place < (start + length)[..., None])

@@ -23,8 +23,8 @@ from d2v_pretrain.types import Mask
 
 @dataclass(frozen=True)
 class SpanMask(MaskPolicy):
-    """Mask ``int(prob T / length + u)`` spans, u uniform in [0, 1). Starts are drawn without
-    replacement, and spans may overlap.
+    """Mask ``int(prob T / length + u)`` spans in a row of T tokens, u uniform in [0, 1). Starts are
+    drawn without replacement, and spans may overlap.
 
     Source: fairseq ``data_utils.py:compute_mask_indices`` (static length) and
     ``mask_tokens_dataset.py``. Two effects are as published: with ``fit`` no span reaches the last
@@ -84,7 +84,7 @@ class SpanMask(MaskPolicy):
         return Mask.of(masked & (fate >= self.keep_prob) & ~random, random=replacement)
 
     def _spans(self, key: int, ids: Tensor, clones: int, rows: Tensor, size: int) -> Tensor:
-        """(R, T) bool, True inside the spans."""
+        """(rows, tokens) bool, True inside the spans."""
         uniform = noise(fold_in(key, 0), ids, clones, 1)[:, 0]
         count = (self.prob * rows.double() / self.length + uniform).long()
         count = torch.minimum(count.clamp(min=self.min_spans), rows)

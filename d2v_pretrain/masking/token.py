@@ -21,7 +21,8 @@ from d2v_pretrain.types import Mask
 
 @dataclass(frozen=True)
 class TokenMask(MaskPolicy):
-    """Keep ``int(T (1 - prob))`` tokens of a row, drawn uniformly without replacement.
+    """Keep ``int(T (1 - prob))`` of the T tokens of a row visible, drawn uniformly without
+    replacement.
 
     Source: fairseq ``modalities/base.py:random_masking``, which masks padding like any token and
     counts it in the loss. Here only real tokens are masked; without padding the two agree.

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 @dataclass
 class KeyValues:
-    """Cache of keys and values of one attention, (R, H, T, d) each; empty at first."""
+    """Cache of the keys and values of one attention, (rows, heads, tokens, channels of a head)
+    each; empty at first."""
 
     keys: Tensor | None = None
     values: Tensor | None = None
@@ -25,13 +26,16 @@ class KeyValues:
 
 
 class Attention(nn.Module):
-    """``softmax(q k^T / sqrt(d) + bias) v`` with one fused projection to q, k and v.
+    """``softmax(q k^T / sqrt(d) + bias) v`` with one fused projection to q, k and v; d = D / H.
+
+    Shapes: B rows of T tokens that attend to S tokens, D channels, H heads.
 
     Args:
-        width: D.
+        width: D, channels of a token.
         heads: H, a divisor of D.
         dropout: on the attention probabilities. It makes attention 1.5 to 2 times slower.
-        key_bias: k has a bias. In BEiT it has none; then those of q and v are separate parameters.
+        key_bias: the projection to k has a bias. In BEiT it has none; the biases of q and v are
+            then separate parameters.
     """
 
     def __init__(self, width: int, heads: int, dropout: float = 0.0, key_bias: bool = True) -> None:
@@ -61,8 +65,8 @@ class Attention(nn.Module):
             weights: a list to which the probabilities (B, H, T, S), after dropout, are appended.
                 The fused kernel is then not used, and a row that may attend to nothing attends to
                 all positions equally.
-            past: cache of keys and values. Those of x are added to it; with ``context`` it holds
-                those of the context.
+            past: cache of keys and values. Those of x are added to it; if ``context`` is given, it
+                holds the keys and values of the context instead.
             context: (B, S, D) to attend to instead of x.
             heads: (H,) factors of the heads' probabilities, or None.
         """
@@ -97,8 +101,8 @@ class Attention(nn.Module):
     def _across(
         self, x: Tensor, context: Tensor, past: KeyValues | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """q of x, and k and v of the context, which are taken from ``past`` if they are there;
-        (B, H, ., d) each.
+        """q of x, and k and v of the context, the latter from ``past`` if it holds them; (rows,
+        heads, tokens, channels of a head) each.
         """
         width, bias = x.shape[-1], self._bias()
         q = F.linear(x, self.qkv.weight[:width], bias[:width])

@@ -13,18 +13,20 @@ from d2v_pretrain.models.attention import Attention, KeyValues
 
 
 class Trace:
-    """Collects intermediate results of a forward.
+    """Collects intermediate results of a forward of R rows: E extra and T other tokens of D
+    channels, H attention heads, S tokens of a context.
 
     Args:
         attentions: collect attention probabilities too, which are then computed without the fused
             kernel.
 
     Attributes:
-        hidden: (R, E + T, D) each: the input of the first block, then the output of every block,
-            skipped ones included.
-        attentions: (R, H, T, T) each, of the blocks that were not skipped; None if not collected.
-        cross_attentions: (R, H, T, S) each, of the blocks that attend to a context; None if not
-            collected.
+        hidden: list of (R, E + T, D): the input of the first block, then the output of every block,
+            also of skipped ones.
+        attentions: list of (R, H, E + T, E + T), one for each block that was not skipped; None if
+            not collected.
+        cross_attentions: list of (R, H, T, S), one for each block that attends to a context; None
+            if not collected.
     """
 
     def __init__(self, attentions: bool = False) -> None:
@@ -39,10 +41,10 @@ class Context:
 
     Args:
         past: keys and values of earlier tokens, to which new ones are added; None for no cache.
-        states: (R, S, D) output of another encoder, or None.
+        states: (rows, tokens, width) output of another encoder, or None.
         bias: attention bias over ``states``; see ``Attention``.
         past_states: cached keys and values of ``states``.
-        heads: (H,) factors of the attention heads, or None.
+        heads: a factor for each attention head, or None.
     """
 
     past: KeyValues | None = None
@@ -63,9 +65,9 @@ class Block(nn.Module):
     attention; no published model uses it, and this class does not follow it.
 
     Args:
-        width: D.
-        heads: attention heads.
-        mlp_ratio: hidden width of the feed-forward part over D.
+        width: D, channels of a token.
+        heads: number of attention heads.
+        mlp_ratio: hidden width of the feed-forward part as a multiple of D.
         norm_first: pre-norm.
         dropout: after attention and after the feed-forward part.
         attention_dropout: on attention probabilities.
@@ -118,8 +120,8 @@ class Block(nn.Module):
         trace: Trace | None = None,
         context: Context | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """(B, T, D) -> block output and feed-forward output, both (B, T, D); ``bias`` as in
-        ``Attention``."""
+        """Tokens (rows, tokens, D) -> the block's output and the feed-forward output ``f``, both of
+        that shape. For ``bias`` see ``Attention``."""
         weights, context = None if trace is None else trace.attentions, context or Context()
         if self.norm_first:
             x = x + self._branch(

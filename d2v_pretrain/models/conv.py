@@ -1,4 +1,5 @@
-"""Convolutions over channels-last grids: (B, T, C) or (B, H, W, C) in, the same layout out."""
+"""Convolutions over grids whose last axis holds the channels: (batch, time, channels) or (batch,
+height, width, channels), in the input and in the output."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ from torch import Tensor, nn
 
 
 def conv_last(x: Tensor, conv: nn.Module) -> Tensor:
-    """Apply a ``Conv1d`` to (B, T, C) or a ``Conv2d`` to (B, H, W, C).
+    """Apply a ``Conv1d`` to (batch, time, channels) or a ``Conv2d`` to (batch, height, width,
+    channels).
 
     The layout is channels-last so that LayerNorm and GELU run over contiguous channels. A grouped
     ``Conv1d`` is computed as a ``conv2d`` on an image of one row, which is faster on a CPU (204

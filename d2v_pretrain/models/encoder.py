@@ -19,7 +19,7 @@ from d2v_pretrain.types import Batch, Mask, Tokens
 
 @dataclass(frozen=True)
 class Encoded:
-    """Output of an encoder.
+    """Output of an encoder for R rows of K visible tokens, each D numbers, with E extra tokens.
 
     Args:
         x: (R, E + K, D) output, the E extra tokens in front.
@@ -43,6 +43,8 @@ class Encoded:
 class Encoder(nn.Module):
     """Stem, positions and a stack of ``Block``s.
 
+    Shapes: R rows of T tokens of D channels, K of them visible; E extra tokens; H attention heads.
+
     The published encoders differ in these arguments alone. data2vec 2's "prenet" blocks are the
     first of the ``depth`` blocks, which ``top_k`` does not reach.
 
@@ -50,13 +52,13 @@ class Encoder(nn.Module):
         stem: inputs -> local features.
         block: makes one block; called with ``drop_path=rate`` for each, linearly increasing to
             ``drop_path``.
-        width: D.
+        width: D, channels of a token.
         depth: number of blocks.
         positions: offsets added to the tokens, or None.
         bias: module that computes an attention bias for all blocks, or None.
-        layer_bias: makes one such module per block; its bias is added to that of ``bias``.
+        layer_bias: makes a module like ``bias`` for each block; the two biases are added.
         extra_tokens: E learned tokens in front (CLS).
-        extra_init: standard deviation of their start.
+        extra_init: standard deviation of the initial extra tokens.
         input_norm: LayerNorm before the blocks (post-norm models).
         final_norm: LayerNorm after the blocks (pre-norm models).
         input_dropout: after ``input_norm``.
@@ -64,8 +66,8 @@ class Encoder(nn.Module):
         layer_drop: probability of skipping a whole block in training, drawn on the host.
         zero_padding: set features at padding to 0 before positions are added (data2vec 1 audio and
             text).
-        norm_eps: of the two LayerNorms here.
-        init: of the blocks, ``bert`` or ``beit``.
+        norm_eps: of ``input_norm`` and ``final_norm``.
+        init: initial weights of the blocks, ``bert`` or ``beit``; see ``initialise_blocks``.
         checkpointing: recompute activations in backward: less memory, identical result, about 40 %
             slower.
     """
@@ -124,10 +126,10 @@ class Encoder(nn.Module):
             tokens: (R, T, D) from the stem.
             mask: if given, its dropped tokens are left out.
             top_k: return the outputs of this many last blocks.
-            tensor: which output, ``ffn`` or ``block``.
+            tensor: which output of a block, ``ffn`` (feed-forward) or ``block``.
             trace: collects the inputs, outputs and attention probabilities of all blocks.
-            allowed: (R or 1, H or 1, T, S) bool, True where attention is allowed; by default
-                everywhere but at padding.
+            allowed: (R or 1, H or 1, T, T with cached tokens) bool, True where a token may attend
+                to another; by default to all but padding.
             contexts: what each block reads beside its input.
         """
         x, valid, kept = self._visible(tokens, mask)
@@ -144,14 +146,14 @@ class Encoder(nn.Module):
         return Encoded(self.final_norm(x), layers, valid, self.extra_tokens)
 
     def encode(self, batch: Batch, top_k: int = 0, tensor: str = "ffn") -> Encoded:
-        """Encode the whole, unmasked input."""
+        """Encode the input without a mask. For the arguments see ``forward``."""
         return self(self.stem(batch), None, top_k, tensor)
 
     def _visible(
         self, tokens: Tokens, mask: Mask | None
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Tokens with their positions, without the dropped ones: x (R, K, D), valid (R, K), kept
-        (R, K)."""
+        """The tokens that are not dropped, with positions added: x (R, K, D), ``valid`` (R, K) as
+        in ``Encoded``, and ``kept`` (R, K) as in ``Mask``."""
         x, valid = tokens.x, tokens.valid
         if self.zero_padding and valid is not None:
             x = x * valid[..., None]
@@ -245,7 +247,7 @@ class Encoder(nn.Module):
 
 
 def mean_of_valid(x: Tensor, valid: Tensor | None) -> Tensor:
-    """(R, K, D) -> (R, D) float32, the mean over valid positions."""
+    """The mean over valid positions: (rows, tokens, channels) -> (rows, channels) float32."""
     x = x.float()
     if valid is None:
         return x.mean(1)
@@ -254,5 +256,5 @@ def mean_of_valid(x: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def gather_rows(x: Tensor, index: Tensor) -> Tensor:
-    """(R, T, D) at (R, K) positions -> (R, K, D)."""
+    """Of each row of ``x`` (rows, tokens, channels) the tokens at its positions in ``index``."""
     return x.gather(1, index[..., None].expand(-1, -1, x.shape[-1]))

@@ -16,14 +16,14 @@ from d2v_pretrain.types import Tokens
 
 
 class Positions(nn.Module):
-    """Offsets that are added to the tokens of a stem."""
+    """Offsets that are added to the tokens of a stem: B rows of T tokens of D channels."""
 
     def forward(self, tokens: Tokens) -> Tensor:
         """(1 or B, T, D) offsets for (B, T, D) tokens."""
         raise NotImplementedError
 
     def placed_extra(self, extra: Tensor) -> Tensor:
-        """(1, E, D) extra tokens with their own offsets, where there are any."""
+        """The extra tokens (1, E, D), with offsets added if this class has offsets for them."""
         return extra
 
 
@@ -35,10 +35,10 @@ class ConvPositions(Positions):
     ``relative_positional_encoder``.
 
     Args:
-        width: D.
+        width: D, channels of a token.
         depth: number of convolutions.
-        total_kernel: their kernels' sum; each has ``max(3, total_kernel // depth)``, padded to keep
-            T.
+        total_kernel: sum of the kernel sizes; each is ``max(3, total_kernel // depth)``, and
+            padding keeps the number of tokens.
         groups: convolution groups.
         mask_padding: zero the padding before each convolution. The published models do not, so
             their output at the last valid frames depends on the amount of padding; False matches
@@ -82,7 +82,7 @@ class SinCosPositions(Positions):
     Frequencies are ``10000^(-i / (D/4))``. Source: MAE ``get_2d_sincos_pos_embed``.
 
     Args:
-        width: D, a multiple of 4.
+        width: D, channels of a token, a multiple of 4.
         scale: factor on the offsets; 1 is the published value.
     """
 
@@ -107,11 +107,11 @@ class SinCosPositions(Positions):
 class LearnedPositions(Positions):
     """Offsets from a learned table with one row for each extra token and each patch.
 
-    The table is zero at the start. For another grid the rows of patches are resized, bicubic.
+    The table is zero at the start. For another grid the part for patches is resized bicubically.
     Source: BEiT and ViT ``interpolate_pos_encoding``, which assume a square grid.
 
     Args:
-        width: D.
+        width: D, channels of a token.
         grid: (rows, columns) of patches that the table is made for.
         extra: E, the number of extra tokens in front.
     """
@@ -138,13 +138,14 @@ class Alibi(nn.Module):
     """Attention bias ``-slope_h |i - j| scale_h``: symmetric ALiBi with one learned scale per head,
     shared by all layers.
 
-    Slopes are ``2^(-8 (h+1) / H)`` if H is a power of two, else those of the next lower power of
-    two followed by every other one of its double. A negative scale acts as 0 and then has no
-    gradient, as published. The bias is computed for visible positions only; the reference computes
-    (B * M, H, T, T) and gathers. Source: fairseq ``modalities/base.py:get_alibi``.
+    The slope of head h of H is ``2^(-8 (h+1) / H)`` if H is a power of two, else those of the next
+    lower power of two followed by every other one of its double. A negative scale acts as 0 and
+    then has no gradient, as published. The bias is computed for visible positions only; the
+    reference computes it for all positions and then selects. Source: fairseq
+    ``modalities/base.py:get_alibi``.
 
     Args:
-        heads: H.
+        heads: H, number of attention heads.
     """
 
     slopes: Tensor
@@ -155,7 +156,8 @@ class Alibi(nn.Module):
         self.register_buffer("slopes", torch.tensor(alibi_slopes(heads)), persistent=False)
 
     def forward(self, grid: tuple[int, ...], kept: Tensor | None, extra: int) -> Tensor:
-        """Bias of (1 or R, H, E + K, E + K) fp32; 0 to and from the E extra tokens.
+        """The bias of K visible and E extra tokens in R rows: (1 or R, H, E + K, E + K) float32. It
+        is 0 to and from extra tokens.
 
         Args:
             grid: token grid.
@@ -180,14 +182,15 @@ class RelativeBias(nn.Module):
     """Attention bias from one table per head, indexed by the offset between two patches.
 
     The table has ``(2 rows - 1)(2 columns - 1) + 3`` rows, the last three for CLS to patch, patch
-    to CLS and CLS to CLS; it is zero at the start. The index is recomputed and not a buffer, which
-    the reference's teacher averages and makes wrong by one. Source: BEiT ``RelativePositionBias``.
+    to CLS and CLS to CLS; it is zero at the start. The index is computed anew and is not a buffer:
+    the reference's teacher averages that buffer, which makes it wrong by one. Source: BEiT
+    ``RelativePositionBias``.
 
     Args:
-        heads: H.
+        heads: number of attention heads.
         grid: (rows, columns) of patches that the table is made for.
-        resize: accept other grids, for which the table is resized, bilinear (MiDaS 3.1). Otherwise
-            they are an error.
+        resize: accept other grids, for which the table is resized bilinearly (MiDaS 3.1). Otherwise
+            other grids are an error.
     """
 
     def __init__(self, heads: int, grid: tuple[int, int], resize: bool = False) -> None:
@@ -197,7 +200,7 @@ class RelativeBias(nn.Module):
         self.table = nn.Parameter(torch.zeros(size + 3, heads))
 
     def forward(self, grid: tuple[int, ...], kept: Tensor | None, extra: int) -> Tensor:
-        """Bias of (1 or R, H, E + K, E + K); E is 0 or 1. See ``Alibi.forward``."""
+        """The bias; see ``Alibi.forward``. There may be one extra token at most."""
         assert extra <= 1, "the table knows one CLS token"
         table = self._table(grid)
         every = torch.arange(math.prod(grid), device=self.table.device)[None]

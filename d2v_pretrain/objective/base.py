@@ -43,5 +43,5 @@ class Objective(nn.Module):
         return {}
 
     def statistics(self, output: Output) -> dict[str, Tensor]:
-        """Numbers to log about the last micro-batch, as () tensors on its device."""
+        """Numbers to log about the last micro-batch, as tensors without axes on its device."""
         return {}

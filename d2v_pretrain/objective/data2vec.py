@@ -28,7 +28,7 @@ class Data2Vec(Objective):
     seam                data2vec 1                    data2vec 2
     ==================  ============================  ==========================================
     ``view``            masked tokens replaced        masked tokens absent
-    ``clones``          1                             M masks for one pass of the teacher
+    ``clones``          1                             several masks for one pass of the teacher
     ``predictor``       ``Head``                      ``ConvDecoder``
     ==================  ============================  ==========================================
 
@@ -40,11 +40,11 @@ class Data2Vec(Objective):
         predictor: maps the student's output to predictions at masked positions.
         targets: maps layers of the teacher to regression targets.
         loss: regression loss of each row.
-        clones: M, masks per sample.
+        clones: M, number of masks per sample.
         cls_weight: weight of the CLS term: the first extra token predicts the mean target of its
             sample. As published, the term is multiplied by the number of predicted positions of the
             micro-batch, so that after the division by that number its weight per row is
-            ``cls_weight``, which grows with B * M.
+            ``cls_weight``, which grows with the size of the micro-batch and with M.
         teacher_view: changes the teacher's batch given the mask; None shows the teacher the batch
             as it is (both papers). See ``MaskedTokensOnly`` and ``Recolour``.
         seed: of the masks.
@@ -93,9 +93,10 @@ class Data2Vec(Objective):
         """One forward of student and teacher.
 
         Args:
-            batch: B samples.
-            mask: B * clones rows to use instead of those that the policy draws.
-            noise: (B * clones, T, D) to use at dropped positions instead of fresh decoder noise.
+            batch: B samples of T tokens.
+            mask: B * clones rows, used instead of a mask that the policy draws.
+            noise: (B * clones, T, D), used at dropped positions instead of fresh decoder noise; D
+                is the width of the student.
 
         Raises:
             RuntimeError: ``after_step`` was not called after the last optimizer step.
@@ -122,8 +123,8 @@ class Data2Vec(Objective):
         return Output(loss_sum, mask.count, pred.detach(), at_masked, position, detached)
 
     def draw(self, batch: Batch) -> Mask:
-        """The policy's masks for a batch, on the host; a function of (seed, epoch, sample ids,
-        clone) alone.
+        """The masks that the policy draws for a batch, on the host. They depend on (seed, epoch,
+        sample ids, clone) alone.
         """
         stem = self.student.stem
         key = fold_in(self.seed, batch.epoch)
@@ -136,7 +137,7 @@ class Data2Vec(Objective):
 
     @torch.no_grad()
     def target(self, batch: Batch, local: Tokens, mask: Mask) -> Tensor:
-        """(B, T, D) float32 targets at every position, masked or not."""
+        """The targets at every position, masked or not: (samples, tokens, width) float32."""
         seen = batch if self.teacher_view is None else self.teacher_view(batch, mask)
         encoded = self.teacher(seen, local, self.targets.top_k, self.targets.tensor)
         return self.targets(encoded.layers, encoded.valid)
@@ -144,9 +145,9 @@ class Data2Vec(Objective):
     def statistics(self, output: Output) -> dict[str, Tensor]:
         """Spread of targets and predictions, loss terms, relative loss.
 
-        ``loss_relative`` is the regression loss divided by that of predicting zero. The loss itself
-        may rise while training goes well, because the targets grow; the relative loss does not
-        depend on their size.
+        ``loss_relative`` is the regression loss divided by the loss of predicting zero. The loss
+        itself may rise while training goes well, because the targets grow; the relative loss does
+        not depend on their size.
         """
         stats = {}
         if len(output.terms) > 1:

@@ -10,10 +10,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class RegressionLoss:
-    """``scale * sum_d smooth_l1(pred_d - target_d)`` per row; squared error for ``beta = 0``.
+    """``scale * sum_d smooth_l1(pred_d - target_d)`` for each row of D channels; squared error if
+    ``beta`` is 0.
 
-    Smooth L1 is ``e^2 / (2 beta)`` below ``beta`` and ``|e| - beta / 2`` above. Source: fairseq
-    ``d2v_loss``.
+    Smooth L1 of a difference e is ``e^2 / (2 beta)`` if ``|e| < beta``, else ``|e| - beta / 2``.
+    Source: fairseq ``d2v_loss``.
 
     Args:
         beta: 0 for squared error.
@@ -25,7 +26,7 @@ class RegressionLoss:
     scale: float | str = "sqrt_dim"
 
     def __call__(self, pred: Tensor, target: Tensor) -> Tensor:
-        """(N, D), (N, D) float32 -> (N,)."""
+        """Predictions and targets, (N, D) float32 each -> the loss of each of the N rows."""
         pred, target = pred.float(), target.float()
         if self.beta == 0:
             error = F.mse_loss(pred, target, reduction="none")

@@ -21,10 +21,10 @@ class Head(nn.Module):
     Source: fairseq ``final_proj``, ``regression_head``; BEiT ``lm_head``.
 
     Args:
-        width: D.
-        layers: 1 or 2.
-        ratio: hidden width over D.
-        init: ``default``, ``bert`` or ``beit``.
+        width: D, the width of the student.
+        layers: number of linear layers, 1 or 2.
+        ratio: hidden width of two layers as a multiple of D.
+        init: of the linear layers, ``default``, ``bert`` or ``beit``.
     """
 
     fills_gaps = False  # it needs the student's output at every token
@@ -38,8 +38,8 @@ class Head(nn.Module):
     def forward(
         self, x: Tensor, mask: Mask, grid: tuple[int, ...], noise: Tensor | None = None
     ) -> Tensor:
-        """(R, T, D) student output -> (N, D) predictions. The student must have encoded all T
-        positions."""
+        """The student's output (R, T, D) for R rows of T tokens -> (N, D) predictions at the N
+        masked positions. The student must have encoded all T positions."""
         assert x.shape[1] == mask.masked.shape[1], (
             "a head needs a view that replaces masked tokens, not one that drops them"
         )
@@ -55,17 +55,17 @@ class ConvDecoder(nn.Module):
     ``modalities/modules.py:Decoder1d, Decoder2d``.
 
     Args:
-        width: D of the student.
+        width: D, the width of the student.
         dim: channels of the convolutions.
-        kernel: their size.
-        layers: their number.
-        groups: their groups.
-        dims: 1 for sequences, 2 for grids.
+        kernel: side of the convolutions, in tokens.
+        layers: number of convolutions.
+        groups: groups of each convolution.
+        dims: dimensions of the token grid, 1 for sequences or 2 for images.
         residual: add a layer's input to its output.
         input_dropout: on the student's output.
         noise_std: of the normal noise in place of masked tokens.
-        projection_layers: 1 or 2.
-        projection_ratio: hidden width of a two-layer projection over ``dim``.
+        projection_layers: number of linear layers of the projection, 1 or 2.
+        projection_ratio: hidden width of a two-layer projection as a multiple of ``dim``.
         init: of the projection, ``default`` or ``bert``.
     """
 
@@ -103,19 +103,21 @@ class ConvDecoder(nn.Module):
         """Predict the masked positions.
 
         Args:
-            x: (R, K, D) student output at the visible positions, or (R, T, D) at all.
-            mask: R rows.
-            grid: token grid of T positions.
+            x: the student's output for R masked copies of samples: (R, K, D) at the K visible
+                positions of each, or (R, T, D) at all T positions.
+            mask: of the R rows. It marks the positions to predict, N over all rows, and the
+                positions that the student was not given ("dropped").
+            grid: shape of the token grid; the product is T.
             noise: (R, T, D) to use at the dropped positions instead of fresh noise.
 
         Returns:
-            (N, D).
+            (N, D) predictions.
         """
         y = self.decode(self.fill(x, mask, noise), grid)
         return self.projection(y.reshape(-1, y.shape[-1])[mask.index])
 
     def fill(self, x: Tensor, mask: Mask, noise: Tensor | None = None) -> Tensor:
-        """(R, T, D): the visible tokens at their places and noise at the dropped ones."""
+        """(R, T, D): the visible tokens at their positions, and noise at the dropped positions."""
         x = F.dropout(x, self.input_dropout, self.training)
         size = mask.masked.shape[1]
         if x.shape[1] == size:
@@ -129,7 +131,7 @@ class ConvDecoder(nn.Module):
         return torch.where(dropped[..., None], noise.to(full.dtype), full)
 
     def decode(self, x: Tensor, grid: tuple[int, ...]) -> Tensor:
-        """(R, T, D) -> (R, T, dim), before the projection."""
+        """The convolutions: (R, T, D) -> (R, T, dim), before the projection."""
         sides = grid if self.dims > 1 else (x.shape[1],)
         x = x.unflatten(1, sides)
         for conv in self.convs:

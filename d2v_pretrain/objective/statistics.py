@@ -16,7 +16,7 @@ def spread(rows: Tensor, position: Tensor) -> tuple[Tensor, Tensor]:
     name ``sqrt(var + 1e-6)``.
 
     Args:
-        rows: (N, D) float targets or predictions.
+        rows: (N, D) float targets or predictions, D channels of N rows.
         position: (N,) int64 token position of each row.
 
     Returns:

@@ -31,7 +31,8 @@ class Supervised(Objective):
         assert classes is not None, "the number of classes is read from the labels at start"
         self.student, self.dropout = student, dropout
         self.predictor = nn.Linear(student.width, classes)
-        if student.stem.mask_vector is not None:  # nothing is masked: DDP would wait for its grad
+        # No token is masked: DDP would wait for a gradient.
+        if student.stem.mask_vector is not None:
             student.stem.mask_vector.requires_grad_(False)
         scales = {
             "student.": layer_decay ** (student.depth + 1),
@@ -44,7 +45,7 @@ class Supervised(Objective):
         self.lr_scales = scales
 
     def logits(self, batch: Batch) -> Tensor:
-        """(B, classes) float32."""
+        """(samples, classes) float32."""
         encoded = self.student.encode(batch)
         pooled = mean_of_valid(encoded.tokens, encoded.valid)
         return self.predictor(F.dropout(pooled, self.dropout, self.training)).float()

@@ -16,10 +16,10 @@ _MEAN_ORDER = ("layer", "instance")
 
 @dataclass(frozen=True)
 class Targets:
-    """``norms_of_mean(mean_k(norms_of_layer(layer_k)))`` in float32, without affine parameters, eps
-    1e-5.
+    """``mean_norms(mean over k of layer_norms(layer k))`` in float32, without affine parameters,
+    eps 1e-5. Layers are (B, T, D): B samples of T tokens of D channels.
 
-    Norms apply in the reference's order whatever the order given: ``batch`` (over B and T),
+    Norms are applied in the reference's order, whatever order is given: ``batch`` (over B and T),
     ``instance`` (over T, per sample and channel), ``group`` (over T and D), ``layer`` (over D);
     after the mean ``layer``, then ``instance``. Source: fairseq ``data2vec2.py:make_targets``,
     ``data2vec_audio.py:forward``; BEiT ``engine_for_cyclical.py``. One difference: with neither
@@ -54,7 +54,7 @@ class Targets:
             valid: (B, T) bool, False at padding, or None.
 
         Returns:
-            (B, T, D) float32.
+            The targets, (B, T, D) float32.
         """
         assert len(layers) == self.top_k, f"{len(layers)} layers, and top_k is {self.top_k}"
         counted = None if self.count_padding else valid

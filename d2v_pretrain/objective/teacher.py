@@ -26,7 +26,7 @@ class Teacher(nn.Module):
     Args:
         student: its weights are the teacher's at the start.
         decay: schedule; read at the number of optimizer steps done.
-        copied: names of encoder parts that are copied, e.g. ``("stem", "positions")``.
+        copied: names of the parts of the encoder that are copied, e.g. ``("stem", "positions")``.
         reads_student_stem: use the student's local features (the conv stem then runs once) instead
             of the teacher's own.
     """
@@ -49,13 +49,13 @@ class Teacher(nn.Module):
 
     @torch.no_grad()
     def forward(self, batch: Batch, local: Tokens, top_k: int, tensor: str) -> Encoded:
-        """Encode the unmasked input.
+        """Encode the input without a mask.
 
         Args:
             batch: the input.
             local: the student's local features of the same input.
             top_k: number of last blocks whose outputs are returned.
-            tensor: ``ffn`` or ``block``.
+            tensor: which output of a block, ``ffn`` (feed-forward) or ``block``.
         """
         if self.reads_student_stem:
             local = Tokens(local.x.detach(), local.grid, local.valid)

@@ -23,7 +23,8 @@ class View(Protocol):
     replaces: ClassVar[bool]
 
     def __call__(self, student: Encoder, batch: Batch, local: Tokens, mask: Mask) -> Encoded:
-        """Encode what the student may see of ``local`` (B * clones rows, not yet masked)."""
+        """Encode what the student may see of ``local``, which is not masked yet and has a row for
+        each clone of each sample."""
         ...
 
     def check(self, mask: MaskPolicy, fills_gaps: bool) -> None:
@@ -42,7 +43,7 @@ class View(Protocol):
 @dataclass(frozen=True)
 class Replace:
     """Masked tokens are replaced by a learned vector (text: by the ``<mask>`` id); the student
-    encodes all T positions.
+    encodes all positions.
     """
 
     replaces: ClassVar[bool] = True
@@ -56,7 +57,7 @@ class Replace:
 
 @dataclass(frozen=True)
 class Drop:
-    """Masked tokens are left out; the student encodes the K visible positions."""
+    """Masked tokens are left out; the student encodes only the visible positions."""
 
     replaces: ClassVar[bool] = False
 
@@ -64,7 +65,7 @@ class Drop:
         return student(local, mask)
 
     def check(self, mask: MaskPolicy, fills_gaps: bool) -> None:
-        """See ``View``: only as many tokens of each row can be left out."""
+        """See ``View``: every row must leave out the same number of tokens."""
         if not mask.equal_rows:
             rule = "masks a different number of tokens in each row, which cannot be left out"
             remedy = "choose masking=block, inverse_block or token, or objective=data2vec1"
@@ -90,7 +91,7 @@ class MaskedTokensOnly:
     pad: int = 1
 
     def __call__(self, batch: Batch, mask: Mask) -> Batch:
-        """The teacher's batch. One clone only."""
+        """The teacher's batch; there must be one clone."""
         lengths = torch.full_like(batch.ids, batch.inputs.shape[1])
         return replace(
             batch, inputs=batch.inputs.masked_fill(~mask.masked, self.pad), lengths=lengths
@@ -107,7 +108,7 @@ class Recolour:
     """
 
     def __call__(self, batch: Batch, mask: Mask) -> Batch:
-        """The teacher's batch; (B, 3, H, W) images of about zero mean."""
+        """The teacher's batch. Its images must have three colours and a mean of about 0."""
         draw = torch.rand(2, *batch.inputs.shape[:2], device=batch.inputs.device)
         order = draw[0].argsort(1)[..., None, None].expand_as(batch.inputs)
         sign = 1 - 2 * (draw[1] < 0.5).to(batch.inputs.dtype)

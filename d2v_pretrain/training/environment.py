@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from d2v_pretrain.files import atomic
+from d2v_pretrain.atomic_files import atomic
 
 PACKAGES = (
     "d2v-pretrain",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from d2v_pretrain.checkpoint import file as checkpoint
-from d2v_pretrain.checkpoint.run import weights
+from d2v_pretrain.checkpoint.saved_run import weights
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.huggingface import convert
 from d2v_pretrain.models.encoder import Encoder

@@ -9,7 +9,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from d2v_pretrain.checkpoint import file as checkpoint
-from d2v_pretrain.checkpoint.run import Run
+from d2v_pretrain.checkpoint.saved_run import Run
 from d2v_pretrain.config.recipes import usual
 from d2v_pretrain.config.rules import METHOD_RULES
 from d2v_pretrain.errors import ConfigError

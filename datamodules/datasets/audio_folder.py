@@ -24,7 +24,7 @@ ENDINGS = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif", ".au", ".c
 
 
 class Stretch(NamedTuple):
-    """Part of an audio file: first frame and number of frames at the file's own rate in Hz."""
+    """Part of an audio file: first frame, number of frames, and the file's sample rate in Hz."""
 
     file: str
     start: int
@@ -69,7 +69,7 @@ class AudioFolder(Dataset[np.ndarray]):
 
     @cached_property
     def files(self) -> dict[str, Stretch]:
-        """The usable files, whole."""
+        """The usable files by name, each as one stretch from its first frame to its last."""
         ignore = [self.labels.path] if self.labels else []
         return scan(self.root, ENDINGS, self._check, self.skipped, self.max_bad_share, ignore)
 
@@ -84,7 +84,8 @@ class AudioFolder(Dataset[np.ndarray]):
 
     @cached_property
     def labelled_files(self) -> list[tuple[Stretch, LabelRow]]:
-        """Rows of the table whose file is there, found by path below the root, else by name."""
+        """The rows of the table whose files exist, by the path below the root or, failing that, by
+        name."""
         if self.labels is None:
             return []
         paths = {os.path.relpath(file, self.root): whole for file, whole in self.files.items()}
@@ -118,7 +119,7 @@ class AudioFolder(Dataset[np.ndarray]):
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """(N,) samples of each item at 16 kHz."""
+        """(items,) length of each item in samples at 16 kHz."""
         return np.array([math.ceil(part.frames * RATE / part.rate) for part in self.stretches])
 
     def name(self, index: int) -> str:
@@ -130,7 +131,8 @@ class AudioFolder(Dataset[np.ndarray]):
         return self.decode(self.stretches[index])
 
     def decode(self, part: Stretch) -> np.ndarray | None:
-        """(S,) float32 at 16 kHz, or None if the file cannot be decoded; then it is listed."""
+        """The (samples,) float32 waveform at 16 kHz; None if it cannot be decoded, which is
+        listed."""
         try:
             return waveform(part.file, part.start, part.frames)
         except Unusable as error:
@@ -143,7 +145,7 @@ class AudioFolder(Dataset[np.ndarray]):
         return f"{self.root}: {len(self):,} utterances of {files}, {hours:.1f} h"
 
     def labelled(self) -> list[Labelled[np.ndarray]]:
-        """The column of classes; [] without a table."""
+        """The classification by the label column of the table; [] without a table."""
         if self.labels is None:
             return []
         return [self.classification(str(self.labels.label), self.labels.note())]
@@ -156,11 +158,12 @@ class AudioFolder(Dataset[np.ndarray]):
 
 
 def waveform(file: str | BinaryIO, start: int = 0, frames: int = -1) -> np.ndarray:
-    """(S,) float32 mono at 16 kHz.
+    """The (samples,) float32 mono waveform at 16 kHz.
 
     Args:
         file: path, or open file.
-        start, frames: which frames, at the file's own rate; all by default.
+        start, frames: the first frame to read and how many, counted at the file's own sample rate;
+            all frames by default.
 
     Raises:
         Unusable: if it cannot be decoded, or is not finite.
@@ -178,7 +181,8 @@ def waveform(file: str | BinaryIO, start: int = 0, frames: int = -1) -> np.ndarr
 
 @lru_cache
 def resampler(rate: int) -> torch.nn.Module:
-    """From ``rate`` Hz to 16 kHz, with its kernel kept."""
+    """The module that resamples from ``rate`` Hz to 16 kHz; cached, because its kernel is
+    costly."""
     import torchaudio  # imported here: it takes a while, and data at 16 kHz do not need it
 
     return torchaudio.transforms.Resample(rate, RATE)

@@ -16,7 +16,7 @@ Item = TypeVar("Item")
 
 
 class Numbered(ABC):
-    """Items or samples with the ids 0 to N - 1, and how they are stored.
+    """N items or samples with the ids 0 to N - 1, and how they are stored.
 
     The defaults are for data that are not in shards.
     """
@@ -26,12 +26,12 @@ class Numbered(ABC):
 
     @property
     def shard_sizes(self) -> Sequence[int] | np.ndarray:
-        """(n,) number of items in each shard. The ids in a shard are consecutive."""
+        """(shards,) number of items in each shard. The ids in a shard are consecutive."""
         return [len(self)]
 
     @property
     def checksums(self) -> np.ndarray:
-        """(n,) uint32, one of each shard; they are part of the fingerprint of a run's data."""
+        """(shards,) uint32 checksums of the shards, a part of the fingerprint of a run's data."""
         return np.empty(0, np.uint32)
 
     def prefetch(self, shards: Sequence[int] | np.ndarray) -> None:
@@ -43,7 +43,8 @@ class Numbered(ABC):
         return np.arange(len(self))
 
     def spread_ids(self, n: int) -> np.ndarray:
-        """(n,) ids spread evenly over the items at hand, to look at and not to train on."""
+        """(n,) ids spread evenly over the items that ``at_hand`` gives, for measurements on a
+        sample."""
         ids = self.at_hand()
         return ids[np.linspace(0, len(ids) - 1, n).astype(np.int64)]
 
@@ -55,9 +56,9 @@ class Dataset(Numbered, Generic[Item]):
     classes.
 
     Attributes:
-        holds: what an item is: "waveform" ((S,) float32, mono, 16 kHz), "image" ((3, H, W) uint8),
-            "text" (str), or a word of your own that a transform names in ``takes``. Items that a
-            user has in memory are "array", which every transform accepts.
+        holds: what an item is: "waveform" ((samples,) float32, mono, 16 kHz), "image" ((3, H, W)
+            uint8), "text" (str), or a word of your own that a transform names in ``takes``. Items
+            that a user has in memory are "array", which every transform accepts.
     """
 
     holds: ClassVar[str]
@@ -71,12 +72,12 @@ class Dataset(Numbered, Generic[Item]):
         """The dataset and its size in one line, for the log."""
 
     def name(self, index: int) -> str:
-        """What lists call an item, such as its file."""
+        """The name of an item in lists and messages, such as its file."""
         return str(index)
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """(N,) length of each item along its last axis.
+        """(N,) length of each of the N items along its last axis.
 
         The default reads every item once; override it where lengths are known. An item that cannot
         be read has length 1. Transforms of images and texts do not ask for lengths.
@@ -86,7 +87,7 @@ class Dataset(Numbered, Generic[Item]):
 
     @property
     def unjoined(self) -> Dataset[Item]:
-        """The dataset whose items are put together to the items of this one; usually itself."""
+        """The dataset before its items were joined (see ``Joined``); for other datasets itself."""
         return self
 
     def labelled(self) -> list[Labelled[Item]]:
@@ -97,11 +98,11 @@ class Dataset(Numbered, Generic[Item]):
 class TextDataset(Dataset[str]):
     """Texts (paragraphs, sentences) without line breaks, in reading order.
 
-    A new one needs ``texts`` and ``describe``. Texts by number, which only tools ask for, come from
-    a list that is kept in memory.
+    A new text dataset needs ``texts`` and ``describe``. ``read`` takes texts by number from a list
+    in memory; only tools call it, not training.
 
     Attributes:
-        in_tokens: whether the items are rows of token ids already.
+        in_tokens: whether the items are arrays of token ids instead of texts.
     """
 
     holds = "text"

@@ -26,8 +26,8 @@ class ImageFolder(Dataset[np.ndarray]):
 
     Args:
         root: folder, searched to any depth; ``root/train/<class>/...`` and
-            ``root/test/<class>/...`` give a probe, and so does ``root/<class>/...``, of which one
-            image in five is tested.
+            ``root/test/<class>/...`` give a probe, and so does ``root/<class>/...``, where the
+            probe tests on one image in five.
         min_side: images with a shorter side in pixels are skipped and listed.
         max_bad_share: see ``datamodules.datasets.scan.scan``.
         skipped_path: where skipped files are listed, or None.
@@ -85,7 +85,7 @@ class ImageFolder(Dataset[np.ndarray]):
         return f"{self.root}: {len(self):,} of {len(self.files):,} images{more}"
 
     def labelled(self) -> list[Labelled[np.ndarray]]:
-        """The class sub-folder; [] where there are none."""
+        """One classification, by class sub-folder; [] if there are no such folders."""
         if not self._rows:
             return []
 
@@ -117,8 +117,8 @@ def decode(file: str | BinaryIO) -> np.ndarray:
     try:
         with Image.open(file) as image:
             ImageOps.exif_transpose(image, in_place=True)
-            # A view on Pillow's (H, W, 3): it is faster to resize, and a copy would take half as
-            # long as decoding.
+            # A view of Pillow's (H, W, 3) pixels: resizing it is faster than resizing a copy, and
+            # copying would take half as long as decoding.
             return np.array(colours(image)).transpose(2, 0, 1)
     except PILLOW_ERRORS as error:
         raise Unusable(f"cannot be decoded ({error})") from None

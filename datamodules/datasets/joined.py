@@ -15,14 +15,15 @@ from datamodules.datasets.probe_tasks import Labelled
 class Joined(Dataset[np.ndarray]):
     """Groups of the waveforms of a dataset, each waveform in exactly one group.
 
-    Which are together is a function of (lengths, longest, seed) alone. Waveforms are shuffled once,
-    within their shard where there are shards, and fill in that order groups of at most ``longest``
-    samples; a longer waveform is a group of its own. Each is brought to zero mean and unit variance
-    first, so that loud ones do not drown the others. Labelled items are not joined.
+    Which waveforms form a group depends on (lengths, longest, seed) alone. The waveforms are
+    shuffled once, each shard by itself if there are shards, and put into groups of at most
+    ``longest`` samples in that order. A waveform that is longer forms a group alone. Each waveform
+    is normalised to zero mean and unit variance before it is joined to others, so that loud ones
+    do not drown them. Labelled items are not joined.
 
     Args:
         dataset: mono waveforms at 16 kHz.
-        longest: samples of a group.
+        longest: largest length of a group, in samples.
         seed: of the run.
     """
 
@@ -41,7 +42,7 @@ class Joined(Dataset[np.ndarray]):
         ]
 
     def _fill(self, ids: np.ndarray, shard: int) -> list[np.ndarray]:
-        """The groups of one shard."""
+        """Divide the waveforms ``ids`` of a shard into groups; each group is an array of ids."""
         rng = np.random.default_rng(fold_in(self.seed, Use.JOIN, shard))
         order = ids[rng.permutation(len(ids))]
         cuts, total = [], 0
@@ -54,7 +55,7 @@ class Joined(Dataset[np.ndarray]):
 
     @cached_property
     def groups(self) -> list[np.ndarray]:
-        """Ids of the dataset's items that make up each group."""
+        """For each group, the ids of its items in the dataset."""
         return [group for groups in self._by_shard for group in groups]
 
     @property
@@ -73,7 +74,7 @@ class Joined(Dataset[np.ndarray]):
         self.dataset.prefetch(shards)
 
     def at_hand(self) -> np.ndarray:
-        """Groups of which the dataset has a member at hand."""
+        """Ids of the groups of which at least one waveform can be read without a download."""
         near = np.zeros(len(self.dataset), bool)
         near[self.dataset.at_hand()] = True
         return np.flatnonzero([near[group].any() for group in self.groups])
@@ -86,7 +87,8 @@ class Joined(Dataset[np.ndarray]):
         return np.array([self.dataset.lengths[group].sum() for group in self.groups])
 
     def read(self, index: int) -> np.ndarray | None:
-        """(S,) float32; silence for members that cannot be read, None where none can."""
+        """The waveforms of a group one after another, (samples,) float32. A waveform that cannot be
+        read is silence; None if all of them cannot be read."""
         waves = [self.dataset.read(int(i)) for i in self.groups[index]]
         if all(wave is None for wave in waves):
             return None
@@ -104,5 +106,5 @@ class Joined(Dataset[np.ndarray]):
         return f"{self.dataset.describe()}, joined to {len(self):,}"
 
     def labelled(self) -> list[Labelled[np.ndarray]]:
-        """Classifications of the single items."""
+        """The dataset's classifications, of items that are not joined."""
         return self.dataset.labelled()

@@ -18,7 +18,7 @@ from datamodules.datasets.probe_tasks import Item, Labelled, Split
 # Largest number of items of a probe: it must not take longer than the training of a small run.
 _TRAIN, _TEST = 4000, 1000
 _TEST_FOLDERS = {"test", "val", "valid", "validation", "dev"}
-_LEAST = 5  # labels of each class that a few-shot probe needs
+_LEAST = 5  # labelled items of each class that a few-shot probe needs
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,10 @@ class Table:
         path: of the file.
         key: column of the file name, relative to the data's root, or of the text.
         label: column of the class.
-        split: column that tells test items, or None: one in five, by a hash of the key.
-        test_values: what ``split`` holds for test items (``["test"]``, or one speaker of
-            ``speaker``).
+        split: column that tells test items from training items. None tests on one item in five,
+            chosen by a hash of the key.
+        test_values: values of the column ``split`` in test rows, such as ``["test"]``, or the name
+            of a speaker if the column is ``speaker``.
     """
 
     path: str
@@ -103,7 +104,7 @@ class Table:
 
 
 def hashed(key: str) -> bool:
-    """Whether a key is in the fifth that is tested.
+    """Whether an item with this key is among the fifth that a probe tests on.
 
     The answer is the same on every machine, whatever other keys there are.
     """
@@ -137,13 +138,13 @@ def labelled(
 ) -> Labelled[Item]:
     """The probe task of labelled items, at most 4,000 to train on and 1,000 to test.
 
-    More are thinned out by a hash of their keys.
+    If there are more, a hash of their keys chooses those that are used.
 
     Args:
         name: of the task.
         rows: all labelled items.
-        read: key -> item as the dataset stores it, or None.
-        note: for the printed table.
+        read: key -> item as the dataset stores it, or None if it cannot be read.
+        note: remark below the printed table.
     """
     classes = sorted({row.label for row in rows})
 

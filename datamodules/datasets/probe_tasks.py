@@ -22,7 +22,7 @@ class Split(Generic[Item]):
     Args:
         read: number of an item in the split -> the item as the dataset stores it, or None if it
             cannot be read.
-        labels: (N,) integer classes.
+        labels: integer class of each item.
     """
 
     read: Callable[[int], Item | None]
@@ -34,7 +34,8 @@ class Split(Generic[Item]):
 
 @dataclass(frozen=True)
 class Labelled(Generic[Item]):
-    """The part of a ``ProbeTask`` that the dataset knows; a transform adds views and baseline."""
+    """The part of a ``ProbeTask`` that a dataset knows. A transform adds how items are prepared,
+    and the raw features to compare with."""
 
     name: str
     train: Split[Item]
@@ -53,7 +54,7 @@ class FixedBatches(Generic[Item]):
         split: items and labels.
         view: item -> tensor as the encoder takes it, without augmentation.
         fill: value of padding.
-        rows: largest batch size.
+        rows: largest number of items in a batch.
     """
 
     def __init__(
@@ -76,13 +77,14 @@ def collate(rows: list[Tensor], ids: np.ndarray, fill: float = 0, **fields: obje
     """One batch of tensors that may differ in length along their last axis.
 
     Args:
-        rows: B tensors (S,), (T,), (C, S) or (3, H, W).
-        ids: (B,) sample ids.
+        rows: the samples: waveforms (samples,), token ids (tokens,), signals (channels, steps) or
+            images (3, height, width).
+        ids: the id of each sample.
         fill: value of the padding, which is on the right.
         fields: further fields of ``Batch``.
 
     Returns:
-        The batch; ``lengths`` is None where all are equal.
+        The batch; its ``lengths`` is None if all samples have the same length.
     """
     lengths = torch.tensor([row.shape[-1] for row in rows])
     longest = int(lengths.max())

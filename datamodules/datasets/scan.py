@@ -14,12 +14,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
+from d2v_pretrain.atomic_files import atomic
 from d2v_pretrain.errors import ConfigError
-from d2v_pretrain.files import atomic
 
 Info = TypeVar("Info")
-_PART = 100  # files that a thread looks into at a time
-_SHOWN = 5  # files named in an error; the list of the run has all of them
+_PART = 100  # files that a thread checks at a time
+_SHOWN = 5  # files named in an error; ``skipped.jsonl`` names all of them
 
 
 class Unusable(Exception):
@@ -27,10 +27,10 @@ class Unusable(Exception):
 
 
 class TooMuchBad(ConfigError):
-    """More of what is read than ``max_bad_share`` allows is unusable.
+    """More of the samples that were read are unusable than ``max_bad_share`` allows.
 
-    It has one argument, the text, because a DataLoader builds a worker's exception anew from its
-    text, with the traceback before it.
+    The only argument is the message, because a DataLoader raises the exception of a worker again
+    with one argument: the traceback and the message as one text.
     """
 
     def __init__(self, text: str) -> None:
@@ -41,7 +41,7 @@ class Skipped:
     """The list of skipped files: JSON lines ``{"file", "reason", "at": "start" | "training"}``.
 
     Args:
-        path: where it is kept (the run folder's ``skipped.jsonl``), or None to keep none.
+        path: file of the list (``skipped.jsonl`` in the run's folder); None writes no list.
     """
 
     def __init__(self, path: str | None) -> None:
@@ -49,7 +49,8 @@ class Skipped:
         self.known: set[str] = set()
 
     def start(self, reasons: dict[str, str]) -> None:
-        """Write what a scan found; lines that an earlier part of the run added in training stay."""
+        """Write the files that a scan found unusable. Lines that training has added before a
+        restart of the run are kept."""
         if self.path is None:
             return
         old = self.path.read_text("utf-8").splitlines() if self.path.exists() else []
@@ -60,11 +61,12 @@ class Skipped:
             json.dumps({"file": file, "reason": reason, "at": "start"})
             for file, reason in reasons.items()
         ]
-        with atomic(self.path) as temporary:  # every rank writes the same
+        with atomic(self.path) as temporary:  # all ranks write the same content
             temporary.write_text("".join(line + "\n" for line in lines + kept), "utf-8")
 
     def add(self, file: str, reason: str) -> None:
-        """Add a file that failed in training, once for all processes of the run."""
+        """Add a file that could not be read in training, unless a process of the run has added
+        it."""
         if file in self.known:
             return
         self.known.add(file)
@@ -95,12 +97,12 @@ def scan(
         root: the folder, or a single file.
         endings: of the files to check, in lower case with the dot; others are listed as skipped,
             and do not count as bad.
-        check: file -> what the caller wants to know of it; raises ``Unusable``. Called from several
-            threads.
-        skipped: the list to write.
+        check: function of a file whose result the caller needs; raises ``Unusable``. It is called
+            from several threads.
+        skipped: the list in which unusable files are written down.
         max_bad_share: largest share of files with these endings that may be unusable.
-        ignore: files that are there for another reason (labels).
-        files: those to check, instead of what the root holds.
+        ignore: files that are no data, such as the table of labels.
+        files: the files to check, instead of all that the root holds.
 
     Returns:
         File -> what ``check`` returned.
@@ -144,10 +146,10 @@ def scan(
 
 
 def _files(root: str, ignore: set[str], closed: dict[str, str]) -> list[str]:
-    """Files below a folder, without hidden ones, or the one file.
+    """All files below a folder that are not hidden; ``root`` itself if it is a file.
 
-    Strings, because ``Path`` takes ten times longer. ``closed`` gets the folders that cannot be
-    opened, with the reason.
+    They are strings, because ``Path`` takes ten times longer. Folders that cannot be opened are put
+    into ``closed``, each with the reason.
     """
     if os.path.isfile(root):
         return [root]
@@ -159,7 +161,8 @@ def _files(root: str, ignore: set[str], closed: dict[str, str]) -> list[str]:
         closed[error.filename] = f"cannot be opened ({error.strerror})"
 
     files: list[str] = []
-    # The real folders above each one: a link to one of them would lead around for ever.
+    # For each folder the real paths of the folders above it: a link to one of these would never
+    # end.
     above = {root: {os.path.realpath(root)}}
     for folder, below, names in os.walk(root, onerror=note, followlinks=True):
         seen = above.pop(folder)
@@ -179,7 +182,7 @@ def _check_all(
 ) -> tuple[dict[str, Info], dict[str, str]]:
     """What ``check`` returns for usable files, and the reasons for unusable ones.
 
-    Prints how far it is every few seconds.
+    It prints its progress every few seconds.
     """
 
     def safe(file: str) -> Info | Unusable:

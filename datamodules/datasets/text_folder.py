@@ -58,14 +58,14 @@ class TextFolder(TextDataset):
         return f"{self.root}: {len(self.files):,} text files"
 
     def labelled(self) -> list[Labelled[str]]:
-        """The column of classes; [] without a table."""
+        """The classification by the label column of the table; [] without a table."""
         if self.labels is None:
             return []
         return [labelled(str(self.labels.label), self.labels.rows(), str, self.labels.note())]
 
 
 def check(file: str) -> None:
-    """Read a text file to its end: one that is not UTF-8 in the middle would stop the run later.
+    """Read a text file to its end, because a byte that is not UTF-8 would stop the run later.
 
     Raises:
         Unusable: if it is not UTF-8, binary or empty.

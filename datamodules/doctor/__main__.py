@@ -78,9 +78,9 @@ def look(cfg: DictConfig, sample: int | None) -> int:
     from datamodules.doctor.survey import survey
 
     folder, limit = Path(cfg.folder, "doctor"), _LIMIT
-    cfg.folder = str(folder)  # a run's own files stay as they are
+    cfg.folder = str(folder)  # so that the files of the run itself stay as they are
     if "max_bad_share" in cfg.data:
-        # Examine everything, where a run would stop at this share.
+        # Examine all items; a run would stop at this share of bad ones.
         limit, cfg.data.max_bad_share = cfg.data.max_bad_share, 1.0
     (folder / "skipped.jsonl").unlink(missing_ok=True)
     data = instantiate(cfg.datamodule, _convert_="all")

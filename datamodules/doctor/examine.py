@@ -23,8 +23,8 @@ RULES = {
     "same name": "the path of another but for its ending, or its key in a shard",
 }
 _SILENT, _FULL, _CLIPPED, _SHORT = 1e-4, 0.99, 1e-3, 8
-# Clipped sound that is resampled exceeds 1, but stays below this; a waveform beyond it has another
-# full scale.
+# Resampling lets clipped sound exceed 1, but not this value. A waveform that exceeds it does not
+# have 1 as its full scale.
 _OTHER_SCALE = 1.5
 
 
@@ -49,8 +49,8 @@ def examine(item: np.ndarray | str | None, side: int) -> Seen | None:
     """Look at an item as its dataset stores it.
 
     Args:
-        item: (S,) float waveform at 16 kHz | (3, H, W) uint8 image | text | (T,) token ids |
-            (C, S) series | None if unreadable.
+        item: a waveform at 16 kHz (samples,), an image (3, height, width) uint8, a text, token ids
+            (tokens,), a signal (channels, steps), or None if it is unreadable.
         side: of the images that training takes, in pixels; not used for other items.
     """
     if item is None:

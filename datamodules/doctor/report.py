@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from d2v_pretrain.files import atomic
+from d2v_pretrain.atomic_files import atomic
 from datamodules.doctor.examine import RULES
 from datamodules.doctor.simulate import Simulation
 from datamodules.doctor.survey import Survey
@@ -27,9 +27,9 @@ def show(
     """Print everything.
 
     Args:
-        console: where.
-        about: the data in one line.
-        found: what is in them.
+        console: where to print.
+        about: description of the data in one line.
+        found: what was found in the data.
         limit: largest share of a defect that is accepted.
         plan: the simulated pass, or the error that prevents it.
         settings: the settings of the simulation.

@@ -18,7 +18,7 @@ class Simulation:
     """One pass over the data.
 
     Args:
-        micro_batches: their number.
+        micro_batches: number of micro-batches.
         steps: number of optimizer steps; the last one may reach into the next pass.
         rows: smallest, mean and largest number of samples in a micro-batch.
         padding: share of what is computed that is padding.
@@ -84,6 +84,7 @@ def _extents(
 
 
 def _idle(load: np.ndarray) -> float:
-    """Share of waiting, from (steps, world, micro-batches of a rank) amounts of work."""
+    """The share of the time that processes wait, from the work of each micro-batch: (steps,
+    processes, micro-batches of a process in a step)."""
     ranks = load.sum(2)
     return float(1 - ranks.mean() / ranks.max(1).mean())

@@ -100,7 +100,7 @@ def survey(
 def _silence(worker: int) -> None:
     """Discard what a worker prints of skipped files.
 
-    It would break the progress bar, and the table at the end has it.
+    These lines would break the progress bar, and the table at the end has them too.
     """
     sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
@@ -127,7 +127,7 @@ def _findings(found: list[Named], skipped: Path) -> dict[str, list[str]]:
 
 
 def _key(name: str) -> str:
-    """What two items of the same name share.
+    """The part of a name that is compared to find items of the same name.
 
     For "FILE.wav" the name without its ending, for "SHARD.tar: KEY" the key; "text 3: ..." is
     unchanged.

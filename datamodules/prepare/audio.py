@@ -1,4 +1,4 @@
-"""Audio files to samples: their own bytes, or FLAC of 16 kHz mono."""
+"""Makes samples of audio files: the bytes of the file, or FLAC at 16 kHz, mono."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _FLAC = 1.2  # bytes per sample of 16 kHz speech as FLAC (from 0.5 to 1.5)
 
 
 class AudioItem(NamedTuple):
-    """What becomes a sample.
+    """A part of an audio file, which becomes a sample.
 
     Args:
         name: path of its file below the input.
         stretch: the part of the file.
-        whole: whether that is all of it.
+        whole: whether that part is the whole file.
     """
 
     name: str
@@ -111,8 +111,8 @@ def _bytes(item: AudioItem, size: int, encode: str) -> int:
 def sample(item: AudioItem, key: str, encode: str, check: str) -> Sample:
     """An item as a sample of two members, the audio and ``json``.
 
-    The ``json`` has the name of the file, the first frame in it, and the frames and rate in Hz of
-    the member.
+    The ``json`` has the name of the file, the number of the sample's first frame in it, and the
+    number of frames and the rate in Hz of the audio member.
 
     Raises:
         Unusable: if it cannot be decoded.
@@ -138,7 +138,8 @@ def flac(wave: np.ndarray) -> bytes:
 
 
 def _check(data: bytes, frames: int, check: str) -> None:
-    """Decode the bytes of a file, or their header, without its name, as readers of shards will."""
+    """Decode the bytes of a file, or only their header. The name of the file is not used, because
+    readers of shards do not know it."""
     try:
         with soundfile.SoundFile(io.BytesIO(data)) as file:
             there, sound = file.frames, file.read(dtype="float32") if check == "decode" else None

@@ -9,7 +9,8 @@ import numpy as np
 
 
 def anywhere(total: int, size: int) -> np.ndarray:
-    """(n, 2) first token and end of blocks of ``size`` tokens (break mode "none").
+    """The first token and the end of each block, (blocks, 2), for blocks of ``size`` tokens that
+    may be cut anywhere (break mode "none").
 
     The last block may be shorter.
     """
@@ -18,16 +19,17 @@ def anywhere(total: int, size: int) -> np.ndarray:
 
 
 def whole_lines(documents: Iterable[Iterable[np.ndarray]], size: int, split: bool) -> np.ndarray:
-    """(n, 2) first token and end of blocks of as many whole lines as fit into ``size`` tokens.
+    """The first token and the end of each block, (blocks, 2), for blocks of as many uncut lines as
+    fit into ``size`` tokens.
 
-    A longer line is a block of its own.
+    A line that is longer is a block by itself.
 
     Source: fairseq ``token_block_utils_fast.pyx:_get_slice_indices_fast``, "complete" and
     "complete_doc". There the dataset is one file; here the end of a file ends a document too.
 
     Args:
-        documents: files; each consists of parts, arrays of the sizes of lines in tokens with their
-            ``</s>``.
+        documents: the sizes of the lines in tokens, ``</s>`` included, of each file: one or more
+            arrays per file.
         size: tokens of a block, without ``<s>``.
         split: end a block where a document ends, and leave out the blank lines (one token) between
             documents ("complete_doc").
@@ -54,10 +56,10 @@ def whole_lines(documents: Iterable[Iterable[np.ndarray]], size: int, split: boo
 
 
 def limited(blocks: np.ndarray, size: int) -> np.ndarray:
-    """(n, 2) blocks of at most ``size`` tokens, longer ones cut into several.
+    """The blocks, (blocks, 2), with those of more than ``size`` tokens cut into several.
 
-    fairseq keeps them whole; as they are longer than the model's positions, training then stops or
-    leaves them out.
+    fairseq does not cut these; as they are longer than the model's positions, training then stops
+    or leaves them out.
     """
     pieces = -(-(blocks[:, 1] - blocks[:, 0]) // size)
     first = np.repeat(np.cumsum(pieces) - pieces, pieces)

@@ -1,4 +1,5 @@
-"""Output: the folder of shards that a command fills, what of it is finished, and its manifest."""
+"""Output: the folder of shards that a command fills, which shards are finished, and the
+manifest."""
 
 from __future__ import annotations
 
@@ -15,8 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from d2v_pretrain.atomic_files import atomic
 from d2v_pretrain.errors import ConfigError
-from d2v_pretrain.files import atomic
 from datamodules.prepare.settings import Build
 from datamodules.shards.tar import Written
 
@@ -30,7 +31,7 @@ _LICENCE_CHARACTERS = 10_000
 
 @dataclass(frozen=True)
 class Record:
-    """One finished shard, and the items of it that could not be used, with reasons."""
+    """A finished shard, and its items that could not be used, each with the reason."""
 
     name: str
     written: Written
@@ -42,11 +43,11 @@ class Finished(Exception):
 
 
 class Output:
-    """A folder that one command fills; the same command, started again, goes on with it.
+    """A folder that one command fills. The same command, started again, continues to fill it.
 
     Args:
-        settings: of the command.
-        command: its name.
+        settings: options of the command.
+        command: name of the command.
     """
 
     def __init__(self, settings: Build, command: str) -> None:
@@ -95,7 +96,8 @@ class Output:
             yield
 
     def begin(self, source: dict[str, Any]) -> None:
-        """Write down what is made of what, or compare it with what an earlier start wrote down.
+        """Store the settings and the input of the command, or compare them with those that an
+        earlier start has stored.
 
         Half written files are removed.
 
@@ -103,7 +105,7 @@ class Output:
             source: what identifies the input, see ``source_of``.
 
         Raises:
-            ConfigError: if they differ.
+            ConfigError: if the settings or the input differ.
             Finished: if there is nothing left to do.
         """
         state = self.working / "state.json"
@@ -135,7 +137,7 @@ class Output:
         return self.working / f"{name}.json"
 
     def finished(self, name: str) -> Record | None:
-        """The record of a shard if that is finished and still there."""
+        """The record of a shard, if the shard is finished and its file still exists."""
         if not self.record_path(name).exists():
             return None
         row = _read(self.record_path(name))
@@ -162,8 +164,8 @@ class Output:
         """Write ``skipped.jsonl`` and ``manifest.json`` (returned), and remove the working folder.
 
         Args:
-            records: of all shards.
-            skipped: file -> reason, of what was left out before packing.
+            records: the records of all shards.
+            skipped: files that were left out before packing -> the reason.
             source, facts: for the manifest.
         """
         records = sorted(records, key=lambda record: record.name)
@@ -226,7 +228,8 @@ def _version(package: str) -> str | None:
 
 
 def _licence(settings: Build) -> dict[str, str] | None:
-    """The setting, the first licence file in the input or above it, or a README's lines on it."""
+    """The licence of the data: from the setting, else from the first licence file in the input or
+    above it, else from the lines of a README."""
     if settings.licence is not None:
         return {"text": settings.licence, "from": "licence="}
     root = Path(settings.input)

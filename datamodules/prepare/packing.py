@@ -26,7 +26,8 @@ _SPARE = 1.02  # factor of the estimated size that must be free on the disk
 
 
 class Reasons(Skipped):
-    """What a scan skipped and why, by path relative to the input; kept in memory for the manifest.
+    """The files that a scan skipped, with reasons, by their paths relative to the input. The list
+    is kept in memory, for the manifest.
 
     Args:
         root: the input.
@@ -52,15 +53,15 @@ class Plan:
     """Which items go to which shard: a pure function of the input, the settings and the seed.
 
     Args:
-        items: in the order of the shards.
+        items: all items, in the order of the shards.
         cuts: shard n holds items cuts[n] to cuts[n + 1].
         make: (item, key of the sample) -> sample; raises ``Unusable``. It is called in other
             processes, so it and the items must be picklable.
-        name: item -> its name, for the list of skipped files; picklable too.
+        name: item -> its name in the list of skipped files; must be picklable too.
         bytes: estimated size of all shards.
         source: what identifies the input, see ``source_of``.
-        facts: more for the manifest.
-        skipped: file -> reason, of what was left out before packing.
+        facts: further entries of the manifest.
+        skipped: files that were left out before packing -> the reason.
         hour: length of an hour in the unit of ``Sample.length``, or None.
     """
 
@@ -76,7 +77,7 @@ class Plan:
 
 
 def arranged(n: int, settings: Build) -> np.ndarray:
-    """(n,) the order of the items over the shards."""
+    """The order in which the n items are put into the shards, an array of their numbers."""
     if settings.order == "sorted":
         return np.arange(n)
     return np.random.default_rng(fold_in(settings.seed, Use.PREPARE)).permutation(n)
@@ -86,7 +87,7 @@ def cut(sizes: np.ndarray, settings: Build) -> list[int]:
     """Where shards begin and end: after ``shard_samples`` items, or ``shard_mb``.
 
     Args:
-        sizes: (n,) bytes of each item in a tar.
+        sizes: size in bytes of each item in a tar.
         settings: of the command.
     """
     n = len(sizes)
@@ -180,7 +181,8 @@ def _check_share(records: list[Record], plan: Plan, settings: Build) -> None:
 
 
 def _pack_one(task: _Shard) -> Record:
-    """Write one shard: tar, index and, last, its record, each whole or not at all."""
+    """Write the tar of a shard, its index and, at the end, its record. A kill leaves no part of any
+    of these files."""
     skipped: dict[str, str] = {}
 
     def samples() -> Iterator[Sample]:

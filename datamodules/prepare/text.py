@@ -1,4 +1,4 @@
-"""Text to samples: blocks of tokens as RoBERTa is trained on, each a ``npy`` member."""
+"""Makes samples of text: blocks of tokens as RoBERTa is trained on, each a ``npy`` member."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _PER_BYTE = 1.5
 
 
 def plan(settings: Text, output: Output) -> Plan:
-    """Tokenise the text; then, which block goes to which shard."""
+    """Tokenise the text, and decide which block goes to which shard."""
     read = _from_fairseq if settings.input.endswith(".bin") else _from_text
     dataset, source, skipped = read(settings, output)
     tokens, room = dataset.tokens, settings.block - 1
@@ -64,11 +64,12 @@ def _name(block: np.ndarray) -> str:
 
 @dataclass(frozen=True)
 class Block:
-    """Makes a sample of a block (first token, end): <s> and its tokens, (T,) in a ``npy`` member.
+    """Makes a sample of a block, given by its first token and its end: <s> and the tokens of the
+    block in a ``npy`` member.
 
     Args:
         tokens: the stream.
-        type: of the numbers in the member, as numpy names it.
+        type: numpy's name of the type of the ids in the member.
     """
 
     tokens: Tokens
@@ -113,7 +114,7 @@ def _from_text(settings: Text, output: Output) -> Found:
 
 
 def _from_fairseq(settings: Text, output: Output) -> Found:
-    """The same for fairseq's binarised data, which are read where they are."""
+    """As ``_from_text`` for fairseq's binarised data, which are read in place."""
     path = Path(settings.input)
     dataset = binarised(path)
     names = [path, path.with_suffix(".idx"), path.with_name("dict.txt")]

@@ -62,9 +62,9 @@ class Tokens:
     """A stream of tokens in files.
 
     Args:
-        files: of the tokens, in order.
-        type: of the ids in the files, as numpy names it.
-        starts: (files + 1,) place in the stream where each file begins, and the end.
+        files: the files, in order.
+        type: numpy's name of the type of the ids in the files.
+        starts: the place in the stream where each file begins, and the end of the stream.
         vocab_size: number of ids, with the special ones.
     """
 
@@ -74,7 +74,7 @@ class Tokens:
     vocab_size: int
 
     def cut(self, start: int, end: int) -> np.ndarray:
-        """(end - start,) ids from a place in the stream on."""
+        """The ids in the stream from ``start`` up to ``end``."""
         first, last = np.searchsorted(self.starts, [start, end - 1], "right") - 1
         found = [
             _opened(self.files[n], self.type)[max(start - self.starts[n], 0) : end - self.starts[n]]
@@ -89,7 +89,7 @@ class TokenStream:
 
     Args:
         tokens: the stream.
-        sizes: for each document, the files with the sizes of its lines; or one array.
+        sizes: for each document, the files that hold the sizes of its lines; or one array of sizes.
     """
 
     tokens: Tokens
@@ -125,7 +125,7 @@ class _Task:
 def tokenised(files: dict[str, int], folder: Path, vocabulary: Path, settings: Text) -> TokenStream:
     """Tokenise text files, each line with </s> behind it, into temporary files.
 
-    Those that are there already are kept.
+    Temporary files that exist already are not written again.
 
     Args:
         files: file -> its size in bytes.
@@ -167,7 +167,7 @@ def _tokenise(task: _Task) -> None:
     ids = [line for line in ids if task.blank or len(line) > 1]
     stream = np.concatenate(ids) if ids else np.empty(0)
     replace(task.tokens, stream.astype(task.type).tobytes())
-    # The sizes are written last: a part that has them is whole.
+    # The sizes are written last: a part whose sizes exist is complete.
     replace(task.sizes, np.array([len(line) for line in ids], "<u4").tobytes())
     advance(task.part.end - task.part.start)
 

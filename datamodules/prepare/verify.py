@@ -119,7 +119,7 @@ def check_shard(tar: str, rows: dict[str, dict[str, Any]], vocab_size: int | Non
 
     Args:
         tar: the file.
-        rows: of the manifest, by name; the checksum of other shards is not known.
+        rows: entries of the manifest by name of the shard; checksums of other shards are not known.
         vocab_size: every id of a ``npy`` member must be below it; None if it is not known.
     """
     name, row = os.path.basename(tar), rows.get(os.path.basename(tar))
@@ -147,7 +147,7 @@ def check_shard(tar: str, rows: dict[str, dict[str, Any]], vocab_size: int | Non
 
 
 def _index_fault(tar: str) -> str | None:
-    """Why the index beside a tar is not its own, or None."""
+    """Why the index beside a tar does not belong to that tar; None if it does."""
     try:
         said = load(index_path(tar))
         with open(tar, "rb") as file:

@@ -1,4 +1,5 @@
-"""Image files to samples: their own bytes, or JPEG of a given short side; classes from folders."""
+"""Makes samples of image files: the bytes of the file, or a JPEG that is scaled down; classes are
+read from the names of folders."""
 
 from __future__ import annotations
 
@@ -24,12 +25,12 @@ _JPEG = 0.35  # bytes per pixel at quality 90, about
 
 
 class ImageItem(NamedTuple):
-    """What becomes a sample.
+    """An image file, which becomes a sample.
 
     Args:
         file: path of the image.
         name: path below the input.
-        label: number of its class; None where folders are no classes.
+        label: number of its class; None if folders are no classes.
     """
 
     file: str
@@ -79,7 +80,8 @@ def sample(item: ImageItem, key: str, smallest: int | None, quality: int, check:
     Args:
         item: the image.
         key: of the sample.
-        smallest: shorter side in pixels to which larger images are reduced; None to keep all.
+        smallest: images with a longer short side, in pixels, are scaled down to this one; None
+            keeps the bytes of all images.
         quality: of the JPEG of a reduced image.
         check: "decode" to decode images whose bytes are kept.
 

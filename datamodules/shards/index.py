@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 import soundfile
 
-from d2v_pretrain.files import atomic
+from d2v_pretrain.atomic_files import atomic
 from datamodules.datasets.audio_folder import ENDINGS as AUDIO
 from datamodules.datasets.base import RATE
 from datamodules.shards.tar import BLOCK, Damaged, Member, is_unsafe, parts, walk

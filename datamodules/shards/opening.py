@@ -14,8 +14,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import track
 
+from d2v_pretrain.atomic_files import atomic
 from d2v_pretrain.errors import ConfigError
-from d2v_pretrain.files import atomic
 from datamodules.datasets.scan import Unusable
 from datamodules.parallel import advance, spread
 from datamodules.shards.fetch import fetch

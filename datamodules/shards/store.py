@@ -13,13 +13,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from d2v_pretrain.atomic_files import atomic
 from d2v_pretrain.errors import ConfigError
-from d2v_pretrain.files import atomic
 from datamodules.datasets.scan import Unusable
 from datamodules.shards.fetch import fetch
 from datamodules.shards.names import is_remote
 
-Sum = tuple[int, int]  # bytes and CRC-32 of a whole shard
+Sum = tuple[int, int]  # size in bytes and CRC-32 of a shard
 _OPEN = 64  # files that a process keeps open
 _FETCHERS = 4  # shards that a process downloads ahead at a time
 _EVICTED = 20  # times that a shard may be deleted before it is opened
@@ -27,14 +27,14 @@ _CACHED = ".shard"  # files with this ending may be deleted; no file of a user h
 
 
 class Cache:
-    """Whole remote shards in a folder; when it is full, the longest unused are deleted.
+    """A folder with copies of remote shards. When it is full, the least recently used are deleted.
 
     The processes of a node share it: a lock lets one of them download a shard while the others
     wait. A deleted file that is still open can be read to its end.
 
     Args:
-        folder: on a disk of the node.
-        gigabytes: size that the shards in it may take.
+        folder: where the copies are, on a disk of the node.
+        gigabytes: size that the copies may take together.
     """
 
     def __init__(self, folder: str, gigabytes: float) -> None:
@@ -43,7 +43,7 @@ class Cache:
         self.pid = os.getpid()
 
     def path(self, url: str, ending: str = _CACHED) -> Path:
-        """Where a shard is kept: every address has a name of its own."""
+        """The file for the copy of a shard; every address has another file name."""
         last = re.sub(r"[^\w.-]+", "_", url.rstrip("/").rpartition("/")[2].partition("?")[0])[-80:]
         key = hashlib.sha256(url.encode()).hexdigest()[:12]
         return self.folder / f"{key}-{last.removesuffix('.tar')}{ending}"
@@ -120,7 +120,8 @@ class Cache:
             raise Unusable(f"cannot be kept in {self.folder} ({error.strerror or error})") from None
 
     def _make_room(self, more: int, keep: Path) -> None:
-        """Delete the longest unused shards until ``more`` bytes fit, but not ``keep``."""
+        """Delete shards until ``more`` bytes fit, the least recently used first, but never
+        ``keep``."""
         there = []
         for file in self.folder.glob(f"*{_CACHED}"):
             with suppress(FileNotFoundError):  # another process may delete it too
@@ -137,19 +138,20 @@ class Store:
 
     Args:
         names: paths or addresses of the shards.
-        cache: for the remote ones.
-        sums: (bytes, CRC-32) of each.
+        cache: keeps copies of the remote shards.
+        sums: size in bytes and CRC-32 of each shard.
     """
 
     def __init__(self, names: Sequence[str], cache: Cache, sums: Sequence[Sum]) -> None:
         self.names, self.cache, self.sums = names, cache, sums
-        self.files: OrderedDict[int, int] = OrderedDict()  # descriptors, the last used last
+        # Descriptors, the most recently used at the end.
+        self.files: OrderedDict[int, int] = OrderedDict()
         # Shards that could not be downloaded, with the reason: this process does not try again.
         self.gone: dict[int, str] = {}
         self.wanted: queue.SimpleQueue[int] | None = None
 
     def span(self, number: int, begin: int, size: int) -> bytes:
-        """``size`` bytes of a shard, or fewer if it ends before.
+        """``size`` bytes of a shard, or fewer if the shard ends before.
 
         Raises:
             Unusable: if the shard cannot be read.
@@ -157,7 +159,7 @@ class Store:
         for again in (True, False):
             try:
                 return _read(self._open(number), begin, size)
-            except OSError as error:  # such as a stale handle of a network disk: tried once more
+            except OSError as error:  # such as a stale handle of a network disk: try once more
                 self._close(number)
                 if not again:
                     raise Unusable(f"cannot be read ({error.strerror or error})") from None

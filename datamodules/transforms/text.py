@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from d2v_pretrain.atomic_files import atomic
 from d2v_pretrain.errors import ConfigError
-from d2v_pretrain.files import atomic
 from d2v_pretrain.types import BOS, EOS, PAD, Batch
 from datamodules.datasets.base import Numbered, TextDataset
 from datamodules.shards.text import TextShards
@@ -22,7 +22,7 @@ from datamodules.transforms import tokenizer
 from datamodules.transforms.base import Transform
 from datamodules.transforms.tokenizer import Vocabulary
 
-_BINS = 2048  # of the hashed n-grams
+_BINS = 2048  # bins that n-grams are hashed into
 
 
 class TextTransform(Transform[Any]):
@@ -38,8 +38,8 @@ class TextTransform(Transform[Any]):
         vocab_size: number of ids, as the model has them; <mask> is the last.
         tokenizer: path, see ``datamodules.transforms.tokenizer.load``; None trains a byte-level BPE
             on the dataset.
-        cache: file that keeps the trained tokenizer, and is read instead if it exists; None for
-            none.
+        cache: file for the trained tokenizer. If it exists, the tokenizer is read from it and none
+            is trained. None writes no file.
     """
 
     takes = "text"
@@ -66,12 +66,12 @@ class TextTransform(Transform[Any]):
 
     @classmethod
     def longest_input(cls, block: int, **_: Any) -> tuple[int, ...]:
-        """(T,) of a block."""
+        """The length of a block in tokens, (block,)."""
         return (int(block),)
 
     @cached_property
     def vocabulary(self) -> Vocabulary:
-        """The tokenizer that was given or kept, or one that is trained now.
+        """The tokenizer: read from ``tokenizer`` or ``cache``, else trained now.
 
         Raises:
             ConfigError: if it does not have as many ids as the model.
@@ -92,7 +92,7 @@ class TextTransform(Transform[Any]):
 
     @cached_property
     def tokens(self) -> np.ndarray:
-        """(T,) int32, the whole stream."""
+        """All token ids of the dataset as one int32 array."""
         encoded = self.vocabulary.encode(self.dataset.texts())
         parts = [np.append(ids, np.int32(EOS)) for ids in encoded if len(ids)]
         stream = np.concatenate(parts) if parts else np.empty(0, np.int32)
@@ -115,13 +115,14 @@ class TextTransform(Transform[Any]):
         return len(self.tokens) // (self.block - 1)
 
     def read(self, index: int, epoch: int, longest: int | None = None) -> Tensor | None:
-        """(block,) int64 ids, the same in every epoch."""
+        """(block,) int64 token ids; see ``Samples.read``. Neither the epoch nor ``longest``
+        matters."""
         start = index * (self.block - 1)
         ids = np.append(np.int64(BOS), self.tokens[start : start + self.block - 1])
         return torch.from_numpy(ids.astype(np.int64))
 
     def placeholder(self, length: int | None) -> Tensor:
-        """(T,) of <s>."""
+        """As many ids of <s> as the sample has tokens."""
         return torch.full((self.block if length is None else length,), BOS)
 
     def describe(self) -> str:
@@ -134,7 +135,7 @@ class TextTransform(Transform[Any]):
         return self.plain_view(item)
 
     def plain_view(self, item: Any) -> Tensor:
-        """(T,) int64 ids of a text with <s> and </s>, cut to ``block``."""
+        """(tokens,) int64 ids of a text with <s> and </s>, cut to ``block`` tokens."""
         ids = next(self.vocabulary.encode([item]))[: self.block - 2]
         return torch.from_numpy(np.concatenate([[BOS], ids, [EOS]]).astype(np.int64))
 
@@ -146,18 +147,19 @@ class TextTransform(Transform[Any]):
 
 
 class TokenBlocks(TextTransform):
-    """Blocks of token ids as shards hold them; nothing is cut or joined.
+    """Blocks of token ids, each taken from the shards as it is; nothing is cut or joined.
 
     Args:
         dataset: the shards.
-        block: the longest that the model takes.
+        block: largest number of tokens that the model takes.
         vocab_size: number of ids, as the model has them.
         tokenizer: path, see ``datamodules.transforms.tokenizer.load``; None for the folder
             ``tokenizer`` beside the shards.
         cache: not used, for there is nothing to train.
 
     Raises:
-        ConfigError: if blocks are longer, or ids more, than the model takes.
+        ConfigError: if a block is longer than ``block``, or the shards were made with another
+            number of ids than ``vocab_size``.
     """
 
     dataset: TextShards
@@ -181,7 +183,8 @@ class TokenBlocks(TextTransform):
             raise ConfigError("transform.vocab_size", vocab_size, rule, f"set it to {size}")
 
     def _stored_size(self) -> int | None:
-        """Number of ids, if the manifest or a tokenizer beside the shards tells it."""
+        """The number of ids that the shards were made with, by their manifest or the tokenizer
+        beside them; None if there is neither."""
         if self.dataset.folder is not None:
             with suppress(OSError, ValueError, KeyError, TypeError):
                 manifest = (self.dataset.folder / "manifest.json").read_text("utf-8")
@@ -194,7 +197,7 @@ class TokenBlocks(TextTransform):
         """The tokenizer that made the ids; training does not need it.
 
         Raises:
-            ConfigError: if it is not known.
+            ConfigError: if there is no tokenizer beside the shards and none is named.
         """
         if self.tokenizer is None:
             rule, remedy = "is not beside the shards", "name the one they were made with"
@@ -207,14 +210,14 @@ class TokenBlocks(TextTransform):
 
     @property
     def lengths(self) -> np.ndarray:
-        """(N,) tokens."""
+        """(blocks,) number of tokens in each block."""
         return self.dataset.lengths
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def read(self, index: int, epoch: int, longest: int | None = None) -> Tensor | None:
-        """(T,) int64 ids, the same in every epoch, or None."""
+        """The token ids of a block as int64; see ``Samples.read``. Blocks are never augmented."""
         ids = self.dataset.read(index)
         return None if ids is None else self.plain_view(ids)
 
@@ -230,7 +233,8 @@ class TokenBlocks(TextTransform):
 
 
 def n_grams(batch: Batch) -> Tensor:
-    """(B, 2048) float32 log(1 + count) of 1-, 2- and 3-grams of tokens, hashed into bins.
+    """For each text of a batch, log(1 + count) of its 1-, 2- and 3-grams of tokens, hashed into
+    bins: (texts, 2048) float32.
 
     <s> and </s> are left out.
     """

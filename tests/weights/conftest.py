@@ -12,7 +12,7 @@ import torch
 from omegaconf import OmegaConf
 
 from d2v_pretrain.checkpoint import file as checkpoint
-from d2v_pretrain.checkpoint.run import Run, find
+from d2v_pretrain.checkpoint.saved_run import Run, find
 from d2v_pretrain.config.compose import load
 from d2v_pretrain.training.run import build_module
 

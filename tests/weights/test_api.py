@@ -20,7 +20,7 @@ from PIL import Image
 import d2v_pretrain as d2v
 from d2v_pretrain import extract
 from d2v_pretrain.api import _spelled, _words
-from d2v_pretrain.checkpoint.run import Run
+from d2v_pretrain.checkpoint.saved_run import Run
 from d2v_pretrain.config import compose
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.evaluation import probe

@@ -18,7 +18,7 @@ from PIL import Image
 
 from d2v_pretrain import evaluate as reprobe
 from d2v_pretrain import export, extract
-from d2v_pretrain.checkpoint.run import Run
+from d2v_pretrain.checkpoint.saved_run import Run
 from d2v_pretrain.config import options as commands
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.evaluation.probe import features

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 import d2v_pretrain
 from d2v_pretrain import export
-from d2v_pretrain.checkpoint import run as trained_module
-from d2v_pretrain.checkpoint.run import PARTS, Run
+from d2v_pretrain.checkpoint import saved_run as trained_module
+from d2v_pretrain.checkpoint.saved_run import PARTS, Run
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.huggingface.export_inputs import INPUTS
 from d2v_pretrain.models.encoder import Encoder

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from d2v_pretrain import export
-from d2v_pretrain.checkpoint.run import Run
+from d2v_pretrain.checkpoint.saved_run import Run
 from d2v_pretrain.config.compose import check, load
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.training.run import build_module

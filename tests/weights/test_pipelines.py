@@ -14,7 +14,7 @@ from PIL import Image
 
 from d2v_pretrain import export
 from d2v_pretrain import huggingface as family
-from d2v_pretrain.checkpoint.run import Run
+from d2v_pretrain.checkpoint.saved_run import Run
 from d2v_pretrain.huggingface import tokenizer_files
 from d2v_pretrain.huggingface.preprocess_audio import Data2VecAudioFeatureExtractor
 

@@ -12,7 +12,8 @@ from d2v_pretrain.models.conv import conv_last, conv_lengths
 from d2v_pretrain.models.stems.base import Stem, valid_positions
 from d2v_pretrain.types import Batch, Tokens
 
-# Channels, kernel and stride of wav2vec 2.0: one frame per 320 samples (20 ms), which sees 400.
+# Channels, kernel and stride of wav2vec 2.0: one frame per 320 samples (20 ms), each of
+# which is computed from 400 samples.
 WAV2VEC2 = ((512, 10, 5), *[(512, 3, 2)] * 4, *[(512, 2, 2)] * 2)
 
 
@@ -24,7 +25,7 @@ class AudioStem(Stem):
     LayerNorms is 1e-5.
 
     Args:
-        width: D of the tokens.
+        width: D, channels of a token.
         layers: (channels, kernel, stride) of each convolution.
         conv_bias: convolutions have a bias.
         masked: learn a mask vector (data2vec 1).
@@ -64,7 +65,7 @@ class AudioStem(Stem):
         _initialise(self.convs, init)
 
     def forward(self, batch: Batch) -> Tokens:
-        """(B, S) waveform -> (B, T, D)."""
+        """Waveforms (B, S) of B clips of S samples -> tokens (B, T, D), one for each frame."""
         x = self.features(batch.inputs)
         lengths = self.token_lengths(batch.lengths)
         return Tokens(
@@ -72,7 +73,8 @@ class AudioStem(Stem):
         )
 
     def features(self, waveform: Tensor) -> Tensor:
-        """(B, S) -> (B, T, C) normalised convolutional features, before the projection."""
+        """Waveforms (clips, samples) -> normalised features (clips, frames, channels) before the
+        projection."""
         x = F.pad(waveform, (0, max(0, self.receptive_field - waveform.shape[1]))).unsqueeze(-1)
         for conv, norm in zip(self.convs, self.norms, strict=True):
             x = self.activation(norm(conv_last(x, conv)))
@@ -89,7 +91,8 @@ class AudioStem(Stem):
         return field
 
     def grid(self, shape: torch.Size) -> tuple[int, ...]:
-        """(T,) for (B, S): 49 frames for 16,000 samples in the published stem."""
+        """The number of frames, as a tuple, for waveforms of shape (clips, samples): the published
+        stem makes 49 frames of 16,000 samples."""
         lengths = self.token_lengths(torch.tensor([shape[1]]))
         assert lengths is not None
         return (int(lengths[0]),)

@@ -12,6 +12,8 @@ class Stem(nn.Module):
     """Turns the inputs of a ``Batch`` into ``Tokens``. It is the only part of an encoder that
     depends on the modality.
 
+    Shapes: B samples, T tokens of each, D channels of a token.
+
     Attributes:
         reads: what the inputs are, in a word: ``waveform``, ``image``, ``tokens``, or the word of a
             modality of your own. The transform gives the same (``Transform.gives``).
@@ -27,7 +29,7 @@ class Stem(nn.Module):
         self.register_parameter("mask_vector", None)
 
     def forward(self, batch: Batch) -> Tokens:
-        """Local features (B, T, D) of the whole input."""
+        """Local features (B, T, D) of the input, which is not masked."""
         raise NotImplementedError
 
     def grid(self, shape: torch.Size) -> tuple[int, ...]:
@@ -51,7 +53,7 @@ class Stem(nn.Module):
         Args:
             batch: the inputs of ``local``.
             local: (B * clones, T, D).
-            mask: B * clones rows.
+            mask: of B * clones rows.
         """
         assert self.mask_vector is not None, "this stem was built without a mask vector"
         assert mask.random is None, "random replacement tokens need a stem with a vocabulary"
@@ -60,7 +62,7 @@ class Stem(nn.Module):
 
 
 def valid_positions(lengths: Tensor | None, size: int, device: torch.device) -> Tensor | None:
-    """(B, T) bool on ``device``, True at real tokens; None if all are."""
+    """(rows, size) bool on ``device``, True at real tokens; None if all are real."""
     if lengths is None:
         return None
     return torch.arange(size, device=device) < lengths.to(device, non_blocking=True)[:, None]

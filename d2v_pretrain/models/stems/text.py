@@ -19,11 +19,11 @@ class TextStem(Stem):
     ``pad + 1``. Source: fairseq ``TransformerEncoder.forward_embedding``, ``TextLocalEncoder``.
 
     Args:
-        width: D of the tokens.
+        width: D, channels of a token.
         vocabulary: number of ids, with ``<s>`` 0, ``<pad>`` 1, ``</s>`` 2, ``<unk>`` 3 and
             ``<mask>`` last.
-        max_tokens: longest sequence; None for no learned positions, if the encoder has positions
-            of its own.
+        max_tokens: longest sequence; None for no learned positions, because the encoder adds
+            positions itself.
         dropout: of the embeddings.
         norm_eps: of the LayerNorm.
         pad: id of ``<pad>``.
@@ -58,12 +58,12 @@ class TextStem(Stem):
                 table.weight[pad].zero_()
 
     def forward(self, batch: Batch) -> Tokens:
-        """(B, T) int64 -> (B, T, D)."""
+        """Token ids (B, T) int64 of B texts of T tokens -> embeddings (B, T, D)."""
         valid = None if batch.lengths is None else batch.inputs != self.pad
         return Tokens(self._embed(batch.inputs, valid), batch.inputs.shape[1:2], valid)
 
     def grid(self, shape: torch.Size) -> tuple[int, ...]:
-        """(T,) for (B, T)."""
+        """The number of tokens, as a tuple, for ids of shape (texts, tokens)."""
         return (shape[1],)
 
     def replaced(self, batch: Batch, local: Tokens, mask: Mask) -> Tokens:
@@ -86,12 +86,12 @@ class TextStem(Stem):
         """Embeddings from token vectors.
 
         Args:
-            x: (B, T, D) token vectors.
+            x: (B, T, D) token vectors of B texts.
             places: (B, T) rows of the position table.
             types: (B, T) token types; all 0 by default.
 
         Returns:
-            (B, T, D).
+            The embeddings, (B, T, D).
         """
         if self.segment is not None:
             x = x + self.segment(torch.zeros_like(places) if types is None else types)

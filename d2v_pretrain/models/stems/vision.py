@@ -18,7 +18,7 @@ class VisionStem(Stem):
     (``init=xavier``: uniform on the flattened kernel).
 
     Args:
-        width: D of the tokens.
+        width: D, channels of a token.
         patch: side of a patch in pixels, or (height, width); image sides must be multiples of it.
         channels: colour channels.
         masked: learn a mask vector (data2vec 1).
@@ -50,12 +50,12 @@ class VisionStem(Stem):
             nn.init.zeros_(self.projection.bias)  # type: ignore[arg-type]
 
     def forward(self, batch: Batch) -> Tokens:
-        """(B, C, H, W) -> (B, H/p * W/p, D) with grid (H/p, W/p)."""
+        """Images (B, C, H, W) -> tokens (B, H/p * W/p, D) on a grid (H/p, W/p); p is ``patch``."""
         x = self.projection(batch.inputs)
         return Tokens(x.flatten(2).transpose(1, 2), self.grid(batch.inputs.shape))
 
     def grid(self, shape: torch.Size) -> tuple[int, ...]:
-        """(H/p, W/p) for (B, C, H, W)."""
+        """(rows, columns) of patches for images of shape (B, C, height, width)."""
         return _patches(shape, *self.patch)
 
     def check(self, shape: tuple[int, ...]) -> None:
@@ -67,13 +67,14 @@ class EdgeStem(Stem):
     """Patches from overlapping filters, GELU and an average: edges and textures, whatever the sign
     of their contrast.
 
-    Not published; for tiny models. Filters of ``kernel`` pixels are ``patch / 2`` apart, and four
-    positions make a token. As with ``smooth`` of ``AudioStem`` the initial weights matter: filters
-    are smooth, do not respond to flat colour and come in pairs of opposite sign, and their
-    rectified outputs are averaged. Targets then mean something from the first step on.
+    Not published; for tiny models. Filters of ``kernel`` pixels are ``patch / 2`` apart, and the
+    outputs at four places are averaged to a token. As with ``smooth`` of ``AudioStem`` the initial
+    weights matter: filters are smooth, do not respond to flat colour and come in pairs of opposite
+    sign, and their rectified outputs are averaged. The targets then depend on the image from the
+    first step on.
 
     Args:
-        width: D of the tokens.
+        width: D, channels of a token.
         patch: side of a patch in pixels, even.
         filters: channels of the first convolution, even.
         kernel: side of its filters in pixels, even; more than ``patch / 2`` overlaps.
@@ -106,12 +107,12 @@ class EdgeStem(Stem):
             self.projection.weight.copy_(mixing.expand_as(self.projection.weight) / 4)
 
     def forward(self, batch: Batch) -> Tokens:
-        """(B, C, H, W) -> (B, H/p * W/p, D) with grid (H/p, W/p)."""
+        """Images (B, C, H, W) -> tokens (B, H/p * W/p, D) on a grid (H/p, W/p); p is ``patch``."""
         x = self.projection(F.gelu(self.filters(batch.inputs)))
         return Tokens(x.flatten(2).transpose(1, 2), self.grid(batch.inputs.shape))
 
     def grid(self, shape: torch.Size) -> tuple[int, ...]:
-        """(H/p, W/p) for (B, C, H, W)."""
+        """(rows, columns) of patches for images of shape (B, C, height, width)."""
         return _patches(shape, self.patch, self.patch)
 
     def check(self, shape: tuple[int, ...]) -> None:

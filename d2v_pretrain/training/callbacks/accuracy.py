@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import LightningModule, Trainer
 
-from d2v_pretrain.files import atomic
+from d2v_pretrain.atomic_files import atomic
 from d2v_pretrain.training.callbacks.metrics import Meter
 from d2v_pretrain.training.log import log
 

@@ -12,10 +12,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, distributed
 
+from d2v_pretrain.atomic_files import atomic
 from d2v_pretrain.checkpoint import file as checkpoint
 from d2v_pretrain.checkpoint.lightning import AtomicCheckpointIO
 from d2v_pretrain.errors import ConfigError
-from d2v_pretrain.files import atomic
 from d2v_pretrain.training.callbacks.metrics import Meter
 from d2v_pretrain.types import Batch
 

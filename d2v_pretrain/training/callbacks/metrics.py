@@ -17,7 +17,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
-from d2v_pretrain.files import atomic
+from d2v_pretrain.atomic_files import atomic
 from d2v_pretrain.types import Batch
 
 

@@ -14,9 +14,9 @@ from lightning.pytorch import LightningModule, Trainer
 from rich import get_console
 from rich.table import Table
 
+from d2v_pretrain.atomic_files import atomic
 from d2v_pretrain.evaluation.classifiers import effective_rank
 from d2v_pretrain.evaluation.probe import features, probe, table, verdict
-from d2v_pretrain.files import atomic
 from d2v_pretrain.models.encoder import Encoder
 from d2v_pretrain.training.callbacks.metrics import Meter
 from d2v_pretrain.training.fsdp import full_tensor

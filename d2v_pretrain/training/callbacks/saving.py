@@ -12,8 +12,8 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
+from d2v_pretrain.atomic_files import atomic
 from d2v_pretrain.checkpoint.lightning import AtomicCheckpointIO
-from d2v_pretrain.files import atomic
 from d2v_pretrain.training.callbacks.metrics import Meter
 from d2v_pretrain.training.ranks import Agreement
 

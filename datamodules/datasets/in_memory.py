@@ -18,10 +18,10 @@ from datamodules.datasets.base import RATE, Dataset, Item, TextDataset
 from datamodules.datasets.scan import Unusable
 
 
-class InHand(Dataset[Item]):
+class InMemory(Dataset[Item]):
     """A few items, in the order in which they were given.
 
-    A subclass for another kind of items needs ``holds``, ``is_one`` and ``item``.
+    A subclass for items of another kind needs ``holds``, ``is_one`` and ``item``.
 
     Args:
         inputs: one item, or a sequence of them; see the subclass.
@@ -43,10 +43,10 @@ class InHand(Dataset[Item]):
         raise NotImplementedError
 
     def item(self, given: Any) -> Item:
-        """An item as datasets of this kind store it.
+        """Convert an item to the form in which other datasets of this kind store it.
 
         Raises:
-            ConfigError: it cannot be made one.
+            ConfigError: it cannot be converted.
         """
         raise NotImplementedError
 
@@ -60,8 +60,9 @@ class InHand(Dataset[Item]):
         return f"{len(self):,} items in hand"
 
 
-class Arrays(InHand[np.ndarray]):
-    """Arrays or tensors as they are, (C, S) as float32: one of them, or a list of them."""
+class Arrays(InMemory[np.ndarray]):
+    """Arrays or tensors of any other kind, converted to float32: one (channels, steps) array, or a
+    list of arrays."""
 
     holds = "array"
 
@@ -72,12 +73,15 @@ class Arrays(InHand[np.ndarray]):
         return _array(given).astype(np.float32)
 
 
-class Waveforms(InHand[np.ndarray]):
-    """Mono waveforms: arrays, tensors or lists of numbers (S,), rows of a (B, S) array, or paths of
-    audio files; one of them, or a list of them.
+class Waveforms(InMemory[np.ndarray]):
+    """Mono waveforms: one-dimensional arrays, tensors or lists of numbers, the rows of a
+    (waveforms, samples) array, or paths of audio files.
 
-    Whole numbers are scaled to [-1, 1] by the range of their type, as audio files store them.
-    Arrays of another sampling rate than 16,000 Hz are resampled; files know their own rate.
+    Args:
+        inputs: one of them, or a list of them. Whole numbers are scaled to [-1, 1] by the range of
+            their type, as audio files store them.
+        sampling_rate: of the arrays in Hz, 16,000 by default. Waveforms at other rates are
+            resampled. Files store their sampling rate themselves.
     """
 
     holds = "waveform"
@@ -90,7 +94,7 @@ class Waveforms(InHand[np.ndarray]):
         return len(inputs) > 0 and bool(np.isscalar(inputs[0])) and not isinstance(inputs[0], str)
 
     def item(self, given: Any) -> np.ndarray:
-        """(S,) float32 at 16 kHz."""
+        """A waveform as (samples,) float32 at 16 kHz."""
         if isinstance(given, str | Path):
             return _read(waveform, given)
         wave = _array(given)
@@ -107,7 +111,7 @@ class Waveforms(InHand[np.ndarray]):
         return resampler(self.rate)(torch.from_numpy(wave)).numpy()
 
 
-class Images(InHand[np.ndarray]):
+class Images(InMemory[np.ndarray]):
     """Colour images: PIL images, arrays (H, W, 3) or (H, W), tensors (3, H, W), of 8 bits, or paths
     of image files; one of them, a list of them, or a batch of four dimensions."""
 
@@ -139,8 +143,9 @@ class Images(InHand[np.ndarray]):
         return np.ascontiguousarray(pixels)
 
 
-class Texts(InHand[str], TextDataset):
-    """Strings: one, or a list of them. Line breaks become spaces, since datasets have none."""
+class Texts(InMemory[str], TextDataset):
+    """Strings: one, or a list of them. Line breaks become spaces, since texts of datasets have
+    none."""
 
     holds = "text"
 
@@ -153,18 +158,19 @@ class Texts(InHand[str], TextDataset):
         return " ".join(given.splitlines())
 
     def texts(self) -> Iterator[str]:
-        """All of them."""
+        """All texts."""
         return iter(self.items)
 
 
 KINDS = {kind.holds: kind for kind in (Waveforms, Images, Texts)}
 
 
-def in_hand(kind: str, inputs: Any, sampling_rate: int | None = None) -> InHand[Any]:
-    """A dataset of what a user has in hand.
+def in_memory(kind: str, inputs: Any, sampling_rate: int | None = None) -> InMemory[Any]:
+    """A dataset of inputs that a user gives.
 
     Args:
-        kind: of the items, as a transform's ``takes`` says it; ``Arrays`` if it is in no table.
+        kind: kind of the items, by the name in a transform's ``takes``. Kinds other than waveform,
+            image and text give ``Arrays``.
         inputs: see the classes.
         sampling_rate: of waveforms in Hz.
     """

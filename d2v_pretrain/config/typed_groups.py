@@ -1,4 +1,4 @@
-"""settle(): a group that is typed replaces what the recipe says of it, as a whole."""
+"""settle(): a group that the user types replaces everything that the recipe sets in that group."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from d2v_pretrain.errors import ConfigError, nearest
 
 
 def settle(cfg: DictConfig, words: Sequence[str]) -> None:
-    """Let each group that is typed replace what the recipe says of it, as a whole.
+    """Let each group that the user types replace everything that the recipe sets in that group.
 
-    A value that the group's file leaves open (``???``) is still the recipe's. A node to which the
-    recipe gives a class of its own (``_target_``) stands as the recipe has it, too.
+    Values that the group's file leaves open (``???``) still come from the recipe. A node for which
+    the recipe names a class (``_target_``) has only what the recipe sets in it.
 
     Args:
         cfg: composed by Hydra; changed in place.
-        words: as Hydra was given them.
+        words: the words of the command line that Hydra has composed ``cfg`` from.
 
     Raises:
         ConfigError: a value is typed that the typed group does not have.
@@ -48,7 +48,7 @@ def settle(cfg: DictConfig, words: Sequence[str]) -> None:
 
 
 def _with_target(node: DictConfig, prefix: str = "") -> Iterator[tuple[str, DictConfig]]:
-    """Path and content of the nodes that name a class."""
+    """The nodes that name a class (``_target_``), each with its dotted path."""
     for key in map(str, node):
         value = node._get_node(key)
         if isinstance(value, DictConfig) and not value._is_interpolation():
@@ -61,7 +61,8 @@ def _with_target(node: DictConfig, prefix: str = "") -> Iterator[tuple[str, Dict
 def _put(
     cfg: DictConfig, path: str, node: DictConfig, typed: Sequence[Override], owner: str
 ) -> None:
-    """Put a node in place of what Hydra has merged; values that are typed below it stay."""
+    """Replace what Hydra has merged at ``path`` by ``node``, and set the values typed below it
+    again."""
     with open_dict(cfg):
         OmegaConf.update(cfg, path, node, merge=False)
         for word in typed:
@@ -91,7 +92,7 @@ def _check_resolves(cfg: DictConfig, group: str, choice: str) -> None:
 
 
 def _absent_key(error: BaseException | None) -> str | None:
-    """The key that a resolver of ours looked for in vain."""
+    """The key that one of our resolvers could not find; None if the error is another."""
     while error is not None:
         if isinstance(error, ConfigAttributeError):
             return str(error.full_key)

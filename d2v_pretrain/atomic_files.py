@@ -1,4 +1,4 @@
-"""atomic(): a file that is, at every moment, its old content or the whole new one."""
+"""atomic(): write a file so that it has, at every moment, its old content or all of the new one."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from pathlib import Path
 
 @contextmanager
 def atomic(path: Path, temporary: Path | None = None) -> Iterator[Path]:
-    """Write a file so that readers, and a run after a kill, find the old file or the new one.
+    """Write a file so that readers find the old file or the new one and never a part, even after a
+    kill.
 
     The block writes to the path that it is given. When it ends, that file is flushed to the disk
     and takes the name ``path``; when it fails, it is deleted and ``path`` is untouched.
 
     Args:
         path: the file; missing folders are made.
-        temporary: what to write to, in the same folder as ``path``. By default a hidden name with
-            the number of this process, so that several processes may write one file.
+        temporary: the file to write to, in the same folder as ``path``. By default its name is
+            hidden and contains the process id, so that several processes may write the same file.
 
     Raises:
         OSError: the disk refuses.
@@ -37,7 +38,7 @@ def atomic(path: Path, temporary: Path | None = None) -> Iterator[Path]:
 
 
 def _flush(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
+    """Wait until the content of a file, or the list of names in a folder, is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

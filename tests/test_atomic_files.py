@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from d2v_pretrain.files import atomic
+from d2v_pretrain.atomic_files import atomic
 
 
 def test_a_file_is_replaced_when_the_block_ends(tmp_path: Path) -> None:

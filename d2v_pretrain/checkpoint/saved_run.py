@@ -83,11 +83,11 @@ class Run:
 
         Args:
             typed: ``data=…`` and ``data.key=value`` as for training (``data=folder`` may be left
-                out); empty for the run's own data.
-            folder: where a list of files that cannot be used is written.
+                out); empty for the data that the run was trained on.
+            folder: the list of files that cannot be used is written here.
 
         Raises:
-            ConfigError, or one of Hydra's errors: a word is no setting of such data.
+            ConfigError, or one of Hydra's errors: one of the words is not a setting of these data.
         """
         cfg = copy.deepcopy(self.cfg)
         if not typed:
@@ -108,27 +108,29 @@ class Run:
         return instantiate(cfg.transform, _convert_="all")
 
     def preparation(self) -> dict[str, Any]:
-        """Settings of the run's transform without its data: enough to prepare inputs that someone
-        has in hand.
+        """The configuration of the run's transform without its dataset, for preparing other
+        inputs, such as arrays in memory, as the run prepared its data.
 
         Raises:
-            ConfigError: the tokenizer that was trained on the run's data, or these data, are gone.
+            ConfigError: the tokenizer that the run trained is gone, and cannot be trained again
+                because its data are gone too.
         """
         settings = OmegaConf.to_container(self.cfg.transform, resolve=True)
         assert isinstance(settings, dict)
         del settings["dataset"]
         if "join" in settings:
-            settings["join"] = False  # items in hand stay apart
+            settings["join"] = False  # each input stays an item of its own
         trained = settings.get("cache")
         if trained and not settings["tokenizer"] and not Path(trained).exists():
             own = instantiate(self.cfg.transform, _convert_="all")
-            settings["vocab_size"] = own.vocabulary.size  # reads or trains it, as in training
+            # ``vocabulary`` reads the tokenizer beside the shards, or trains it again.
+            settings["vocab_size"] = own.vocabulary.size
             settings["tokenizer"] = own.tokenizer and str(own.tokenizer)
         return settings  # type: ignore[return-value]
 
     @staticmethod
     def transform_class(target: str) -> Any:
-        """The transform by the name in ``preparation``."""
+        """The transform's class, by the name that ``preparation`` has under ``_target_``."""
         return get_object(target)
 
     def report(self, name: str) -> Any:
@@ -153,17 +155,17 @@ def weights(file: Path, which: str) -> ForeignWeights:
 def find(
     name: str, step: int | None = None, trust: str | None = None, runs: Path = Path("runs")
 ) -> Run:
-    """The newest whole checkpoint of a run, or the one of a step.
+    """The newest undamaged checkpoint of a run, or the one that was saved at ``step``.
 
     Args:
         name: a run's name, or the path of its folder.
-        step: of the checkpoint; None for the newest.
+        step: optimizer step of the checkpoint; None for the newest.
         trust: packages besides ours whose classes the encoder may be made of, with commas.
-        runs: folder of all runs.
+        runs: the folder that holds all runs.
 
     Raises:
-        ConfigError: there is no such run (the nearest names are given), none of its checkpoints is
-            whole, or none is of that step.
+        ConfigError: there is no such run (the message suggests similar names), all of its
+            checkpoints are damaged, or none was saved at that step.
     """
     packages = tuple(trust.split(",")) if trust else ()
     folder = Path(name) if "/" in name else runs / name
