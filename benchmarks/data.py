@@ -1,11 +1,15 @@
-"""Reading data: samples a second of one core against webdataset and a DataLoader over files, and
-where the time goes.
+"""How fast one core reads training data, and where the time goes.
 
     python -m benchmarks.data [samples, 60]
 
-Self-made sounds, images and token blocks; the crops and augmentation of the published data2vec 2.0
-base recipes; one process, one thread, warm files. Also start-up with a million samples and the
-planning of ten million lengths. Prints tables and writes ``benchmarks/results/data.json``."""
+First part: samples a second of our shards and folders, of webdataset, and of a DataLoader over
+files (``benchmarks/rivals.py``), and the time of each step of ours. The sounds, images and blocks
+of token ids are made here; crops and augmentation are those of the published data2vec 2.0 base
+recipes. One process with one thread reads files that are in the page cache.
+
+Second part: start-up with a million samples in shards, and planning the order of ten million.
+
+All numbers are printed and written to ``benchmarks/results/data.json``."""
 
 from __future__ import annotations
 
@@ -25,16 +29,13 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
-import webdataset
 from hydra.utils import instantiate
 from PIL import Image
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import v2
+from torch.utils.data import DataLoader
 
+from benchmarks.rivals import batched, rivals
 from d2v_pretrain.config.compose import load
 from datamodules.datasets.audio_folder import resampler
-from datamodules.datasets.probe_tasks import collate
 from datamodules.module import MicroBatches
 from datamodules.order import EpochOrder, MicroBatch
 from datamodules.shards.audio import AudioShards
@@ -44,12 +45,13 @@ from datamodules.transforms.audio import AudioTransform
 from datamodules.transforms.text import TokenBlocks
 
 RESULTS = Path(__file__).parent / "results" / "data.json"
-ROWS, SHARD = 16, 100  # of a micro-batch; samples of a shard
+ROWS, SHARD = 16, 100  # samples of a micro-batch and of a shard
+# Shape of the tokens of a sample, for which masks are drawn.
 GRID = {"audio": (1000,), "vision": (14, 14), "text": (512,)}
 
 
 def sound(i: int) -> bytes:
-    """FLAC of 2 to 20 s, noise with the spectrum of speech, about."""
+    """A FLAC file with 2 to 20 s of noise whose spectrum is roughly that of speech."""
     draw, file = np.random.default_rng(i), io.BytesIO()
     wave = np.cumsum(draw.standard_normal(draw.integers(32_000, 320_000)))
     wave -= np.convolve(wave, np.ones(64) / 64, "same")
@@ -58,7 +60,7 @@ def sound(i: int) -> bytes:
 
 
 def image(i: int) -> bytes:
-    """JPEG of 500 x 375, about what ImageNet has."""
+    """A JPEG file of 500 x 375 pixels, about the size of ImageNet's."""
     draw, file = np.random.default_rng(i), io.BytesIO()
     small = Image.fromarray(draw.integers(0, 256, (24, 32, 3)).astype(np.uint8))
     noise = draw.normal(0, 6, (375, 500, 3))
@@ -68,13 +70,14 @@ def image(i: int) -> bytes:
 
 
 def block(i: int) -> bytes:
-    """512 ids."""
+    """A NumPy file with 512 token ids."""
     file = io.BytesIO()
     np.save(file, np.random.default_rng(i).integers(5, 50_000, 512).astype(np.uint16))
     return file.getvalue()
 
 
-# Ending, maker, and how many times as many: blocks are quick.
+# For every modality: the ending of its files' names, the function that makes a file, and a factor
+# for the number of samples. Text has five times as many, because it is read so quickly.
 MADE: dict[str, tuple[str, Callable[[int], bytes], int]] = {
     "audio": ("flac", sound, 1),
     "vision": ("jpg", image, 1),
@@ -83,9 +86,10 @@ MADE: dict[str, tuple[str, Callable[[int], bytes], int]] = {
 
 
 def make(folder: Path, modality: str, n: int) -> None:
-    """The same samples as files and as shards with an index."""
+    """Write the same samples into ``folder``, as single files and as shards with an index."""
     ending, one, times = MADE[modality]
-    (folder / "files").mkdir(parents=True), (folder / "shards").mkdir()
+    (folder / "files").mkdir(parents=True)
+    (folder / "shards").mkdir()
     for begin in range(0, n * times, SHARD):
         tar_path = folder / "shards" / f"{begin // SHARD:04d}.tar"
         with tarfile.open(tar_path, "w") as tar:
@@ -98,123 +102,49 @@ def make(folder: Path, modality: str, n: int) -> None:
 
 
 def source_of(modality: str, data: str, folder: Path) -> Any:
-    """The transform of a published recipe over these data."""
+    """The transform of the published recipe, with what ``make`` wrote as its data.
+
+    Args:
+        modality: audio, vision or text.
+        data: ``shards`` or ``folder``, the two kinds of dataset.
+        folder: where ``make`` wrote.
+    """
     place = folder / ("shards" if data == "shards" else "files")
-    cfg = load(
-        [
-            f"experiment={modality}_data2vec2_base",
-            f"modality={modality}",
-            f"data={data}",
-            f"data.root={place}",
-            "data.skipped_path=null",
-        ]
-    )
+    words = [f"experiment={modality}_data2vec2_base", f"modality={modality}", f"data={data}"]
+    cfg = load([*words, f"data.root={place}", "data.skipped_path=null"])
     return instantiate(cfg.transform, _convert_="all")
 
 
 class Decoded:
-    """A dataset whose items are in memory: what is left is the work of the transform."""
+    """A dataset that keeps decoded items in memory, so that only the transform takes time."""
 
     def __init__(self, items: list[Any]) -> None:
         self.read = items.__getitem__
         self.lengths = np.array([item.shape[-1] for item in items])
 
 
-def to_sound(data: bytes) -> Tensor:
-    """What one writes for sounds: decoded, normalised, cropped to 20 s."""
-    wave = torch.from_numpy(soundfile.read(io.BytesIO(data), dtype="float32")[0])
-    wave = torch.nn.functional.layer_norm(wave, wave.shape)
-    start = int(torch.randint(max(1, len(wave) - 320_000 + 1), ()))
-    return wave[start : start + 320_000]
-
-
-AUGMENT = v2.Compose(
-    [
-        v2.RandomResizedCrop(224, (0.2, 1.0), interpolation=v2.InterpolationMode.BICUBIC),
-        v2.RandomHorizontalFlip(),
-    ]
-)
-
-
-def to_image(data: bytes) -> Tensor:
-    """What one writes for images: decoded and augmented, 8 bits as ours."""
-    return AUGMENT(v2.functional.pil_to_tensor(Image.open(io.BytesIO(data)).convert("RGB")))
-
-
-def to_block(data: bytes) -> Tensor:
-    """What one writes for tokens."""
-    return torch.from_numpy(np.load(io.BytesIO(data)).astype(np.int64))
-
-
-FINISH: dict[str, Callable[[bytes], Tensor]] = {
-    "audio": to_sound,
-    "vision": to_image,
-    "text": to_block,
-}
-
-
-class Files(Dataset[Tensor]):
-    """One file an item."""
-
-    def __init__(self, files: list[Path], finish: Callable[[bytes], Tensor]) -> None:
-        self.files, self.finish = files, finish
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, i: int) -> Tensor:
-        return self.finish(self.files[i].read_bytes())
-
-
 def ours(transform: Any, seed: int) -> Iterator[Any]:
-    """A pass in the order of a run."""
+    """Start a pass of our loader, in the order that a run would have."""
     plan = EpochOrder(transform.numbered.shard_sizes, seed, ROWS, transform.lengths)
     slots = [MicroBatch(ids, seed, ()) for ids in plan.window(0)]
-    return iter(DataLoader(MicroBatches(transform), None, sampler=slots))  # type: ignore[arg-type]
-
-
-def batched(rows: list[Tensor]) -> Any:
-    """As ours, with padding."""
-    return collate(rows, np.arange(len(rows)))
-
-
-def rivals(folder: Path, modality: str) -> dict[str, Callable[[int], Iterator[Any]]]:
-    """A plain webdataset pipeline, and a DataLoader over files."""
-    tars, files = sorted((folder / "shards").glob("*.tar")), sorted((folder / "files").iterdir())
-    ending, finish = MADE[modality][0], FINISH[modality]
-
-    def streamed(seed: int) -> Iterator[Any]:
-        pipeline = webdataset.WebDataset([str(tar) for tar in tars], shardshuffle=False).shuffle(
-            100, seed=seed
-        )
-        return iter(
-            pipeline.map(lambda sample: finish(sample[ending])).batched(ROWS, collation_fn=batched)
-        )
-
-    def loaded(seed: int) -> Iterator[Any]:
-        order = torch.Generator().manual_seed(seed)
-        return iter(
-            DataLoader(
-                Files(files, finish), ROWS, shuffle=True, collate_fn=batched, generator=order
-            )
-        )
-
-    return {"webdataset": streamed, "DataLoader over files": loaded}
+    return iter(DataLoader(MicroBatches(transform), None, sampler=slots))
 
 
 def rate(passes: dict[str, Callable[[int], Iterator[Any]]], repeats: int = 60) -> dict[str, float]:
-    """Samples a second of CPU time, the fastest of passes that take turns: others are at work on
-    the machine too."""
+    """Samples in a second of CPU time, from the fastest of ``repeats`` passes. The contestants take
+    turns, so that other work on the machine disturbs all of them alike."""
     seconds: dict[str, list[float]] = {name: [] for name in passes}
     count = {name: sum(len(batch.ids) for batch in one(0)) for name, one in passes.items()}
     for seed in range(1, repeats + 1):
         for name, one in passes.items():
-            seconds[name].append(spent(lambda one=one, seed=seed: deque(one(seed), 0)))  # type: ignore[misc]
+            start = time.process_time()
+            deque(one(seed), 0)
+            seconds[name].append(time.process_time() - start)
     return {name: count[name] / min(each) for name, each in seconds.items()}
 
 
 def stages(modality: str, transform: Any) -> dict[str, float]:
-    """Microseconds of one core's time a sample, step by step."""
+    """Microseconds of CPU time that each step of reading takes for one sample."""
     dataset, n = transform.dataset, len(transform.dataset)
     places = [dataset._place(i) for i in np.random.default_rng(0).permutation(n).tolist()]
     spans = [dataset._span(*place) for place in places]
@@ -223,7 +153,7 @@ def stages(modality: str, transform: Any) -> dict[str, float]:
     items = [dataset.decode(m, length) for m, length in zip(members, lengths)]
     cfg = load([f"modality={modality}", f"experiment={modality}_data2vec2_base", "data.root=."])
     mask, clones, ids = instantiate(cfg.masking), cfg.objective.clones, torch.arange(ROWS)
-    whole = isinstance(transform, TokenBlocks)  # nothing is cropped
+    whole = isinstance(transform, TokenBlocks)  # blocks of token ids are not cropped
     transform.dataset = dataset if whole else Decoded(items)
     rows = [transform.read(i, 0) for i in range(n)]
     batches = [rows[i : i + ROWS] for i in range(0, n, ROWS)]
@@ -234,7 +164,7 @@ def stages(modality: str, transform: Any) -> dict[str, float]:
         "collate": lambda: [batched(batch) for batch in batches],
         "mask": lambda: [mask(key, ids, clones, GRID[modality]) for key in range(len(batches))],
     }
-    if isinstance(transform, AudioTransform):  # of sounds at 8 kHz
+    if isinstance(transform, AudioTransform):  # as if the sounds were recorded at 8 kHz
         halves = [torch.from_numpy(item[::2].copy()) for item in items]
         steps["resample"] = lambda: [resampler(8000)(half) for half in halves]
     times = {name: 1e6 * min(spent(work) for _ in range(3)) / n for name, work in steps.items()}
@@ -243,15 +173,15 @@ def stages(modality: str, transform: Any) -> dict[str, float]:
 
 
 def spent(work: Callable[[], Any]) -> float:
-    """Seconds of CPU that it takes."""
+    """Seconds of CPU time that ``work`` takes."""
     start = time.process_time()
     work()
     return time.process_time() - start
 
 
 def large(folder: str, shards: int = 1000, each: int = 1000) -> dict[str, float]:
-    """Start-up with a million samples of sound in shards that are but holes and an index; memory of
-    the indexes."""
+    """Time and memory of start-up with a million sounds. The shards are sparse files without
+    content, because only their indexes are read."""
     draw = np.random.default_rng(0)
     for s in range(shards):
         rows = np.zeros(each, ENTRY)
@@ -277,49 +207,45 @@ def large(folder: str, shards: int = 1000, each: int = 1000) -> dict[str, float]
 
 
 def planning(count: int = 10_000_000) -> dict[str, float]:
-    """Seconds and memory of the plan of a pass over so many lengths, all shuffled together, under a
-    token budget."""
+    """Time and memory of planning a pass over ``count`` samples that are all shuffled together,
+    with a limit on the length of a micro-batch."""
     lengths = np.random.default_rng(0).integers(32_000, 320_000, count).astype(np.uint32)
     before, start = _resident(), time.perf_counter()
     batches = EpochOrder(np.full(10_000, count // 10_000), 0, ROWS, lengths, 3_800_000).window(0)
     seconds, status = time.perf_counter() - start, Path("/proc/self/status").read_text()
     peak = 1024 * int(status.split("VmHWM:")[1].split()[0])
-    return {
-        "lengths": count,
-        "batches": len(batches),
-        "s": seconds,
-        "peak, MB": (peak - before) / 1e6,
-    }
+    memory = (peak - before) / 1e6
+    return {"lengths": count, "batches": len(batches), "s": seconds, "peak, MB": memory}
 
 
 def _resident() -> int:
+    """Bytes of memory that this process has now."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def alone(function: Callable[..., dict[str, float]], *arguments: Any) -> dict[str, float]:
-    """Its result in a process of its own, whose memory is only its own."""
+    """Call ``function`` in a new process, so that memory used before does not count."""
     with get_context("spawn").Pool(1) as pool:
         return pool.apply(function, arguments)
 
 
 def measure(modality: str, folder: Path, n: int) -> dict[str, dict[str, float]]:
-    """Rates and stages of a modality."""
+    """Samples a second of all contestants, and the time of each step of ours."""
     make(folder, modality, n)
     shards = source_of(modality, "shards", folder)
     passes = {"ours, shards": lambda seed: ours(shards, seed)}
-    if not isinstance(
-        shards, TokenBlocks
-    ):  # a folder of text is in memory: nothing is read while training
+    # A folder of text is kept in memory, so that there is no reading to measure.
+    if not isinstance(shards, TokenBlocks):
         files = source_of(modality, "folder", folder)
         passes["ours, folder"] = lambda seed: ours(files, seed)
     return {
-        "samples a second": rate(passes | rivals(folder, modality)),
+        "samples a second": rate(passes | rivals(folder, MADE[modality][0], ROWS)),
         "us a sample": stages(modality, shards),
     }
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure everything, print it, and write it to ``RESULTS``."""
     torch.set_num_threads(1)
     n = int(sys.argv[1]) if len(sys.argv) > 1 else 60
     result: dict[str, Any] = {}
@@ -327,18 +253,14 @@ def main() -> None:
         for modality in MADE:
             result[modality] = measure(modality, Path(folder) / modality, n)
             for title, numbers in result[modality].items():
-                print(
-                    f"{modality}, {title}: "
-                    + ", ".join(f"{name} {value:,.0f}" for name, value in numbers.items())
-                )
+                values = [f"{name} {value:,.0f}" for name, value in numbers.items()]
+                print(f"{modality}, {title}: {', '.join(values)}")
         (Path(folder) / "large").mkdir()
         result["start-up"] = alone(large, f"{folder}/large")
         result["planning"] = alone(planning)
     for title in ("start-up", "planning"):
-        print(
-            f"{title}: "
-            + ", ".join(f"{name} {value:,.2f}" for name, value in result[title].items())
-        )
+        values = [f"{name} {value:,.2f}" for name, value in result[title].items()]
+        print(f"{title}: {', '.join(values)}")
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps(result | {"load": os.getloadavg()[0]}, indent=2) + "\n")
 

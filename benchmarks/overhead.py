@@ -1,10 +1,11 @@
-"""What exactness costs: the stream, the ranks' agreement and a save of the base model, against a
-step of the tiny one.
+"""What it costs that a run can be stopped at any step and resumed exactly.
 
-    python -m benchmarks.overhead [folder for the checkpoint]
+    python -m benchmarks.overhead [folder for the checkpoint, .]
 
-One thread; times are wall clock, medians. Prints a table and writes
-``benchmarks/results/overhead.json``."""
+Measured are the sampler that plans which samples each step gets, the agreement of the ranks on
+whether to stop, and a save of the base model. Sampler and agreement are compared with a training
+step of the tiny models. One thread; times are wall-clock times. All numbers are printed and written
+to ``benchmarks/results/overhead.json``."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -43,8 +45,8 @@ def timed(work: Callable[[], Any]) -> float:
 
 
 def tiny_step(modality: str, repeats: int = 5) -> dict[str, float]:
-    """Seconds of the small recipe's step (forward, backward, Adam, teacher) and of the stream's
-    part in it."""
+    """Seconds of a training step of the tiny recipe (forward, backward, Adam, teacher), and of the
+    sampler for one step."""
     cfg = load([f"modality={modality}", "trainer=cpu", "probe=null", "steps=100"])
     data = build_data(cfg)
     assert isinstance(data, PretrainDataModule)
@@ -59,13 +61,11 @@ def tiny_step(modality: str, repeats: int = 5) -> dict[str, float]:
         module.objective.after_step(1)
 
     batches = [next(loader) for _ in range(repeats + 1)]
-    seconds = (
-        median([timed(lambda b=b: step(b)) for b in batches][1:]) * data.micro_batches_per_step
-    )  # type: ignore[misc]
+    times = [timed(partial(step, batch)) for batch in batches]
+    seconds = median(times[1:]) * data.micro_batches_per_step
     stream = StepSampler(data.plan, data.micro_batches_per_step)
-    passes = 3 * len(
-        data.plan.window(0)
-    )  # a pass is planned at once, so it takes several to tell the cost of a step
+    # A whole pass is planned at its first step, so the cost of a step is a mean over passes.
+    passes = 3 * len(data.plan.window(0))
     steps = max(1, passes // data.micro_batches_per_step)
     return {
         "step": seconds,
@@ -74,8 +74,8 @@ def tiny_step(modality: str, repeats: int = 5) -> dict[str, float]:
 
 
 def readers(slots: int = 64, shards: int = 4096) -> dict[str, float]:
-    """Seconds of the stream per step of 64 micro-batches of 16, over 4 million samples in windows
-    of 8 shards."""
+    """Seconds of the sampler for a step of 64 micro-batches of 16 samples, over 4 million samples
+    that are shuffled within windows of 8 shards."""
     draw = np.random.default_rng(0)
     plan = EpochOrder(
         np.full(shards, 1000),
@@ -91,9 +91,9 @@ def readers(slots: int = 64, shards: int = 4096) -> dict[str, float]:
 
 
 def agreement(world: int = 2, steps: int = 500) -> float:
-    """Seconds that a step waits for the ranks to agree, if a step takes 10 ms."""
+    """Seconds that a step of 10 ms waits until the ranks agree on whether to stop."""
     with tempfile.TemporaryDirectory() as folder:
-        multiprocessing.spawn(_agree, (world, steps, folder), nprocs=world)  # type: ignore[no-untyped-call]
+        multiprocessing.spawn(_agree, (world, steps, folder), nprocs=world)
         return max(float((Path(folder) / str(rank)).read_text()) for rank in range(world))
 
 
@@ -101,7 +101,7 @@ def _agree(rank: int, world: int, steps: int, folder: str) -> None:
     distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=world)
     ranks, waits = Agreement(strategy=None), []
     for _ in range(steps):
-        time.sleep(0.01)  # the step
+        time.sleep(0.01)  # in place of the training step
         waits.append(timed(lambda: ranks.ask(False)))
     ranks.settle()
     (Path(folder) / str(rank)).write_text(str(median(waits)))
@@ -109,8 +109,8 @@ def _agree(rank: int, world: int, steps: int, folder: str) -> None:
 
 
 def save(folder: str) -> dict[str, float]:
-    """Seconds that training waits for a save of the base model with teacher and Adam's moments,
-    both ways."""
+    """Seconds that training waits for a save of the base model with teacher and optimizer, when it
+    waits for the disk and when the save is asynchronous."""
     cfg = load(
         [
             "experiment=audio_data2vec2_base",
@@ -141,16 +141,15 @@ def save(folder: str) -> dict[str, float]:
             if io.asynchronous:
                 io.reserve(content["state_dict"])  # as a run does at its start
             for attempt in ("first", "next"):
-                out[f"{name}, {attempt}"] = timed(lambda io=io: io.save_checkpoint(content, path))  # type: ignore[misc]
-                out[f"{name}, {attempt}, on disk after"] = out[f"{name}, {attempt}"] + timed(
-                    io.wait
-                )
+                waited = timed(partial(io.save_checkpoint, content, path))
+                out[f"{name}, {attempt}"] = waited
+                out[f"{name}, {attempt}, on disk after"] = waited + timed(io.wait)
         out["gigabytes"] = path.stat().st_size / 1e9
     return out
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure everything, print it, and write it to ``RESULTS``."""
     torch.set_num_threads(1)
     register_resolvers()
     steps = {modality: tiny_step(modality) for modality in MODALITIES}
@@ -158,11 +157,12 @@ def main() -> None:
     for modality, s in steps.items():
         share = (s["stream"] + agreed) / s["step"]
         print(
-            f"{modality:7} step {1e3 * s['step']:7.1f} ms: stream {1e6 * s['stream']:6.1f} us, "
+            f"{modality:7} step {1e3 * s['step']:7.1f} ms: sampler {1e6 * s['stream']:6.1f} us, "
             f"agreement {1e6 * agreed:.0f} us: {share:.2%}"
         )
     print(
-        f"{many['readers']} readers, 64 micro-batches a step: stream {1e6 * many['stream']:.0f} us a step"
+        f"{many['readers']} readers, 64 micro-batches a step: "
+        f"sampler {1e6 * many['stream']:.0f} us a step"
     )
     for name, value in saving.items():
         print(f"save of the base model, {name}: {value:.2f}{'' if name == 'gigabytes' else ' s'}")

@@ -1,4 +1,9 @@
-"""The reference's settings, under its own names -> our objective and its parameter names."""
+"""The reader of the reference's configurations.
+
+"The reference" is the published data2vec code: fairseq for data2vec 1.0 audio and text and for
+data2vec 2.0, BEiT for data2vec 1.0 vision. ``build`` takes a configuration of it, with the
+reference's own names of settings, and returns our objective built the same way, together with
+tables that translate our parameter names into the reference's."""
 
 from __future__ import annotations
 
@@ -29,13 +34,14 @@ Settings = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Reference:
-    """One reference model, rebuilt.
+    """A reference model rebuilt from our parts.
 
     Args:
-        objective: ours, with fresh weights.
-        student: our names -> the reference's, for student and predictor.
-        teacher: our encoder names -> the reference's teacher names.
-        prenet: number of first blocks that the reference keeps with the modality.
+        objective: our objective, with fresh weights.
+        student: the reference's name of every parameter of our student and predictor.
+        teacher: the reference's name of every parameter of our teacher's encoder.
+        prenet: how many of our first blocks the reference counts as part of the modality's
+            encoder (data2vec 2.0) and not of the shared blocks.
     """
 
     objective: Data2Vec
@@ -45,12 +51,13 @@ class Reference:
 
 
 def build(recipe: str, settings: Settings, extra: Settings) -> Reference:
-    """Rebuild a reference model.
+    """Read a configuration of the reference and build the same model from our parts.
 
     Args:
-        recipe: ``data2vec 1.0 audio`` and the like.
+        recipe: one of the six names below, such as ``data2vec 1.0 audio``.
         settings: the reference's configuration.
-        extra: what the reference keeps outside it (vocabulary; vision's targets).
+        extra: settings that the reference keeps elsewhere: the size of the vocabulary for text;
+            the targets, the loss and the teacher's decay for data2vec 1.0 vision.
 
     Raises:
         KeyError: the recipe is not one of the six.
@@ -67,7 +74,8 @@ def build(recipe: str, settings: Settings, extra: Settings) -> Reference:
 
 
 def conv_layers(spec: str) -> list[tuple[int, int, int]]:
-    """``"[(512, 10, 5)] + [(512, 3, 2)] * 4"`` as a list, without evaluating code."""
+    """Turn text such as ``"[(512, 10, 5)] + [(512, 3, 2)] * 4"`` into the list of its five
+    (channels, kernel, stride), without evaluating it as code."""
     layers: list[tuple[int, int, int]] = []
     for part, times in re.findall(r"(\[[^\]]*\])\s*(?:\*\s*(\d+))?", spec):
         layers += ast.literal_eval(part) * int(times or 1)
@@ -75,17 +83,13 @@ def conv_layers(spec: str) -> list[tuple[int, int, int]]:
 
 
 def audio1(s: Settings, extra: Settings) -> Reference:
-    """fairseq ``data2vec_audio``."""
-    width, depth, stem = (
-        s["encoder_embed_dim"],
-        s["encoder_layers"],
-        conv_layers(s["conv_feature_layers"]),
-    )
-    ratio = s["encoder_ffn_embed_dim"] / width
+    """The model that fairseq calls ``data2vec_audio``."""
+    width, depth = s["encoder_embed_dim"], s["encoder_layers"]
+    stem, ratio = conv_layers(s["conv_feature_layers"]), s["encoder_ffn_embed_dim"] / width
     dropouts = (s["dropout"], s["attention_dropout"], s["activation_dropout"])
     student = Encoder(
         AudioStem(width, stem, s["conv_bias"], masked=True),
-        _block(width, s["encoder_attention_heads"], ratio, *dropouts),
+        _block(width, s["encoder_attention_heads"], ratio, dropouts),
         width,
         depth,
         positions=ConvPositions(width, s["pos_conv_depth"], s["conv_pos"], s["conv_pos_groups"]),
@@ -94,66 +98,46 @@ def audio1(s: Settings, extra: Settings) -> Reference:
         zero_padding=True,
     )
     copied = ("stem", "positions") if s["ema_layers_only"] else ("stem",)
-    objective = Data2Vec(
-        student,
-        partial(Teacher, decay=_decay(s), copied=copied, reads_student_stem=True),
-        SpanMask(s["mask_prob"], s["mask_length"], equal=s["require_same_masks"]),
-        Replace(),
-        Head(width),
-        _targets(s, s["average_top_k_layers"]),
-        _loss(s),
-    )
+    teacher = partial(Teacher, decay=_decay(s), copied=copied, reads_student_stem=True)
+    policy = SpanMask(s["mask_prob"], s["mask_length"], equal=s["require_same_masks"])
+    head, targets = Head(width), _targets(s)
+    objective = Data2Vec(student, teacher, policy, Replace(), head, targets, _loss(s))
     names = keymap.audio1(depth, len(stem), s["pos_conv_depth"])
-    teacher = keymap.teacher_names(
-        names, lambda n: n.removeprefix("encoder.") if n.startswith("encoder.") else None
-    )
-    return Reference(objective, names, teacher)
+    return Reference(objective, names, _names_below("encoder.", names))
 
 
 def text1(s: Settings, extra: Settings) -> Reference:
-    """fairseq ``data2vec_text``; its teacher gets the whole sequence, as in the paper (see
-    ``MaskedTokensOnly``)."""
+    """The model that fairseq calls ``data2vec_text``. Here the teacher reads the whole sequence, as
+    in the paper; fairseq's reads only the masked words (see ``MaskedTokensOnly``)."""
     t, e, vocabulary = s["transformer"], s["transformer"]["encoder"], extra["vocab"]["size"]
     width, depth = e["embed_dim"], e["layers"]
     dropouts = (t["dropout"], t["attention_dropout"], t["activation_dropout"])
     student = Encoder(
         TextStem(width, vocabulary, t["max_source_positions"], t["dropout"]),
-        _block(width, e["attention_heads"], e["ffn_embed_dim"] / width, *dropouts),
+        _block(width, e["attention_heads"], e["ffn_embed_dim"] / width, dropouts),
         width,
         depth,
         input_norm=False,
         layer_drop=e["layerdrop"],
         zero_padding=True,
     )
-    objective = Data2Vec(
-        student,
-        partial(Teacher, decay=_decay(s), copied=("stem",)),
-        SpanMask(0.35, 4, fit=False, equal=False),
-        Replace(),
-        Head(width, s["head_layers"], init="bert"),
-        _targets(s, s["average_top_k_layers"]),
-        _loss(s),
-    )
-    names, prefix = keymap.text1(depth), "encoder.sentence_encoder."
-    return Reference(
-        objective, names, keymap.teacher_names(names, lambda n: n.removeprefix(prefix))
-    )
+    teacher = partial(Teacher, decay=_decay(s), copied=("stem",))
+    policy = SpanMask(0.35, 4, fit=False, equal=False)
+    head, targets = Head(width, s["head_layers"], init="bert"), _targets(s)
+    objective = Data2Vec(student, teacher, policy, Replace(), head, targets, _loss(s))
+    names = keymap.text1(depth)
+    return Reference(objective, names, _names_below("encoder.sentence_encoder.", names))
 
 
 def vision1(s: Settings, extra: Settings) -> Reference:
-    """BEiT-based ``data2vec_vision``."""
+    """The model ``data2vec_vision``, which is built on BEiT's code."""
     width, depth, side = s["embed_dim"], s["depth"], s["img_size"] // s["patch_size"]
-    block = partial(
-        _block(
-            width, s["num_heads"], s["mlp_ratio"], 0.0, s["attn_drop_rate"], 0.0, extra["norm_eps"]
-        ),
-        norm_first=True,
-        layer_scale=s["init_values"],
-        key_bias=False,
-    )
+    dropouts, eps = (0.0, s["attn_drop_rate"], 0.0), extra["norm_eps"]
+    block = _block(width, s["num_heads"], s["mlp_ratio"], dropouts, eps)
+    pre_norm = partial(block, norm_first=True, layer_scale=s["init_values"], key_bias=False)
     student = Encoder(
         VisionStem(width, s["patch_size"], s["in_chans"], masked=True, init="trunc"),
-        block,
+        pre_norm,
         width,
         depth,
         bias=RelativeBias(s["num_heads"], (side, side)),
@@ -162,109 +146,91 @@ def vision1(s: Settings, extra: Settings) -> Reference:
         input_norm=False,
         final_norm=True,
         drop_path=s["drop_path_rate"],
-        norm_eps=extra["norm_eps"],
+        norm_eps=eps,
         init="beit",
     )
-    objective = Data2Vec(
-        student,
-        partial(Teacher, decay=Constant(extra["ema_decay_used"])),
-        RectangleMask(int(0.6125 * side * side)),
-        Replace(),
-        Head(width, init="beit"),
-        Targets(
-            len(extra["target_layers"]),
-            "block" if extra["layer_results"] == "end" else "ffn",
-            ("layer",) if extra["target_layer_norm_each"] else (),
-            ("layer",) if extra["post_target_layer_norm"] else (),
-        ),
-        RegressionLoss(extra["l1_beta"], "dim"),
-    )
+    teacher = partial(Teacher, decay=Constant(extra["ema_decay_used"]))
+    policy, head = RectangleMask(int(0.6125 * side * side)), Head(width, init="beit")
+    tensor = "block" if extra["layer_results"] == "end" else "ffn"
+    each = ("layer",) if extra["target_layer_norm_each"] else ()
+    after = ("layer",) if extra["post_target_layer_norm"] else ()
+    targets = Targets(len(extra["target_layers"]), tensor, each, after)
+    loss = RegressionLoss(extra["l1_beta"], "dim")
+    objective = Data2Vec(student, teacher, policy, Replace(), head, targets, loss)
     names = keymap.vision1(depth)
-    # The reference averages its head too; nothing reads the averaged copy.
+    # The reference's teacher has an averaged copy of the head too, which nothing reads.
     return Reference(objective, names, keymap.teacher_names(names, lambda n: n))
 
 
 def audio2(s: Settings, extra: Settings) -> Reference:
-    """fairseq ``data2vec_multi`` with ``modalities.audio``."""
-    m, width, stem = (
-        s["modalities"]["audio"],
-        s["embed_dim"],
-        conv_layers(s["modalities"]["audio"]["feature_encoder_spec"]),
-    )
-    student = _encoder2(
-        s,
-        m,
-        AudioStem(width, stem),
-        positions=ConvPositions(
-            width, m["conv_pos_depth"], m["conv_pos_width"], m["conv_pos_groups"]
-        ),
-        bias=Alibi(s["num_heads"]),
-        input_dropout=m["prenet_dropout"],
-    )
-    policy = BlockMask(m["mask_prob"], m["mask_length"], m["mask_prob_adjust"], m["inverse_mask"])
+    """The model that fairseq calls ``data2vec_multi``, with ``modalities.audio``."""
+    m, width = s["modalities"]["audio"], s["embed_dim"]
+    layers, conv = conv_layers(m["feature_encoder_spec"]), m["conv_pos_depth"]
+    stem = AudioStem(width, layers)
+    parts = {
+        "positions": ConvPositions(width, conv, m["conv_pos_width"], m["conv_pos_groups"]),
+        "bias": Alibi(s["num_heads"]),
+        "input_dropout": m["prenet_dropout"],
+    }
     teacher = partial(Teacher, decay=_decay(s), copied=("stem",), reads_student_stem=True)
-    names = keymap.audio2_stem(len(stem), m["conv_pos_depth"])
-    return _data2vec2(s, m, student, teacher, policy, names, "AUDIO")
+    names = keymap.audio2_stem(len(layers), conv)
+    return _data2vec2(s, m, stem, parts, teacher, _blocks(m), names, "AUDIO")
 
 
 def image2(s: Settings, extra: Settings) -> Reference:
-    """fairseq ``data2vec_multi`` with ``modalities.image``."""
+    """The model that fairseq calls ``data2vec_multi``, with ``modalities.image``."""
     m, width = s["modalities"]["image"], s["embed_dim"]
     stem = VisionStem(width, m["patch_size"], m["in_chans"])
-    tokens = m["num_extra_tokens"]
-    student = _encoder2(s, m, stem, positions=SinCosPositions(width), extra_tokens=tokens)
-    policy = BlockMask(m["mask_prob"], m["mask_length"], m["mask_prob_adjust"], m["inverse_mask"])
-    teacher = partial(Teacher, decay=_decay(s))
-    return _data2vec2(s, m, student, teacher, policy, keymap.image2_stem(), "IMAGE", dims=2)
+    parts = {"positions": SinCosPositions(width), "extra_tokens": m["num_extra_tokens"]}
+    teacher, names = partial(Teacher, decay=_decay(s)), keymap.image2_stem()
+    return _data2vec2(s, m, stem, parts, teacher, _blocks(m), names, "IMAGE", dims=2)
 
 
 def text2(s: Settings, extra: Settings) -> Reference:
-    """fairseq ``data2vec_multi`` with ``modalities.text``; the teacher holds blocks only and reads
-    the student's embeddings."""
+    """The model that fairseq calls ``data2vec_multi``, with ``modalities.text``. Its teacher has
+    blocks only and reads the student's embeddings."""
     m, width = s["modalities"]["text"], s["embed_dim"]
     stem = TextStem(width, extra["vocab"]["size"], m["max_source_positions"], m["dropout"])
-    student = _encoder2(s, m, stem, input_norm=False)
+    parts, policy, names = {"input_norm": False}, TokenMask(m["mask_prob"]), keymap.text2_stem()
     teacher = partial(Teacher, decay=_decay(s), copied=("stem",), reads_student_stem=True)
-    built = _data2vec2(
-        s, m, student, teacher, TokenMask(m["mask_prob"]), keymap.text2_stem(), "TEXT", init="bert"
-    )
-    # The reference's teacher is the list of blocks, named from their index.
-    blocks = keymap.teacher_names(
-        built.student, lambda n: n.removeprefix("blocks.") if n.startswith("blocks.") else None
-    )
-    return replace(built, teacher=blocks)
+    built = _data2vec2(s, m, stem, parts, teacher, policy, names, "TEXT", init="bert")
+    # The reference's teacher is a bare list of blocks: names in it begin with a block's index.
+    return replace(built, teacher=_names_below("blocks.", built.student))
 
 
-def _encoder2(s: Settings, m: Settings, stem: Any, **parts: Any) -> Encoder:
-    dropouts = (s["encoder_dropout"], s["attention_dropout"], s["activation_dropout"])
-    block = _block(s["embed_dim"], s["num_heads"], s["mlp_ratio"], *dropouts, s["norm_eps"])
-    depth = s["depth"] + m["prenet_depth"]
-    return Encoder(
-        stem,
-        block,
-        s["embed_dim"],
-        depth,
-        layer_drop=s["layerdrop"],
-        norm_eps=s["norm_eps"],
-        **parts,
-    )
+def _blocks(m: Settings) -> BlockMask:
+    return BlockMask(m["mask_prob"], m["mask_length"], m["mask_prob_adjust"], m["inverse_mask"])
 
 
 def _data2vec2(
     s: Settings,
     m: Settings,
-    student: Encoder,
+    stem: Any,
+    parts: Settings,
     teacher: Any,
     policy: Any,
     names: Names,
     section: str,
     **decoder: Any,
 ) -> Reference:
-    """What the three share; ``section`` is the modality's name in parameter names."""
-    d = m["decoder"]
+    """Build what the three modalities of data2vec 2.0 have in common.
+
+    Args:
+        m: the part of the configuration ``s`` that is about this modality.
+        parts: arguments of ``Encoder`` that differ between modalities.
+        teacher: makes the teacher from the student.
+        names: the reference's names of the parameters of stem and positions.
+        section: the modality's name inside the reference's parameter names.
+        decoder: arguments of ``ConvDecoder`` that differ between modalities.
+    """
+    width, d, eps = s["embed_dim"], m["decoder"], s["norm_eps"]
+    dropouts = (s["encoder_dropout"], s["attention_dropout"], s["activation_dropout"])
+    block = _block(width, s["num_heads"], s["mlp_ratio"], dropouts, eps)
+    depth, drop = s["depth"] + m["prenet_depth"], s["layerdrop"]
+    student = Encoder(stem, block, width, depth, layer_drop=drop, norm_eps=eps, **parts)
     layers = d.get("projection_layers", 1)
     predictor = ConvDecoder(
-        s["embed_dim"],
+        width,
         d["decoder_dim"],
         d["decoder_kernel"],
         d["decoder_layers"],
@@ -276,45 +242,41 @@ def _data2vec2(
         projection_ratio=d.get("projection_ratio", 2.0),
         **decoder,
     )
-    targets, clones, cls = (
-        _targets(s, s["average_top_k_layers"]),
-        s["clone_batch"],
-        s.get("cls_loss", 0.0),
-    )
-    objective = Data2Vec(
-        student, teacher, policy, Drop(), predictor, targets, _loss(s), clones, cls
-    )
+    targets, clones = _targets(s), s["clone_batch"]
+    view, loss, cls = Drop(), _loss(s), s.get("cls_loss", 0.0)
+    objective = Data2Vec(student, teacher, policy, view, predictor, targets, loss, clones, cls)
     projections = ("",) if layers == 1 else (".0", ".2")
-    names |= keymap.data2vec2(
-        section, student.depth, m["prenet_depth"], d["decoder_layers"], projections
-    )
+    names |= keymap.data2vec2(section, depth, m["prenet_depth"], d["decoder_layers"], projections)
     return Reference(objective, names, keymap.teacher_names(names, _full_name), m["prenet_depth"])
 
 
 def _full_name(name: str) -> str | None:
-    """The reference's audio and image teachers keep full names, without what they share with the
-    student."""
+    """Name of a parameter in the reference's audio or image teacher: the same as in the student;
+    None if the teacher has no such parameter and uses the student's."""
     shared = ("AUDIO.local_encoder", "AUDIO.project_features")
     return None if name.removeprefix("modality_encoders.").startswith(shared) else name
 
 
+def _names_below(prefix: str, names: Names) -> Names:
+    """Names in a teacher that is only the part of the reference's student under ``prefix``."""
+    return keymap.teacher_names(
+        names, lambda name: name.removeprefix(prefix) if name.startswith(prefix) else None
+    )
+
+
 def _block(
-    width: int,
-    heads: int,
-    ratio: float,
-    dropout: float,
-    attention: float,
-    activation: float,
-    eps: float = 1e-5,
+    width: int, heads: int, ratio: float, dropouts: tuple[float, float, float], eps: float = 1e-5
 ) -> Callable[..., Block]:
+    """``dropouts`` are for the residual branches, for attention weights, and inside the MLP."""
+    residual, attention, inner = dropouts
     return partial(
         Block,
         width,
         heads,
         ratio,
-        dropout=dropout,
+        dropout=residual,
         attention_dropout=attention,
-        activation_dropout=activation,
+        activation_dropout=inner,
         norm_eps=eps,
     )
 
@@ -324,16 +286,14 @@ def _decay(s: Settings) -> Linear:
 
 
 def _loss(s: Settings) -> RegressionLoss:
-    scale = s.get("loss_scale")
-    return RegressionLoss(
-        s.get("loss_beta", 0.0), "sqrt_dim" if scale is None or scale <= 0 else scale
-    )
+    scale = s.get("loss_scale") or 0.0
+    return RegressionLoss(s.get("loss_beta", 0.0), scale if scale > 0 else "sqrt_dim")
 
 
-def _targets(s: Settings, top_k: int) -> Targets:
+def _targets(s: Settings) -> Targets:
     layer = {"batch": "batch_norm_target_layer", "instance": "instance_norm_target_layer"}
     layer |= {"group": "group_norm_target_layer", "layer": "layer_norm_target_layer"}
     mean = {"layer": "layer_norm_targets", "instance": "instance_norm_targets"}
     tensor = "block" if s.get("end_of_block_targets") else "ffn"
-    norms = [tuple(name for name, key in table.items() if s.get(key)) for table in (layer, mean)]
-    return Targets(top_k, tensor, norms[0], norms[1], count_padding=True)
+    each, after = (tuple(n for n, key in table.items() if s.get(key)) for table in (layer, mean))
+    return Targets(s["average_top_k_layers"], tensor, each, after, count_padding=True)

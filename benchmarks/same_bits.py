@@ -1,5 +1,6 @@
-"""Does this tree compute what another revision computes, to the last bit? ``python -m
-benchmarks.same_bits REVISION``.
+"""Does this tree compute what another revision computes, to the last bit?
+
+    python -m benchmarks.same_bits REVISION [steps=40]
 
 Both trees run 40 steps of the six tiny recipes and one step of each golden; every logged number,
 every weight after the last step and every tensor of the golden steps is compared. Exit code 1 if
@@ -33,20 +34,12 @@ ROWS = [
     for objective in ("data2vec1", "data2vec2")
 ]
 GOLDENS = ("audio_v1", "image_v2", "text_v1", "blind/audio_v2", "blind/text_v2", "blind/vision_v1")
-CLOCK = (
-    "time",
-    "seconds",
-    "per_s",
-    "_s",
-    "wait",
-    "memory",
-    "mfu",
-    "_gb",
-)  # endings of names of what a clock measures
+# Logged numbers whose names end so measure time or memory. They differ from run to run.
+CLOCK = ("time", "seconds", "per_s", "_s", "wait", "memory", "mfu", "_gb")
 
 
 def main() -> int:
-    """Compare what is typed; see the module."""
+    """Compare with the revision on the command line, and return 1 if anything differs."""
     if len(sys.argv) < 2 or {"-h", "--help"} & set(sys.argv):
         print(__doc__)
         return 0
@@ -75,7 +68,7 @@ def main() -> int:
 
 
 def checked_out(revision: str, out: Path) -> Path:
-    """A folder with the code of ``revision``; the path itself if it is one."""
+    """A folder with the code of ``revision``. If ``revision`` is the path of a folder, that one."""
     if Path(revision).is_dir():
         return Path(revision).absolute()
     archive = subprocess.run(
@@ -89,7 +82,7 @@ def checked_out(revision: str, out: Path) -> Path:
 def comparisons(
     other: Path, out: Path, steps: int
 ) -> Iterator[tuple[str, dict[str, Any], dict[str, Any]]]:
-    """(name, values of the other tree, values of this one) of every recipe and golden."""
+    """For every recipe and golden: its name, the values of the other tree, those of this one."""
     for modality, objective in ROWS:
         yield (
             f"{modality}_{objective}_tiny",
@@ -110,7 +103,7 @@ def comparisons(
 
 
 def trained(tree: Path, runs: Path, modality: str, objective: str, steps: int) -> dict[str, Any]:
-    """Logged numbers and hashes of the final weights of a run by the code in ``tree``.
+    """Train with the code in ``tree``. Returns logged numbers and hashes of the final weights.
 
     Weights are counted by their content, because parameters may have been renamed between the
     revisions."""
@@ -131,20 +124,19 @@ def trained(tree: Path, runs: Path, modality: str, objective: str, steps: int) -
 
 
 def stepped(tree: Path, file: Path, golden: Path) -> dict[str, Any]:
-    """Hash of every tensor of one step on a golden by the code in ``tree``."""
+    """Run one step of a golden with the code in ``tree``. Returns a hash of every tensor."""
     python(tree, "-m", "benchmarks.parity", str(golden), "--write", str(file))
     return {name: digest(tensor) for name, tensor in load_file(file).items()}
 
 
 def digest(tensor: Tensor) -> str:
-    """Of shape-independent content: every byte counts."""
+    """Hash of all bytes of a tensor. The shape does not count."""
     flat = tensor.detach().contiguous().flatten()
     return sha256(flat.view(torch.uint8).numpy().tobytes()).hexdigest()[:16]
 
 
 def python(tree: Path, *arguments: str) -> None:
-    """Run the code of a tree, which comes first on Python's path because it is the working
-    directory."""
+    """Run Python with the code in ``tree``: the working directory comes first on Python's path."""
     done = subprocess.run([sys.executable, *arguments], cwd=tree, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(arguments)} in {tree} failed:\n{done.stdout}{done.stderr}")

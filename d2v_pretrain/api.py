@@ -151,7 +151,11 @@ def pretrain(
     finally:
         if on_main_thread:
             STOP.uninstall()
-    return load(Path(cfg.folder).absolute(), trust=compose.packages(cfg))
+    folder = Path(cfg.folder).absolute()
+    # The caller has just run these packages, so loading trusts them.
+    stored = checkpoint.config_of(find(str(folder)).file)
+    own = ",".join(sorted(set(re.findall(r"_target_: (\w+)", stored))))
+    return load(folder, trust=own)
 
 
 def _words(modality: str | None, data: str | Path | None, settings: Mapping[str, Any]) -> list[str]:
@@ -159,7 +163,7 @@ def _words(modality: str | None, data: str | Path | None, settings: Mapping[str,
     words = [f"modality={modality}"] if modality else []
     if data is not None:
         sets = compose.data_sets()
-        if str(data) in sets:
+        if str(data) in sets or ("conf" in settings and not Path(data).exists()):
             words.append(f"data={data}")
         elif Path(data).exists():
             words += ["data=folder", f"data.root={_spelled(str(data))}"]

@@ -104,9 +104,9 @@ SURFACE = {
         *("logger", "resume", "init_from", "max_hours", "checkpoint.every_steps"),
         *("checkpoint.every_minutes", "checkpoint.keep_last", "log_every", "profile"),
     ],
-    "evaluate": ["run", "data", "which", "step", "layers"],
-    "extract": ["run", "output", "data", "pool", "layers", "which", "step"],
-    "export": ["run", "which", "format", "step", "output"],
+    "evaluate": ["run", "data", "which", "trust", "step", "layers"],
+    "extract": ["run", "output", "data", "pool", "layers", "which", "trust", "step"],
+    "export": ["run", "which", "format", "trust", "step", "output"],
     "doctor": ["sample"],
     "prepare audio": [
         *("input", "output", "processes", "order", "seed", "shard_mb", "shard_samples"),

@@ -102,17 +102,15 @@ def _absent_key(error: BaseException | None) -> str | None:
 
 def _apply(cfg: DictConfig, word: Override, owner: str) -> None:
     """Set one typed value again, in a node that has just been replaced."""
-    key, exists = (
-        word.key_or_group,
-        OmegaConf.select(cfg, word.key_or_group, default=word) is not word,
-    )
+    key = word.key_or_group
     parent, _, last = key.rpartition(".")
+    node: Any = OmegaConf.select(cfg, parent)
+    known = [str(k) for k in node or () if k != "_target_"]
     if word.type == OverrideType.DEL:
-        OmegaConf.select(cfg, parent).pop(last, None)
-    elif exists or word.type in (OverrideType.ADD, OverrideType.FORCE_ADD):
+        node.pop(last, None)
+    elif last in known or word.type in (OverrideType.ADD, OverrideType.FORCE_ADD):
         OmegaConf.update(cfg, key, word.value())
     else:
-        node: Any = OmegaConf.select(cfg, parent)
-        known = ", ".join(str(k) for k in node if k != "_target_") if node is not None else ""
-        rule = f"is not a setting of {owner}{nearest(last, map(str, node or ()))}"
-        raise ConfigError(key, word.value(), rule, f"it has {known}" if known else "")
+        rule = f"is not a setting of {owner}{nearest(last, known)}"
+        remedy = f"it has {', '.join(known)}" if known else ""
+        raise ConfigError(key, word.value(), rule, remedy)

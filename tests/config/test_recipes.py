@@ -89,6 +89,13 @@ def test_the_cases_that_were_silent() -> None:
     assert typed.architecture.block.dropout == 0.3 and typed.architecture.bias is None
 
 
+@pytest.mark.parametrize("recipe", ["audio_data2vec2_base", "vision_data2vec1_base"])
+def test_ones_own_files_in_a_published_recipe(recipe: str) -> None:
+    for data in ("folder", "shards"):
+        cfg = load([f"recipe={recipe}", f"data={data}", "data.root=DIR"])
+        assert cfg.data.root == "DIR" and cfg.transform.dataset.root == "DIR"
+
+
 def test_a_value_of_the_replaced_group_is_refused() -> None:
     words = ["recipe=audio_data2vec1_base", "data.root=.", "masking=block"]
     with pytest.raises(ConfigError, match=r"masking.equal=True is not a setting of masking=block"):

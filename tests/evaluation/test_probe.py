@@ -114,9 +114,7 @@ def test_few_shot_draws_the_same_examples_of_every_class_whatever_the_features()
     assert len(probe._draw(torch.tensor([0, 0, 1]), 2, 5, key=0)) == 3
 
 
-def test_few_shot_mean_and_deviation_are_those_of_its_draws_and_leave_the_default_generator_alone() -> (
-    None
-):
+def test_few_shot_gives_mean_and_deviation_of_its_draws_and_leaves_the_default_rng_alone() -> None:
     train, test = clusters(200, 4, 8, 0), clusters(100, 4, 8, 1)
     before = torch.get_rng_state()
     mean, std = probe.few_shot(train, test, 4, draws=3)

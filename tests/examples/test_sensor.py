@@ -1,4 +1,4 @@
-"""examples/sensor: a modality from outside trains, probes, resumes, and is exported, by its README."""
+"""examples/sensor: a modality from outside trains, probes, resumes and is exported."""
 
 from __future__ import annotations
 
@@ -81,5 +81,5 @@ def test_its_mask_and_data_are_for_other_runs_as_far_as_they_fit(tmp_path: Path)
     shown = python(tmp_path, str(ROOT / "train.py"), conf, "modality=audio", "masking=window",
                    "--cfg", "job")  # fmt: skip
     assert "_target_: sensor.WindowMask" in shown
-    with pytest.raises(AssertionError, match="holds items of kind sensor.*takes waveform"):
+    with pytest.raises(AssertionError, match=r"holds items of kind sensor.*takes waveform"):
         python(tmp_path, str(ROOT / "train.py"), conf, "modality=audio", "data=sensor_sample")

@@ -23,7 +23,8 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(
         not shutil.which("slurmctld") or not shutil.which("munged"),
-        reason="slurmctld or munged is not installed: apt-get install --no-install-recommends slurm-wlm munge",
+        reason="slurmctld or munged is not installed: "
+        "apt-get install --no-install-recommends slurm-wlm munge",
     ),
 ]
 CPU = ["trainer.accelerator=cpu", "trainer.precision=32-true"]

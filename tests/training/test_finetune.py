@@ -241,8 +241,6 @@ def test_the_slurm_script_requeues_what_was_saved(
         == code
     )
     said = (tmp_path / "said").read_text()
-    assert (
-        "train.py task=finetune trainer=ddp trainer.devices=2 trainer.num_nodes=1 name=a data.root=a b"
-        in said
-    )
+    devices = "trainer=ddp trainer.devices=2 trainer.num_nodes=1"
+    assert f"train.py task=finetune {devices} name=a data.root=a b" in said
     assert ("scontrol requeue 7" in said) is requeued

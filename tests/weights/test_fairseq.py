@@ -18,7 +18,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.parity import Golden, inputs, load, trace
+from benchmarks.intermediates import trace
+from benchmarks.parity import Golden, inputs, load
 from benchmarks.reference import Reference, build
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.training.init_from import load_weights
