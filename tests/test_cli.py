@@ -164,6 +164,14 @@ def test_train_and_pretrain_have_one_page(tmp_path: Path) -> None:
     assert start(tmp_path, "--help") == console(tmp_path, "pretrain", "-h")
 
 
+def test_a_page_does_not_wait_for_torch(tmp_path: Path) -> None:
+    program = "import sys; from d2v_pretrain.cli import main; main(); print('torch' in sys.modules)"
+    command = [sys.executable, "-c", program, "pretrain", "-h"]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.stdout.splitlines()[-1] == "False", done.stderr
+
+
 @pytest.mark.parametrize("modality", ["audio", "text", "vision"])
 @pytest.mark.parametrize("command", ["pretrain", "finetune"])
 def test_every_setting_on_the_pages_exists(command: str, modality: str) -> None:

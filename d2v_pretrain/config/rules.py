@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.utils import get_object, instantiate
 
 from d2v_pretrain.config.recipes import folders_of, usable_data
@@ -128,6 +127,8 @@ def check_data(cfg: Any, transform: Any) -> None:
 
 def check_parts(cfg: Any) -> None:
     """Check that stem, transform, mask, view and predictor fit together, by their own ``check``."""
+    import torch  # takes seconds, which a usage page need not wait for
+
     transform: Any = get_object(cfg.transform._target_)
     check_data(cfg, transform)
     with torch.device("meta"):

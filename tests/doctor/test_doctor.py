@@ -273,8 +273,8 @@ def test_shards_with_defects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         ("modality=audio data=folder", "data.root=??? has no value"),
         ("modality=audio data=folder data.root=nowhere", "data.root=nowhere is not a folder"),
         (
-            "modality=audio data=cifar10",
-            "data=cifar10 is nothing for modality=audio; choose one of esc50, ",
+            "modality=audio data=cifar10 data.root=.",
+            "holds items of kind image, and modality=audio takes waveform; choose one of esc50, ",
         ),
         ("modality=audio sample=none", "sample=none must be a whole number"),
         ("modality=audio stps=5", "did you mean steps?"),
