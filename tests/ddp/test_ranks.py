@@ -29,7 +29,7 @@ TEXT = [*ARGV, f"steps={SHORT}"]
 
 
 def same_training(one: Path, other: Path, tolerance: float) -> None:
-    """The same samples and masks in every slot of every step; losses within ``tolerance``,
+    """The same samples and masks in every micro_batch of every step; losses within ``tolerance``,
     relative."""
     a, b = processes.history(one, exact=False), processes.history(other, exact=False)
     assert a.keys() == b.keys()

@@ -111,7 +111,7 @@ def live(cwd: str, argv: Sequence[str], env: dict[str, str]) -> None:
         loss = trained(module, batch, batch_idx)
         if batch.cursor:  # a batch of the stream, not DDP's throw-away one
             accumulate = module.trainer.accumulate_grad_batches
-            slot = module.global_rank * accumulate + batch_idx % accumulate
+            micro_batch = module.global_rank * accumulate + batch_idx % accumulate
             drawn = (
                 module.objective.draw(batch).masked
                 if hasattr(module.objective, "draw")
@@ -120,23 +120,23 @@ def live(cwd: str, argv: Sequence[str], env: dict[str, str]) -> None:
             mask = hashlib.sha256(drawn.numpy().tobytes()).hexdigest()[:16]
             line = {
                 "step": module.updates,
-                "slot": slot,
+                "micro_batch": micro_batch,
                 "epoch": batch.epoch,
                 "ids": batch.ids.tolist(),
                 "mask": mask,
                 "loss": loss.item() / accumulate,
             }
-            with open(f"trace/{slot}.jsonl", "a") as file:
+            with open(f"trace/{micro_batch}.jsonl", "a") as file:
                 file.write(json.dumps(line) + "\n")
         return loss
 
     TrainingModule.training_step = training_step  # type: ignore[method-assign]
-    judge = probe.probe
+    measured = probe.probe
 
     def noted(*args: Any, **more: Any) -> Any:
         with open("probes", "a") as file:
             file.write("\n")
-        return judge(*args, **more)
+        return measured(*args, **more)
 
     probe.probe = noted
     main()
@@ -225,7 +225,7 @@ def stopped_or_done(codes: list[int | None]) -> bool:
 
 
 def trained(cwd: Path) -> int:
-    """Micro-batches of slot 0 begun so far, over all processes."""
+    """Micro-batches of micro_batch 0 begun so far, over all processes."""
     file = cwd / "trace" / "0.jsonl"
     return file.read_bytes().count(b"\n") if file.exists() else 0
 
@@ -271,13 +271,16 @@ def differences(a: Any, b: Any, where: str = "") -> Iterator[str]:
 
 
 def history(cwd: Path, exact: bool = True) -> dict[tuple[int, int], dict[str, Any]]:
-    """(step, slot) -> what was trained there; if several lives did, they must have done the same
-    (but the loss's bits unless ``exact``)."""
+    """(step, micro_batch) -> what was trained there.
+
+    If several processes trained on it, they must have done the same; without ``exact`` the bits of
+    the loss may differ.
+    """
     seen: dict[tuple[int, int], dict[str, Any]] = {}
     for file in (cwd / "trace").glob("*.jsonl"):
         for text in file.read_text().splitlines():
             line = json.loads(text)
-            before = seen.setdefault((line.pop("step"), line.pop("slot")), line)
+            before = seen.setdefault((line.pop("step"), line.pop("micro_batch")), line)
             same = before == line or (not exact and without_loss(before) == without_loss(line))
             assert same, (file, before, line)
     return seen

@@ -85,7 +85,7 @@ def test_killed_at_the_boundary_of_a_pass_and_in_probes(tmp_path: Path, whole) -
     for ready in (
         lambda: (
             processes.trained(tmp_path) >= 37 // 2 // 2
-        ),  # 37 images, two a micro-batch, of which slot 0 sees half
+        ),  # 37 images, two a micro-batch, of which micro_batch 0 sees half
         lambda: processes.probes(tmp_path) >= 1,
         lambda: (
             processes.probes(tmp_path) >= 4
