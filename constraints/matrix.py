@@ -98,9 +98,9 @@ def run_tests(folder: Path, tests: str) -> dict[str, Any]:
     """Run pytest in the environment. Counts of its results, and the names of failed tests."""
     report = folder / "report.xml"
     command = [folder / "bin" / "python", "-m", "pytest", f"--junitxml={report}"]
-    subprocess.run([*command, *shlex.split(tests)], cwd=ROOT, env=ENVIRONMENT)
+    done = subprocess.run([*command, *shlex.split(tests)], cwd=ROOT, env=ENVIRONMENT)
     if not report.exists():
-        sys.exit(f"pytest wrote no report; were its arguments wrong? --tests '{tests}'")
+        sys.exit(f"pytest ended with code {done.returncode} before its report; --tests '{tests}'")
     suite = next(xml.parse(report).getroot().iter("testsuite"))
     total, failures, errors, skipped = (
         int(suite.attrib[key]) for key in ("tests", "failures", "errors", "skipped")
