@@ -181,7 +181,7 @@ def train(words: list[str], page: str = PRETRAIN, without: Sequence[str] = ("lab
     try:
         refuse_dashes(words, _HYDRA_FLAGS)
         if _asks_for_cfg(words):
-            options = ("--cfg", "-c", "job", "--cfg=job")
+            options = ("--cfg", "-c", "job", "--cfg=job", "--resolve")
             print(show.job([word for word in words if word not in options]), end="")
             return
         # After an option between overrides, argparse takes no further overrides.

@@ -15,7 +15,7 @@ from d2v_pretrain.config.recipes import (
     folders_of,
     for_hydra,
 )
-from d2v_pretrain.config.rules import RULES, check_numbers
+from d2v_pretrain.config.rules import RULES, check_data, check_numbers
 from d2v_pretrain.config.typed_groups import settle
 from d2v_pretrain.errors import ConfigError
 
@@ -138,7 +138,7 @@ def check(cfg: DictConfig) -> None:
     """
     from hydra.utils import instantiate
 
-    for rule in (_check_missing, check_numbers, _check_constructors, *RULES):
+    for rule in (check_data, _check_missing, check_numbers, _check_constructors, *RULES):
         rule(cfg)
     instantiate(cfg.task).check(cfg)
 

@@ -113,9 +113,10 @@ def check_groups(cfg: Any) -> None:
                 raise ConfigError(f"{node}.groups", groups, f"must divide {node}.{side}={size}")
 
 
-def check_data(cfg: Any, transform: Any) -> None:
+def check_data(cfg: Any) -> None:
     """Check that the transform of the modality takes items of the kind that the dataset holds."""
     dataset: Any = get_object(cfg.data._target_)
+    transform: Any = get_object(cfg.transform._target_)
     if dataset.holds != transform.takes:
         folders = folders_of([f"conf={','.join(cfg.conf)}"])
         usable = ", ".join(usable_data(cfg["modality"], folders))
@@ -130,7 +131,6 @@ def check_parts(cfg: Any) -> None:
     import torch  # takes seconds, which a usage page need not wait for
 
     transform: Any = get_object(cfg.transform._target_)
-    check_data(cfg, transform)
     with torch.device("meta"):
         stem = instantiate(cfg.architecture.stem, _convert_="all")
     if stem.reads != transform.gives:

@@ -77,6 +77,6 @@ def test_what_does_not_fit_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(module.TrainingModule, "training_step", full)
     with pytest.raises(
         ConfigError,
-        match=r"micro_batch=2 is too much .* inputs of \(2, \d+\) .*80 GiB.*; lower micro_batch",
+        match=r"micro_batch=2 is too large .* inputs of \(2, \d+\) .*80 GiB.*; lower micro_batch",
     ):
         pretrain(load([*TINY, f"folder={tmp_path / 'run'}"]))

@@ -137,7 +137,7 @@ def test_image_classification(exported: Callable[..., Path]) -> None:
 
 
 def test_sound_is_prepared_as_in_pretraining(exported: Callable[..., Path]) -> None:
-    from datamodules.transforms.audio import normalise
+    from datamodules.transforms.base import normalise
 
     extractor = transformers.AutoFeatureExtractor.from_pretrained(exported("audio1"))
     made = extractor(
