@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -122,11 +121,6 @@ def load(typed: Sequence[str]) -> DictConfig:
     for key in ("recipe", "name"):
         cfg[key] = cfg[key]
     return cfg
-
-
-def packages(cfg: DictConfig) -> str:
-    """The packages whose classes a configuration names, separated by commas."""
-    return ",".join(sorted(set(re.findall(r"_target_: (\w+)", OmegaConf.to_yaml(cfg)))))
 
 
 def check(cfg: DictConfig) -> None:

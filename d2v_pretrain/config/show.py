@@ -31,7 +31,8 @@ def _origins(cfg: DictConfig, typed: Sequence[str]) -> Iterator[str]:
     """One line for each typed word: what it chose or set, and the value before."""
     folders = folders_of(typed)
     row = folders.recipe(cfg.recipe)
-    file, plain = relative(row.file), load([f"recipe={row.name}", *_search(typed)])
+    conf = [word for word in typed if word.startswith("conf=")]
+    file, plain = relative(row.file), load([f"recipe={row.name}", *conf])
     naming = [w for w in typed if w.split("=")[0] in (*NAMING, "recipe", "experiment")]
     yield f"{' '.join(naming)}: {file}"
     for word in typed:
@@ -49,10 +50,6 @@ def _choice(key: str, value: str, cfg: DictConfig, usual: str | None, folders: F
     found = folders.find(key, value) or folders.find(key, f"{cfg['modality']}_{value}")
     what = relative(found) if found else "none"
     return f"{what}, in place of {key}={usual} of the recipe" if usual else what
-
-
-def _search(typed: Sequence[str]) -> list[str]:
-    return [word for word in typed if word.startswith("conf=")]
 
 
 def _value(cfg: DictConfig, key: str) -> Any:
