@@ -105,7 +105,8 @@ class Data2VecAudioModel(Data2VecAudioPreTrainedModel):
         mask_time_indices: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-    ) -> Wav2Vec2BaseModelOutput:
+        return_dict: bool | None = None,
+    ) -> Wav2Vec2BaseModelOutput | tuple:
         """Encode waveforms.
 
         Args:
@@ -117,6 +118,7 @@ class Data2VecAudioModel(Data2VecAudioPreTrainedModel):
                 they are drawn in training and none otherwise.
             output_attentions: return the attention probabilities of each block.
             output_hidden_states: return the input of the first block and the output of each.
+            return_dict: False for a tuple; ``config.return_dict`` by default.
 
         Returns:
             ``last_hidden_state`` (B, T, D), after the adapter if there is one; ``extract_features``
@@ -141,12 +143,13 @@ class Data2VecAudioModel(Data2VecAudioPreTrainedModel):
         traced = states or trace.attentions is not None
         x = self.encoder(Tokens(x, x.shape[1:2], valid), trace=trace if traced else None).x
         x = x if self.adapter is None else self.adapter(x, lengths)
-        return Wav2Vec2BaseModelOutput(
+        output = Wav2Vec2BaseModelOutput(
             x,
             features,
             tuple(trace.hidden) if states else None,
             None if trace.attentions is None else tuple(trace.attentions),
         )
+        return self.returned(output, return_dict)
 
     def frames(
         self, input_values: Tensor, attention_mask: Tensor | None, adapted: bool = True

@@ -56,7 +56,8 @@ class AudioHead(Data2VecAudioPreTrainedModel):
         labels: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-    ) -> ModelOutput:
+        return_dict: bool | None = None,
+    ) -> ModelOutput | tuple:
         """Run the base model and the head.
 
         Args:
@@ -65,6 +66,7 @@ class AudioHead(Data2VecAudioPreTrainedModel):
             labels: see the class; without them there is no loss.
             output_attentions: return the attention probabilities.
             output_hidden_states: return the hidden states.
+            return_dict: False for a tuple; ``config.return_dict`` by default.
 
         Returns:
             ``loss`` () and ``logits``, see the class; ``hidden_states`` and ``attentions`` if they
@@ -85,7 +87,8 @@ class AudioHead(Data2VecAudioPreTrainedModel):
         if attention_mask is not None:
             lengths = base.frames(input_values, attention_mask, adapted=weights is None)
         read = self.read(x, lengths, labels)
-        return self.output(*read, out.hidden_states if states else None, out.attentions)
+        output = self.output(*read, out.hidden_states if states else None, out.attentions)
+        return self.returned(output, return_dict)
 
     def read(self, x: Tensor, lengths: Tensor | None, labels: Tensor | None) -> tuple[Any, ...]:
         """The first fields of ``output``: the loss, or None without labels, and the logits.

@@ -14,6 +14,7 @@ from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.huggingface.config_base import Config
 from d2v_pretrain.huggingface.hub_cache import model_folder
 from d2v_pretrain.huggingface.loading import Loading
+from d2v_pretrain.huggingface.outputs import ModelOutput
 from d2v_pretrain.huggingface.weight_files import read_weights, write_weights
 from d2v_pretrain.models.block import Trace
 from d2v_pretrain.models.encoder import Encoder
@@ -104,10 +105,9 @@ class PreTrained(nn.Module):
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
-    def __call__(self, *args: Any, return_dict: bool | None = None, **kwargs: Any) -> Any:
-        """Run ``forward``. ``return_dict=False``, here or in the configuration, turns its
-        ``ModelOutput`` into a tuple."""
-        output = super().__call__(*args, **kwargs)
+    def returned(self, output: ModelOutput, return_dict: bool | None) -> ModelOutput | tuple:
+        """What ``forward`` returns: the output, or a tuple of its values if ``return_dict`` is
+        False; None stands for what the configuration says."""
         named = self.config.return_dict if return_dict is None else return_dict
         return output if named else output.to_tuple()
 

@@ -105,16 +105,18 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
         head_mask: Tensor | None = None,
         cache: Past | None = None,
-    ) -> BaseModelOutputWithPoolingAndCrossAttentions:
+    ) -> BaseModelOutputWithPoolingAndCrossAttentions | tuple:
         """Encode token ids, or vectors in their place.
 
         Args:
             input_ids: (B, T).
             attention_mask: 0 at tokens that must not be attended to; (B, P + T) with the P tokens
                 of the past, or (B, T, P + T), or bool (B, 1 or H, T, P + T). Without a mask padding
-                is attended to, as in Hugging Face.
+                is attended to, as in Hugging Face. A decoder also hides later tokens, unless the
+                mask has more than two axes.
             token_type_ids: (B, T) segments; 0 by default.
             position_ids: (B, T) rows of the position table. By default tokens other than padding
                 are counted from ``pad_token_id + 1`` on.
@@ -126,6 +128,7 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
             use_cache: a decoder returns its cache; ``config.use_cache`` by default.
             output_attentions: return attention probabilities; see ``Config`` for the default.
             output_hidden_states: return the input of the first block and the output of each.
+            return_dict: False for a tuple; ``config.return_dict`` by default.
             head_mask: (H,) or (depth, H), 0 at attention heads to silence.
             cache: the name of ``past_key_values`` since transformers 5.24.
 
@@ -157,7 +160,7 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
         allowed = self._allowed(attention_mask, past, x)
         tokens = Tokens(x, x.shape[1:2])
         x = self.encoder(tokens, trace=trace, allowed=allowed, contexts=contexts).x
-        return BaseModelOutputWithPoolingAndCrossAttentions(
+        output = BaseModelOutputWithPoolingAndCrossAttentions(
             last_hidden_state=x,
             pooler_output=None if self.pooler is None else self.pooler(x[:, 0]).tanh(),
             hidden_states=tuple(trace.hidden) if states else None,
@@ -165,6 +168,7 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
             cross_attentions=tuple(trace.cross_attentions) if trace.cross_attentions else None,
             **{CACHE: _cache(contexts) if caching else None},
         )
+        return self.returned(output, return_dict)
 
     def _embed(
         self,
@@ -197,7 +201,8 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
         """What each token may attend to: bool (B or 1, 1 or H, T, P + T), None for everything."""
         size = x.shape[1]
         allowed = None if mask is None else _readable(mask, past + size)
-        if not self.config.is_decoder:
+        # As in transformers, a decoder takes a mask for every token as it is: it says all.
+        if not self.config.is_decoder or (mask is not None and mask.ndim > 2):
             return allowed
         back = torch.ones(size, past + size, dtype=torch.bool, device=x.device).tril(past)
         return back[None, None] if allowed is None else back[None, None] & allowed

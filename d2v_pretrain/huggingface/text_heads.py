@@ -35,21 +35,24 @@ class TextHead(Data2VecTextPreTrainedModel):
         super().__init__(config)
         self.data2vec_text = Data2VecTextModel(config, add_pooling_layer=self.pooled)
 
-    def run(self, labels: Any, *inputs: Tensor | None, **asked: Any) -> ModelOutput:
+    def run(
+        self, labels: Any, *inputs: Tensor | None, return_dict: bool | None, **asked: Any
+    ) -> ModelOutput | tuple:
         """Run the base model and the head.
 
         Args:
             labels: for ``read``.
             inputs: the arguments of the base model, in its order.
+            return_dict: see ``PreTrained.returned``.
             asked: further arguments of the base model, by name.
 
         Returns:
-            What ``read`` gives, and what the base model returned under the fields of ``output``.
+            ``output`` with what ``read`` gives and what the base model returned under its names.
         """
         out = self.data2vec_text(*inputs, return_dict=True, **asked)
         names = {field.name for field in fields(self.output)}
         kept = {name: value for name, value in out.items() if name in names}
-        return self.output(*self.read(out, labels), **kept)
+        return self.returned(self.output(*self.read(out, labels), **kept), return_dict)
 
     def read(
         self, out: BaseModelOutputWithPoolingAndCrossAttentions, labels: Any
@@ -76,8 +79,9 @@ class TextClassifier(TextHead):
         labels: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
         head_mask: Tensor | None = None,
-    ) -> ModelOutput:
+    ) -> ModelOutput | tuple:
         """Run the base model and the head; arguments as in ``Data2VecTextModel.forward``, labels as
         the class says."""
         return self.run(
@@ -85,6 +89,7 @@ class TextClassifier(TextHead):
             *(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds),
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
+            return_dict=return_dict,
             head_mask=head_mask,
         )
 
@@ -123,7 +128,7 @@ class Data2VecTextForSequenceClassification(TextClassifier):
         return classification_loss(logits, labels, self.config.problem_type), logits
 
 
-class Data2VecTextForMultipleChoice(TextClassifier):
+class Data2VecTextForMultipleChoice(TextHead):
     """The best of several texts, by the pooled output of each.
 
     The inputs have a second axis for the choices: (B, choices, T) for B questions and T tokens.
@@ -139,11 +144,31 @@ class Data2VecTextForMultipleChoice(TextClassifier):
         self.classifier = nn.Linear(config.hidden_size, 1)
         self.init_weights()
 
-    def run(self, labels: Any, *inputs: Tensor | None, **asked: Any) -> ModelOutput:
-        """See ``TextHead``; every choice is a row for the base model."""
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        head_mask: Tensor | None = None,
+    ) -> ModelOutput | tuple:
+        """Run the base model and the head on every choice; arguments as in
+        ``Data2VecTextModel.forward``, in another order, as in transformers."""
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         choices = next((x.shape[1] for x in inputs if x is not None), 0)
-        rows = [None if x is None else x.flatten(0, 1) for x in inputs]
-        return super().run((labels, choices), *rows, **asked)
+        return self.run(
+            (labels, choices),
+            *(None if x is None else x.flatten(0, 1) for x in inputs),
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=return_dict,
+            head_mask=head_mask,
+        )
 
     def read(
         self, out: BaseModelOutputWithPoolingAndCrossAttentions, labels: Any
@@ -197,8 +222,9 @@ class Data2VecTextForQuestionAnswering(TextHead):
         end_positions: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
         head_mask: Tensor | None = None,
-    ) -> ModelOutput:
+    ) -> ModelOutput | tuple:
         """Run the base model and the head; arguments as in ``Data2VecTextModel.forward``.
 
         Args:
@@ -211,6 +237,7 @@ class Data2VecTextForQuestionAnswering(TextHead):
             *(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds),
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
+            return_dict=return_dict,
             head_mask=head_mask,
         )
 

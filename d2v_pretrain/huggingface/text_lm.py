@@ -71,12 +71,12 @@ class LanguageModel(TextHead):
         self, out: BaseModelOutputWithPoolingAndCrossAttentions, labels: Any
     ) -> tuple[Any, ...]:
         """The loss, or None without labels, and the logits (texts, tokens, vocabulary)."""
-        logits = self.lm_head(out.last_hidden_state, self.get_input_embeddings().weight)
-        return self.loss(logits, labels), logits
+        logits = self.logits(out.last_hidden_state)
+        return token_loss(logits, labels), logits
 
-    def loss(self, logits: Tensor, labels: Tensor | None) -> Tensor | None:
-        """The cross entropy of the labels that are not -100."""
-        return token_loss(logits, labels)
+    def logits(self, x: Tensor) -> Tensor:
+        """Tokens (texts, tokens, D) -> logits (texts, tokens, vocabulary)."""
+        return self.lm_head(x, self.get_input_embeddings().weight)
 
 
 class Data2VecTextForMaskedLM(LanguageModel):
@@ -97,8 +97,9 @@ class Data2VecTextForMaskedLM(LanguageModel):
         labels: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
         head_mask: Tensor | None = None,
-    ) -> ModelOutput:
+    ) -> ModelOutput | tuple:
         """Run the base model and the head; arguments as in ``Data2VecTextModel.forward``, labels as
         the class says."""
         return self.run(
@@ -108,6 +109,7 @@ class Data2VecTextForMaskedLM(LanguageModel):
             use_cache=False,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
+            return_dict=return_dict,
             head_mask=head_mask,
         )
 
@@ -142,23 +144,44 @@ class Data2VecTextForCausalLM(LanguageModel):
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
         head_mask: Tensor | None = None,
         cache: Past | None = None,
-    ) -> ModelOutput:
+        logits_to_keep: int | Tensor = 0,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> ModelOutput | tuple:
         """Run the base model and the head; arguments as in ``Data2VecTextModel.forward``, labels as
-        the class says. With labels no cache is returned."""
+        the class says. With labels no cache is returned.
+
+        Args:
+            logits_to_keep: compute the logits of the last tokens only, that many; 0 for all. A
+                tensor holds the indices of tokens.
+            num_items_in_batch: divide the sum of the loss by this, instead of by the number of
+                labels: Hugging Face's Trainer accumulates gradients over several batches so.
+        """
         return self.run(
-            labels,
+            (labels, logits_to_keep, num_items_in_batch),
             *(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds),
             *(encoder_hidden_states, encoder_attention_mask),
             past_key_values=past_key_values,
             use_cache=use_cache if labels is None else False,
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
+            return_dict=return_dict,
             head_mask=head_mask,
             cache=cache,
         )
 
-    def loss(self, logits: Tensor, labels: Tensor | None) -> Tensor | None:
-        """The cross entropy of each next token."""
-        return None if labels is None else token_loss(logits[:, :-1], labels[:, 1:])
+    def read(
+        self, out: BaseModelOutputWithPoolingAndCrossAttentions, labels: Any
+    ) -> tuple[Any, ...]:
+        """The cross entropy of each next token, and the logits."""
+        following, kept, count = labels
+        x = out.last_hidden_state
+        logits = self.logits(x[:, -kept if kept else 0 :] if isinstance(kept, int) else x[:, kept])
+        if following is None:
+            return None, logits
+        loss = token_loss(logits[:, :-1], following[:, 1:])
+        if count is not None:
+            loss = loss * (following[:, 1:] != -100).sum() / count
+        return loss, logits

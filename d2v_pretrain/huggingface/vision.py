@@ -112,8 +112,9 @@ class Data2VecVisionModel(Data2VecVisionPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         interpolate_pos_encoding: bool = False,
+        return_dict: bool | None = None,
         head_mask: Tensor | None = None,
-    ) -> BaseModelOutputWithPooling:
+    ) -> BaseModelOutputWithPooling | tuple:
         """Encode images.
 
         Args:
@@ -124,6 +125,7 @@ class Data2VecVisionModel(Data2VecVisionPreTrainedModel):
                 without the final norm.
             interpolate_pos_encoding: without effect, as in transformers 5: tables of positions are
                 always resized.
+            return_dict: False for a tuple; ``config.return_dict`` by default.
             head_mask: (H,) or (depth, H), 0 at attention heads to silence.
 
         Returns:
@@ -140,12 +142,13 @@ class Data2VecVisionModel(Data2VecVisionPreTrainedModel):
         contexts = [Context(heads=h) for h in self.heads(head_mask)]
         tokens = self._tokens(pixel_values, bool_masked_pos)
         x = self.encoder(tokens, trace=trace if traced else None, contexts=contexts).x
-        return BaseModelOutputWithPooling(
+        output = BaseModelOutputWithPooling(
             x,
             None if self.pooler is None else self.pooler(x),
             tuple(trace.hidden) if states else None,
             None if trace.attentions is None else tuple(trace.attentions),
         )
+        return self.returned(output, return_dict)
 
     def grid(self, pixel_values: Tensor) -> tuple[int, int]:
         """The number of rows and columns of patches in images (B, C, height, width)."""
