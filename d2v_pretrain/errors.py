@@ -22,6 +22,10 @@ class ConfigError(ValueError):
         super().__init__(f"{key}={value!s} {rule}" + (f"; {remedy}" if remedy else "") + ".")
 
 
+class MissingFile(ConfigError, OSError):
+    """A file that is needed is not there. Also an ``OSError``, as transformers raises it."""
+
+
 def nearest(name: str, known: Iterable[str], most: int = 2) -> str:
     """The most similar right names, as `` (did you mean a or b?)``; empty if no name is similar.
 

@@ -30,6 +30,7 @@ class Data2VecAudioPreTrainedModel(PreTrained):
 
     config_class = Data2VecAudioConfig
     base_model_prefix = "data2vec_audio"
+    main_input_name = "input_values"
     optional = ("adapter.", "masked_spec_embed")
 
     def init_module(self, module: nn.Module) -> None:

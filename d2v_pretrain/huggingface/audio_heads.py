@@ -206,19 +206,29 @@ class Data2VecAudioForAudioFrameClassification(AudioHead):
         return F.cross_entropy(logits.flatten(0, 1), classes), logits
 
 
-class _TDNN(nn.Module):
-    """A dilated convolution over time, then ReLU. Its weights are those of a linear layer over
+class _Dilated(nn.Linear):
+    """A dilated convolution over time (B, T, C). Its weights are those of a linear layer over
     (kernel * channels), as in transformers."""
 
     def __init__(self, before: int, after: int, size: int, dilation: int) -> None:
-        super().__init__()
-        self.kernel = nn.Linear(before * size, after)
+        super().__init__(before * size, after)
         self.size, self.dilation = size, dilation
 
+    def forward(self, input: Tensor) -> Tensor:
+        weight = self.weight.unflatten(1, (self.size, -1)).transpose(1, 2)
+        x = F.conv1d(input.transpose(1, 2), weight, self.bias, dilation=self.dilation)
+        return x.transpose(1, 2)
+
+
+class _TDNN(nn.Module):
+    """A dilated convolution over time, then ReLU."""
+
+    def __init__(self, *sizes: int) -> None:
+        super().__init__()
+        self.kernel = _Dilated(*sizes)
+
     def forward(self, x: Tensor) -> Tensor:
-        weight = self.kernel.weight.unflatten(1, (self.size, -1)).transpose(1, 2)
-        x = F.conv1d(x.transpose(1, 2), weight, self.kernel.bias, dilation=self.dilation)
-        return x.transpose(1, 2).relu()
+        return self.kernel(x).relu()
 
 
 class _Margin(nn.Module):

@@ -40,11 +40,22 @@ class LMHead(nn.Module):
             None if config.tie_word_embeddings else nn.Linear(config.hidden_size, config.vocab_size)
         )
 
-    def forward(self, x: Tensor, table: Tensor) -> Tensor:
-        """Tokens (texts, tokens, D) and the token table (vocabulary, D) -> logits (texts, tokens,
-        vocabulary)."""
-        x = self.layer_norm(F.gelu(self.dense(x)))
-        return F.linear(x, table, self.bias) if self.decoder is None else self.decoder(x)
+    def resize(self, rows: int) -> None:
+        """Give bias and decoder another number of rows; new ones are 0."""
+
+        def resized(old: Tensor) -> nn.Parameter:
+            kept = min(rows, len(old))
+            new = torch.cat([old.detach()[:kept], old.new_zeros(rows - kept, *old.shape[1:])])
+            return nn.Parameter(new, old.requires_grad)
+
+        self.bias = resized(self.bias)
+        if self.decoder is not None:
+            self.decoder.weight, self.decoder.bias = map(resized, self.decoder.parameters())
+            self.decoder.out_features = rows
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens (texts, tokens, D) -> what the decoder reads, of that shape, and ``bias``."""
+        return self.layer_norm(F.gelu(self.dense(x))), self.bias
 
 
 class LanguageModel(TextHead):
@@ -54,6 +65,31 @@ class LanguageModel(TextHead):
         super().__init__(config)
         self.lm_head = LMHead(config)
         self.init_weights()
+
+    def get_output_embeddings(self) -> nn.Linear:
+        """The layer over the vocabulary. If it is tied, its weight is the table of tokens and its
+        bias that of the head: the very parameters, in a layer that is made for the caller."""
+        if self.lm_head.decoder is not None:
+            return self.lm_head.decoder
+        table = self.get_input_embeddings().weight
+        layer = nn.Linear(table.shape[1], table.shape[0], device="meta")
+        layer.weight, layer.bias = table, self.lm_head.bias
+        return layer
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        """Replace the layer over the vocabulary, or of a tied one the bias: its weight stays the
+        table of tokens."""
+        assert isinstance(new_embeddings, nn.Linear)
+        if self.lm_head.decoder is not None:
+            self.lm_head.decoder = new_embeddings
+        elif new_embeddings.bias is not None:
+            self.lm_head.bias = new_embeddings.bias
+
+    def resize_token_embeddings(self, *args: Any, **options: Any) -> nn.Embedding:
+        """See ``Data2VecTextPreTrainedModel``. New tokens start with a bias of 0."""
+        table = super().resize_token_embeddings(*args, **options)
+        self.lm_head.resize(table.num_embeddings)
+        return table
 
     def adapt(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
         """See ``PreTrained``. Old files hold a tied decoder although it is the token table, and its
@@ -76,7 +112,9 @@ class LanguageModel(TextHead):
 
     def logits(self, x: Tensor) -> Tensor:
         """Tokens (texts, tokens, D) -> logits (texts, tokens, vocabulary)."""
-        return self.lm_head(x, self.get_input_embeddings().weight)
+        x, bias = self.lm_head(x)
+        decoder = self.lm_head.decoder
+        return self.get_input_embeddings()(x, bias) if decoder is None else decoder(x)
 
 
 class Data2VecTextForMaskedLM(LanguageModel):
@@ -122,6 +160,13 @@ class Data2VecTextForCausalLM(LanguageModel):
     """
 
     output = CausalLMOutputWithCrossAttentions
+    accepts_loss_kwargs = True
+    loss_type = "ForCausalLM"  # its loss shifts the labels by one
+
+    @classmethod
+    def can_generate(cls) -> bool:
+        """True: see ``generate``."""
+        return True
 
     def __init__(self, config: Data2VecTextConfig) -> None:
         super().__init__(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 
 import torch
@@ -28,7 +29,18 @@ class Data2VecVisionPreTrainedModel(PreTrained):
 
     config_class = Data2VecVisionConfig
     base_model_prefix = "data2vec_vision"
+    main_input_name = "pixel_values"
     optional = (MASK_TOKEN, "layernorm.", "pooler.")
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The layer of patches, a convolution."""
+        stem = self.encoder_module.stem
+        assert isinstance(stem, VisionStem)
+        return stem.projection
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the layer of patches."""
+        self.encoder_module.stem.projection = value
 
     def init_module(self, module: nn.Module) -> None:
         """Start one module as transformers does: convolutions like linear layers; the CLS token,
@@ -43,9 +55,9 @@ class Data2VecVisionPreTrainedModel(PreTrained):
         elif isinstance(module, Encoder):
             nn.init.zeros_(module.extra)
 
-    def to_file(self) -> dict[str, Tensor]:
-        """See ``PreTrained``. In files the mask token has two more axes."""
-        tensors = super().to_file()
+    def to_file(self, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """See ``ModelFiles``. In files the mask token has two more axes."""
+        tensors = super().to_file(state)
         for key in (key for key in tensors if key.endswith(MASK_TOKEN)):
             tensors[key] = tensors[key].view(1, 1, -1)
         return tensors

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,6 @@ from d2v_pretrain.huggingface.outputs import BaseModelOutputWithPooling, Semanti
 from d2v_pretrain.huggingface.parameter_names import NEW_TO_OLD, OLD_TO_NEW, in_dialect
 from d2v_pretrain.huggingface.vision import Data2VecVisionModel
 from d2v_pretrain.huggingface.vision_heads import VisionHead
-from d2v_pretrain.huggingface.weight_files import read_weights, write_weights
 
 
 def conv(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
@@ -189,23 +189,23 @@ class Data2VecVisionForSemanticSegmentation(VisionHead):
         """See ``PreTrained``. Reads the names of the head in transformers 4 as well as 5."""
         return super().adapt({in_dialect(k, OLD_TO_NEW): t for k, t in state.items()})
 
-    def save_pretrained(
-        self, directory: str | Path, max_shard_size: int | str = "5GB", dialect: int = 5
-    ) -> None:
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **options: Any) -> None:
         """See ``PreTrained``. transformers 4 and 5 name the layers of the head differently. Neither
         reads the names of the other: it warns and starts the head at random.
 
         Args:
-            directory: made if it does not exist; weights in it are replaced.
-            max_shard_size: larger models are written as several files.
-            dialect: 4 or 5, the version of transformers that shall read the head. We read both.
+            save_directory: made if it does not exist; weights in it are replaced.
+            args: as in ``PreTrained``.
+            options: likewise; and ``dialect``, 4 or 5 (the default), the version of transformers
+                that shall read the head. We read both.
         """
+        dialect = options.pop("dialect", 5)
         if dialect not in (4, 5):
             raise ConfigError("dialect", dialect, "must be 4 or 5, a version of transformers")
-        super().save_pretrained(directory, max_shard_size)
         if dialect == 4:
-            state = {in_dialect(k, NEW_TO_OLD): t for k, t in read_weights(directory).items()}
-            write_weights(directory, state, max_shard_size)
+            state = self.to_file(options.get("state_dict"))
+            options["state_dict"] = {in_dialect(key, NEW_TO_OLD): t for key, t in state.items()}
+        super().save_pretrained(save_directory, *args, **options)
 
 
 def _doubled(width: int) -> nn.ConvTranspose2d:

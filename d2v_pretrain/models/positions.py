@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from d2v_pretrain.models.conv import conv_last
+from d2v_pretrain.models.conv import GroupedConv1d, conv_last
 from d2v_pretrain.types import Tokens
 
 
@@ -59,7 +59,7 @@ class ConvPositions(Positions):
         self.activation = activation
         kernel = max(3, total_kernel // depth)
         self.convs = nn.ModuleList(
-            nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=groups)
+            GroupedConv1d(width, width, kernel, padding=kernel // 2, groups=groups)
             for _ in range(depth)
         )
         self.mask_padding = mask_padding

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from d2v_pretrain.models.conv import conv_last
+from d2v_pretrain.models.conv import GroupedConv1d, conv_last
 from d2v_pretrain.models.encoder import gather_rows
 from d2v_pretrain.models.init import initialise_linear
 from d2v_pretrain.types import Mask
@@ -88,7 +88,7 @@ class ConvDecoder(nn.Module):
     ) -> None:
         super().__init__()
         channels = [width] + [dim] * layers
-        conv = {1: nn.Conv1d, 2: nn.Conv2d}[dims]
+        conv = {1: GroupedConv1d, 2: nn.Conv2d}[dims]
         self.convs = nn.ModuleList(
             conv(before, dim, kernel, padding=kernel // 2, groups=groups)
             for before in channels[:-1]
