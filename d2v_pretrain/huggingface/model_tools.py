@@ -26,6 +26,7 @@ class ModelTools(ModelFiles):
     accepts_loss_kwargs: ClassVar[bool] = False
     # accelerate never spreads one of these over two devices.
     _no_split_modules: ClassVar[list[str]] = ["Block", "TextStem", "VisionStem", "AudioStem"]
+    loss_type: ClassVar[str | None] = None  # the name of the loss in transformers
     _tied_weights_keys: ClassVar[dict[str, str] | None] = None
 
     @property
@@ -40,6 +41,11 @@ class ModelTools(ModelFiles):
     def name_or_path(self) -> str:
         """Where the model was read from; empty if it was made."""
         return self.config.name_or_path
+
+    @property
+    def num_labels(self) -> int:
+        """Rows of a classifier, as the configuration says."""
+        return self.config.num_labels
 
     @classmethod
     def can_generate(cls) -> bool:
@@ -77,6 +83,16 @@ class ModelTools(ModelFiles):
             NotImplementedError: the model has none.
         """
         raise NotImplementedError(f"{type(self).__name__} has no layer over a vocabulary")
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, *args: Any, **options: Any
+    ) -> nn.Embedding:
+        """Change the number of tokens.
+
+        Raises:
+            NotImplementedError: only text models have a table of tokens.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no table of tokens")
 
     def tie_weights(self, *unused: Any, **more: Any) -> None:
         """Nothing to do: a tied head reads the table of tokens itself."""

@@ -4,12 +4,15 @@ a tuple; fields that are None are left out."""
 from __future__ import annotations
 
 import re
+import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.export import register_dataclass
 
@@ -55,20 +58,20 @@ class ModelOutput(OrderedDict):
         """A field by its name, or by its place among the fields that are not None."""
         if not isinstance(key, str):
             return self.to_tuple()[key]
-        return super().__getitem__(_current(key))
+        return OrderedDict.__getitem__(self, _current(key))
 
     def __setitem__(self, key: str, value: Any) -> None:
         setattr(self, key, value)
         if value is not None:
-            super().__setitem__(_current(key), value)
+            OrderedDict.__setitem__(self, _current(key), value)
 
     def __setattr__(self, name: str, value: Any) -> None:
         name = _current(name)
-        super().__setattr__(name, value)
+        object.__setattr__(self, name, value)
         if value is None and name in self:
-            super().__delitem__(name)
+            OrderedDict.__delitem__(self, name)
         elif value is not None and name in self.__dataclass_fields__:
-            super().__setitem__(name, value)
+            OrderedDict.__setitem__(self, name, value)
 
     def __getattr__(self, name: str) -> Any:
         """The cache by the name that the installed transformers does not use for it."""
@@ -77,13 +80,14 @@ class ModelOutput(OrderedDict):
         raise AttributeError(f"{type(self).__name__} has no field {name!r}")
 
     def __contains__(self, key: object) -> bool:
-        return super().__contains__(_current(key))
+        return OrderedDict.__contains__(self, _current(key))
 
     def get(self, key: str, default: Any = None) -> Any:
-        return super().get(_current(key), default)
+        return OrderedDict.get(self, _current(key), default)
 
     def __reduce__(self) -> Any:
-        return type(self), (dict(self),)
+        own = next(kind for kind in type(self).__mro__ if kind.__module__ == __name__)
+        return own, (dict(self),)
 
     def to_tuple(self) -> tuple:
         """The values that are not None."""
@@ -225,6 +229,21 @@ class XVectorOutput(ModelOutput):
     embeddings: Tensor | None = None
     hidden_states: Tensors | None = None
     attentions: Tensors | None = None
+
+
+
+def for_tools(output: ModelOutput) -> ModelOutput:
+    """The output, also as an instance of transformers' ``ModelOutput`` if transformers has been
+    imported: its pipelines ask for that class. Compiled and exported models return ours."""
+    theirs = sys.modules.get("transformers.utils.generic")
+    if theirs is None or torch.compiler.is_compiling():
+        return output
+    return _joined(type(output), theirs.ModelOutput)(dict(output))
+
+
+@cache
+def _joined(ours: type, theirs: type) -> type:
+    return type(theirs)(ours.__name__, (ours, theirs), {})
 
 
 # torch.export, DDP with a static graph and others take outputs apart into their tensors.

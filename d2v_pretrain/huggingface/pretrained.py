@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.huggingface.model_tools import ModelTools
-from d2v_pretrain.huggingface.outputs import ModelOutput
+from d2v_pretrain.huggingface.outputs import ModelOutput, for_tools
 from d2v_pretrain.models.block import Trace
 from d2v_pretrain.models.encoder import Encoder
 from d2v_pretrain.weights.keymap import Names
@@ -78,7 +78,7 @@ class PreTrained(ModelTools):
         """What ``forward`` returns: the output, or a tuple of its values if ``return_dict`` is
         False; None stands for what the configuration says."""
         named = self.config.return_dict if return_dict is None else return_dict
-        return output if named else output.to_tuple()
+        return for_tools(output) if named else output.to_tuple()
 
     def init_weights(self) -> None:
         """Start all modules, except the base model inside a head, which has started already."""

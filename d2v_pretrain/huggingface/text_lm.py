@@ -168,6 +168,11 @@ class Data2VecTextForCausalLM(LanguageModel):
         """True: see ``generate``."""
         return True
 
+    @property
+    def generation_config(self) -> Any:
+        """How transformers' ``generate`` would generate by default; pipelines ask for it."""
+        return self.to_transformers().generation_config
+
     def __init__(self, config: Data2VecTextConfig) -> None:
         super().__init__(config)
         if not config.is_decoder:
@@ -226,7 +231,8 @@ class Data2VecTextForCausalLM(LanguageModel):
         logits = self.logits(x[:, -kept if kept else 0 :] if isinstance(kept, int) else x[:, kept])
         if following is None:
             return None, logits
-        loss = token_loss(logits[:, :-1], following[:, 1:])
+        # In float32 whatever the model's precision, as in transformers.
+        loss = token_loss(logits[:, :-1].float(), following[:, 1:])
         if count is not None:
             loss = loss * (following[:, 1:] != -100).sum() / count
         return loss, logits
