@@ -21,9 +21,10 @@ class Config(ConfigFile):
     """Base of the configurations. Values are checked when it is made, and again by each model.
 
     Further keyword arguments, and attributes that are set later, are kept, written and read again;
-    they have no effect. A warning names the field that a misspelt one may have meant. Setting one of ``num_labels``, ``id2label`` and ``label2id`` changes the others to fit. Whole
-    numbers given for floats become floats and lists become tuples, because transformers 5 refuses
-    files with values of another than the declared type.
+    they have no effect. A warning names the field that a misspelt one may have meant. Setting one
+    of ``num_labels``, ``id2label`` and ``label2id`` changes the others to fit. Whole numbers given
+    for floats become floats and lists become tuples, because transformers 5 refuses files with
+    values of another than the declared type.
 
     Args:
         hidden_size: D, channels of a token.

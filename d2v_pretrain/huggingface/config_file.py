@@ -140,9 +140,7 @@ class ConfigFile:
         return cls.from_dict(_read(Path(json_file)))
 
     @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | Path, **overrides: Any
-    ) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **overrides: Any) -> Any:
         """Read ``config.json``.
 
         Args:

@@ -213,7 +213,9 @@ class ModelFiles(nn.Module):
             return config
         if config is None and folder is None:
             raise ConfigError("config", None, "is needed without a directory", "give one")
-        return cls.config_class.from_pretrained(config or folder, **overrides)
+        source = folder if config is None else config
+        assert source is not None
+        return cls.config_class.from_pretrained(source, **overrides)
 
     def load_file(
         self, state: Mapping[str, Tensor], source: str, ignore_mismatched_sizes: bool = False

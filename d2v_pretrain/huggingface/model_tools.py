@@ -184,7 +184,9 @@ class ModelTools(ModelFiles):
         """
         config = cls.config_class.from_dict(model.config.to_dict())
         has_pooler = hasattr(model, "pooler")
-        made = cls(config, **({"add_pooling_layer": model.pooler is not None} if has_pooler else {}))
+        made = cls(
+            config, **({"add_pooling_layer": model.pooler is not None} if has_pooler else {})
+        )
         made.load_file(model.state_dict(), type(model).__name__)
         return made.to(model.dtype).train(model.training)
 

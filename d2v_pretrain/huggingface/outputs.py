@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -42,6 +42,8 @@ class ModelOutput(OrderedDict):
     Tools rebuild an output from its items, as ``type(out)({name: change(out[name]) …})`` or from
     pairs, so the first argument may be a mapping or pairs in the place of the first field.
     """
+
+    _plain: ClassVar[type | None] = None  # the class in this file, see ``for_tools``
 
     def __post_init__(self) -> None:
         first, *others = (f.name for f in fields(self))  # type: ignore[arg-type]
@@ -86,8 +88,7 @@ class ModelOutput(OrderedDict):
         return OrderedDict.get(self, _current(key), default)
 
     def __reduce__(self) -> Any:
-        own = next(kind for kind in type(self).__mro__ if kind.__module__ == __name__)
-        return own, (dict(self),)
+        return self._plain or type(self), (dict(self),)
 
     def to_tuple(self) -> tuple:
         """The values that are not None."""
@@ -96,7 +97,7 @@ class ModelOutput(OrderedDict):
     def _fixed(self, *_: Any, **__: Any) -> Any:
         raise TypeError(f"fields of {type(self).__name__} cannot be removed; set them to None")
 
-    __delitem__ = pop = popitem = setdefault = update = clear = _fixed  # type: ignore[assignment]
+    __delitem__ = pop = popitem = setdefault = update = clear = _fixed
 
 
 def _current(key: Any) -> Any:
@@ -231,7 +232,6 @@ class XVectorOutput(ModelOutput):
     attentions: Tensors | None = None
 
 
-
 def for_tools(output: ModelOutput) -> ModelOutput:
     """The output, also as an instance of transformers' ``ModelOutput`` if transformers has been
     imported: its pipelines ask for that class. Compiled and exported models return ours."""
@@ -243,7 +243,7 @@ def for_tools(output: ModelOutput) -> ModelOutput:
 
 @cache
 def _joined(ours: type, theirs: type) -> type:
-    return type(theirs)(ours.__name__, (ours, theirs), {})
+    return type(theirs)(ours.__name__, (ours, theirs), {"_plain": ours})
 
 
 # torch.export, DDP with a static graph and others take outputs apart into their tensors.

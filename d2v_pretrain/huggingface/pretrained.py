@@ -12,7 +12,6 @@ from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.huggingface.model_tools import ModelTools
 from d2v_pretrain.huggingface.outputs import ModelOutput, for_tools
 from d2v_pretrain.models.block import Trace
-from d2v_pretrain.models.encoder import Encoder
 from d2v_pretrain.weights.keymap import Names
 
 
@@ -74,7 +73,7 @@ class PreTrained(ModelTools):
 
     # What all of them share.
 
-    def returned(self, output: ModelOutput, return_dict: bool | None) -> ModelOutput | tuple:
+    def returned(self, output: ModelOutput, return_dict: bool | None) -> Any:
         """What ``forward`` returns: the output, or a tuple of its values if ``return_dict`` is
         False; None stands for what the configuration says."""
         named = self.config.return_dict if return_dict is None else return_dict

@@ -107,6 +107,7 @@ class LanguageModel(TextHead):
         self, out: BaseModelOutputWithPoolingAndCrossAttentions, labels: Any
     ) -> tuple[Any, ...]:
         """The loss, or None without labels, and the logits (texts, tokens, vocabulary)."""
+        assert out.last_hidden_state is not None
         logits = self.logits(out.last_hidden_state)
         return token_loss(logits, labels), logits
 
@@ -228,6 +229,7 @@ class Data2VecTextForCausalLM(LanguageModel):
         """The cross entropy of each next token, and the logits."""
         following, kept, count = labels
         x = out.last_hidden_state
+        assert x is not None
         logits = self.logits(x[:, -kept if kept else 0 :] if isinstance(kept, int) else x[:, kept])
         if following is None:
             return None, logits

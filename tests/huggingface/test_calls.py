@@ -155,9 +155,7 @@ DECODER: dict[str, Call] = {
 }
 VISION: dict[str, Call] = {
     "interpolated": lambda m, n: m(**inputs(n), interpolate_pos_encoding=True),
-    "states and tuple": lambda m, n: m(
-        **inputs(n), output_hidden_states=True, return_dict=False
-    ),
+    "states and tuple": lambda m, n: m(**inputs(n), output_hidden_states=True, return_dict=False),
 }
 AUDIO: dict[str, Call] = {
     "no mask": lambda m, n: m(inputs(n)["input_values"]),
@@ -213,7 +211,9 @@ def test_call(name: str, call: Call) -> None:
         return same(found, call(mine, name)[: len(found)])  # theirs fails, ours gives a tuple
     assert isinstance(found, Exception), f"theirs raises {expected!r}"
     accidental = isinstance(expected, (AttributeError, TypeError))  # theirs checks nothing
-    assert isinstance(found, (type(expected), ValueError, TypeError) if accidental else type(expected))
+    assert isinstance(
+        found, (type(expected), ValueError, TypeError) if accidental else type(expected)
+    )
 
 
 def outcome(model: Any, name: str, call: Call) -> Any:

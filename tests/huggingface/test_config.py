@@ -154,11 +154,7 @@ def test_unknown_keys_are_kept(tmp_path: Path) -> None:
     }
     (tmp_path / "config.json").write_text(json.dumps(content))
     mine = type(ours("Text")).from_pretrained(tmp_path)
-    assert (
-        mine.finetuning_task == "mnli"
-        and mine.dtype is torch.float16
-        and mine.hidden_size == 24
-    )
+    assert mine.finetuning_task == "mnli" and mine.dtype is torch.float16 and mine.hidden_size == 24
     mine.save_pretrained(tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["finetuning_task"] == "mnli"
 
@@ -247,7 +243,9 @@ def test_json_as_theirs(tmp_path: Path) -> None:
 
 def test_a_misspelt_setting_is_told(caplog: pytest.LogCaptureFixture) -> None:
     assert ours("Text", hiden_size=36, finetuning_task="x").hiden_size == 36
-    assert "hiden_size is no setting of Data2VecTextConfig (did you mean hidden_size?)" in caplog.text
+    assert (
+        "hiden_size is no setting of Data2VecTextConfig (did you mean hidden_size?)" in caplog.text
+    )
     assert "finetuning_task" not in caplog.text
 
 
