@@ -360,6 +360,25 @@ def test_there_and_back(name: str) -> None:
         same(model(**inputs(name))[0], their(**inputs(name))[0], 1e-5)
 
 
+def test_inside_an_encoder_decoder() -> None:
+    """What only transformers has takes a model of ours through ``to_transformers``."""
+    encoder = both("TextModel")[0].to_transformers()
+    decoder = ours_of(theirs_of("TextForCausalLM", add_cross_attention=True))
+    both_parts = transformers.EncoderDecoderModel(
+        encoder=encoder, decoder=decoder.to_transformers()
+    ).eval()
+    x = inputs("TextModel")
+    with torch.no_grad():
+        logits = both_parts(**x, decoder_input_ids=x["input_ids"]).logits
+        states = both("TextModel")[0](**x).last_hidden_state
+        own = decoder(
+            x["input_ids"],
+            encoder_hidden_states=states,
+            encoder_attention_mask=x["attention_mask"],
+        ).logits
+    same(own, logits, 1e-5)
+
+
 def test_generation() -> None:
     mine, their = both("TextForCausalLM")
     ids = inputs("TextForCausalLM")["input_ids"][:1]

@@ -159,6 +159,12 @@ def test_what_is_not_there_is_an_oserror(tmp_path: Path, folder: Path) -> None:
             kind.from_pretrained(str(folder), variant="fp16")
 
 
+def test_an_unknown_keyword_is_an_error() -> None:
+    model = Data2VecTextModel(Data2VecTextConfig(**SIZES))
+    with pytest.raises(TypeError, match="atention_mask"):
+        model(torch.ones(1, 3, dtype=torch.long), atention_mask=None)
+
+
 @pytest.mark.parametrize("name", CLASSES)
 def test_half_precision_is_theirs(name: str) -> None:
     """In bfloat16 both say the same to the precision of bfloat16."""

@@ -36,14 +36,13 @@ def trainer(model: Any, name: str, folder: Path, **options: Any) -> Any:
     arguments = transformers.TrainingArguments(
         str(folder),
         num_train_epochs=1,
-        per_device_train_batch_size=2,
         per_device_eval_batch_size=3,
         learning_rate=1e-3,
         report_to=[],
         use_cpu=True,
         disable_tqdm=True,
         save_strategy="no",
-        **options,
+        **{"per_device_train_batch_size": 2} | options,
     )
     data = rows(name)
     return transformers.Trainer(model, arguments, train_dataset=data, eval_dataset=data)
@@ -104,6 +103,21 @@ def test_what_it_saved_loads_again(name: str, tmp_path: Path) -> None:
     for read in (back, kind.from_pretrained(tmp_path / "saved")):
         for key, tensor in model.state_dict().items():
             assert torch.equal(read.state_dict()[key], tensor), key
+
+
+@pytest.mark.parametrize("name", ["TextForSequenceClassification", "TextForCausalLM"])
+def test_accumulated_gradients_are_those_of_one_batch(name: str, tmp_path: Path) -> None:
+    """Six rows at once, or two at a time: the same step."""
+    weights = []
+    for size, times in ((6, 1), (2, 3)):
+        model, _ = case(name)
+        sizes = {"per_device_train_batch_size": size, "gradient_accumulation_steps": times}
+        one = trainer(model, name, tmp_path, **sizes)
+        one.train()
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    # AdamW's first step has the size of the rate, 1e-3, whatever the gradient's; where that is
+    # only rounding its sign is not known.
+    assert ((weights[0] - weights[1]).abs() > 2e-5).float().mean() < 0.01
 
 
 def test_label_smoothing_without_labels(tmp_path: Path) -> None:
