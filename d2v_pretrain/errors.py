@@ -22,6 +22,10 @@ class ConfigError(ValueError):
         super().__init__(f"{key}={value!s} {rule}" + (f"; {remedy}" if remedy else "") + ".")
 
 
+class OutOfRange(ConfigError, IndexError):
+    """A ``ConfigError`` for an index that is not in a table, where torch raises ``IndexError``."""
+
+
 def nearest(name: str, known: Iterable[str], most: int = 2) -> str:
     """The most similar right names, as `` (did you mean a or b?)``; empty if no name is similar.
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2v_pretrain.huggingface.config_text import Data2VecTextConfig
+from d2v_pretrain.huggingface.inputs import class_ids
 from d2v_pretrain.huggingface.losses import token_loss
 from d2v_pretrain.huggingface.outputs import (
     BaseModelOutputWithPoolingAndCrossAttentions,
@@ -161,4 +162,7 @@ class Data2VecTextForCausalLM(LanguageModel):
 
     def loss(self, logits: Tensor, labels: Tensor | None) -> Tensor | None:
         """The cross entropy of each next token."""
-        return None if labels is None else token_loss(logits[:, :-1], labels[:, 1:])
+        if labels is None:
+            return None
+        ids = class_ids(labels, logits.shape[-1], *logits.shape[:-1], unlimited=True)
+        return token_loss(logits[:, :-1], ids.view(logits.shape[:-1])[:, 1:])
