@@ -26,6 +26,10 @@ class MissingFile(ConfigError, OSError):
     """A file that is needed is not there. Also an ``OSError``, as transformers raises it."""
 
 
+class OutOfRange(ConfigError, IndexError):
+    """A ``ConfigError`` for an index that is not in a table, where torch raises ``IndexError``."""
+
+
 def nearest(name: str, known: Iterable[str], most: int = 2) -> str:
     """The most similar right names, as `` (did you mean a or b?)``; empty if no name is similar.
 

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.huggingface.audio import Data2VecAudioModel, Data2VecAudioPreTrainedModel
 from d2v_pretrain.huggingface.config_audio import Data2VecAudioConfig
+from d2v_pretrain.huggingface.inputs import check_characters, check_fits, class_ids
+from d2v_pretrain.huggingface.losses import classification_loss, token_loss
 from d2v_pretrain.huggingface.outputs import (
     CausalLMOutput,
     ModelOutput,
@@ -123,21 +125,17 @@ class Data2VecAudioForCTC(AudioHead):
         """Logits of characters and the CTC loss.
 
         Raises:
-            ConfigError: a label is not in the vocabulary, or there is no blank.
+            ConfigError: a label is not in the vocabulary, there is no blank, or there is not one
+                row of labels for each clip.
         """
         c = self.config
         logits = self.lm_head(F.dropout(x, c.final_dropout, self.training))
         if labels is None:
             return None, logits
-        if c.pad_token_id is None:
-            rule = "must be the id of the CTC blank"
-            raise ConfigError("pad_token_id", None, rule, "set pad_token_id=0")
-        if labels.max() >= c.vocab_size:
-            rule = f"must be below vocab_size, {c.vocab_size}"
-            raise ConfigError("labels", int(labels.max()), rule)
+        blank = check_characters(labels, len(x), c.vocab_size, c.pad_token_id)
         if lengths is None:
             lengths = torch.full((len(x),), x.shape[1], device=x.device)
-        real = (labels >= 0) & (labels != c.pad_token_id)
+        real = (labels >= 0) & (labels != blank)
         # Not by cuDNN, as in transformers: it has other limits and gives other numbers.
         with torch.backends.cudnn.flags(enabled=False):
             loss = F.ctc_loss(
@@ -145,7 +143,7 @@ class Data2VecAudioForCTC(AudioHead):
                 labels[real],
                 lengths,
                 real.sum(-1),
-                c.pad_token_id,
+                blank,
                 c.ctc_loss_reduction,
                 zero_infinity=c.ctc_zero_infinity,
             )
@@ -179,8 +177,8 @@ class Data2VecAudioForSequenceClassification(AudioHead):
         if labels is None:
             return None, logits
         if self.config.num_labels == 1:
-            return F.mse_loss(logits.flatten(), labels.flatten().to(logits.dtype)), logits
-        return F.cross_entropy(logits, labels.flatten()), logits
+            return classification_loss(logits, labels, "regression"), logits
+        return token_loss(logits, labels), logits
 
 
 class Data2VecAudioForAudioFrameClassification(AudioHead):
@@ -202,6 +200,7 @@ class Data2VecAudioForAudioFrameClassification(AudioHead):
         logits = self.classifier(x)
         if labels is None:
             return None, logits
+        check_fits("labels", labels, logits.shape, ", clips by frames by classes")
         classes = labels.reshape(-1, self.config.num_labels).argmax(1)
         return F.cross_entropy(logits.flatten(0, 1), classes), logits
 
@@ -286,8 +285,10 @@ class Data2VecAudioForXVector(AudioHead):
             x = layer(x)
         embeddings = self.feature_extractor(self._pooled(x, lengths))
         logits = self.classifier(embeddings)
-        loss = None if labels is None else self.objective(logits, labels.flatten())
-        return loss, logits, embeddings
+        if labels is None:
+            return None, logits, embeddings
+        labels = class_ids(labels, self.config.num_labels, len(x), ignored=None).flatten()
+        return self.objective(logits, labels), logits, embeddings
 
     def _cut(self, dilated: bool) -> int:
         """By how many frames the convolutions shorten a clip, with or without dilation."""

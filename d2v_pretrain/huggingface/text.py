@@ -12,6 +12,7 @@ from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.huggingface import parameter_names
 from d2v_pretrain.huggingface.activations import activation
 from d2v_pretrain.huggingface.config_text import Data2VecTextConfig
+from d2v_pretrain.huggingface.inputs import as_ids, as_numbers, shape_of
 from d2v_pretrain.huggingface.outputs import (
     CACHE,
     BaseModelOutputWithPoolingAndCrossAttentions,
@@ -24,6 +25,8 @@ from d2v_pretrain.models.encoder import Encoder
 from d2v_pretrain.models.stems import TextStem, TokenTable
 from d2v_pretrain.types import Tokens
 from d2v_pretrain.weights.keymap import Names
+
+_TOKENS = ("texts", "tokens")
 
 
 class Data2VecTextPreTrainedModel(PreTrained):
@@ -172,18 +175,12 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
 
         Raises:
             ConfigError: not exactly one of ids and vectors; both names of the cache; states of
-                another encoder without cross attention; too many tokens.
+                another encoder without cross attention; too many tokens; other types or shapes.
+            OutOfRange: ids, token types or positions beyond their tables, on the CPU.
         """
         if (input_ids is None) == (inputs_embeds is None):
             given, remedy = "neither" if input_ids is None else "both", "give one of them"
             raise ConfigError("input_ids, inputs_embeds", given, "must be exactly one", remedy)
-        if encoder_hidden_states is not None and not self.config.add_cross_attention:
-            shape, rule = (
-                tuple(encoder_hidden_states.shape),
-                "cannot be read without cross attention",
-            )
-            remedy = "set config.add_cross_attention=True"
-            raise ConfigError("encoder_hidden_states", shape, rule, remedy)
         if past_key_values is not None and cache is not None:
             rule = "are two names of one argument"
             raise ConfigError("past_key_values, cache", "both", rule, "give one of them")
@@ -192,6 +189,8 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
         past = 0 if known is None else known[0][0].shape[2]
         x = self._embed(input_ids, token_type_ids, position_ids, inputs_embeds, past)
         caching = self._caches(use_cache)
+        if encoder_hidden_states is not None:
+            self._check_states(encoder_hidden_states, len(x))
         contexts = self._contexts(
             encoder_hidden_states, encoder_attention_mask, known, caching, head_mask
         )
@@ -220,9 +219,17 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
         stem = self.encoder.stem
         assert isinstance(stem, TextStem) and stem.position is not None
         if ids is not None:
-            vectors = stem.token(ids)
-        assert vectors is not None
-        if places is None:
+            vectors = stem.token(as_ids("input_ids", ids, stem.token.num_embeddings, *_TOKENS))
+        else:
+            vectors = as_numbers("inputs_embeds", vectors, *_TOKENS, "channels")
+            _check_width("inputs_embeds", vectors, self.config.hidden_size)
+            vectors = vectors.to(stem.token.weight.dtype)
+        shape = vectors.shape[:2]
+        if types is not None:
+            types = _beside("token_type_ids", types, self.config.type_vocab_size, shape)
+        if places is not None:
+            places = _beside("position_ids", places, stem.position.num_embeddings, shape)
+        else:
             real = torch.ones(vectors.shape[:2], dtype=torch.long, device=vectors.device)
             real = real if ids is None else (ids != stem.pad).long()
             places = (real.cumsum(1) + past) * real + stem.pad
@@ -235,10 +242,23 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
                     raise ConfigError("input_ids", tokens, rule, "truncate them")
         return stem.combine(vectors, places, types)
 
+    def _check_states(self, states: Tensor, rows: int) -> None:
+        """Check the states of another encoder, (B, S, D)."""
+        key = "encoder_hidden_states"
+        if not self.config.add_cross_attention:
+            rule, remedy = (
+                "cannot be read without cross attention",
+                "set config.add_cross_attention=True",
+            )
+            raise ConfigError(key, tuple(states.shape), rule, remedy)
+        _check_width(key, as_numbers(key, states, *_TOKENS, "channels"), self.config.hidden_size)
+        if len(states) != rows:
+            raise ConfigError(key, shape_of(states), f"must have a row for each of {rows} texts")
+
     def _allowed(self, mask: Tensor | None, past: int, x: Tensor) -> Tensor | None:
         """What each token may attend to: bool (B or 1, 1 or H, T, P + T), None for everything."""
         size = x.shape[1]
-        allowed = None if mask is None else _readable(mask, past + size)
+        allowed = None if mask is None else _readable(mask, past + size, len(x))
         # As in transformers, a decoder takes a mask for every token as it is: it says all.
         if not self.config.is_decoder or (mask is not None and mask.ndim > 2):
             return allowed
@@ -262,7 +282,11 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
     ) -> list[Context]:
         """For each block: the other encoder's states, the cache, and the heads to silence."""
         heads = self.heads(head_mask)
-        bias = None if mask is None or states is None else _readable(mask, states.shape[1])
+        bias = (
+            None
+            if mask is None or states is None
+            else _readable(mask, states.shape[1], len(states))
+        )
         if past is None and not caching:
             return [Context(states=states, bias=bias, heads=h) for h in heads]
         known = past or [()] * len(heads)
@@ -272,11 +296,24 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
         ]
 
 
-def _readable(mask: Tensor, size: int) -> Tensor:
-    """A mask of two to four axes as bool (B, 1 or H, 1 or T, S)."""
-    if mask.shape[-1] != size or mask.ndim not in (2, 3, 4):
+def _beside(key: str, ids: Tensor, size: int, shape: torch.Size) -> Tensor:
+    """Ids beside the tokens: of their shape, or one row for all texts."""
+    ids = as_ids(key, ids[None] if torch.is_tensor(ids) and ids.ndim == 1 else ids, size, *_TOKENS)
+    if ids.shape[1] != shape[1] or len(ids) not in (1, shape[0]):
+        raise ConfigError(key, shape_of(ids), f"must be {tuple(shape)}, texts by tokens")
+    return ids
+
+
+def _check_width(key: str, x: Tensor, width: int) -> None:
+    if x.shape[-1] != width:
+        raise ConfigError(key, shape_of(x), f"must end in hidden_size, {width}")
+
+
+def _readable(mask: Tensor, size: int, rows: int) -> Tensor:
+    """A mask of two to four axes as bool (B or 1, 1 or H, 1 or T, S)."""
+    if mask.ndim not in (2, 3, 4) or mask.shape[-1] != size or len(mask) not in (1, rows):
         rule = f"must end in all {size} tokens, those of the past included"
-        raise ConfigError("attention_mask", tuple(mask.shape), rule)
+        raise ConfigError("attention_mask", tuple(mask.shape), f"{rule}, for each of {rows} texts")
     if mask.ndim == 4 and mask.dtype != torch.bool:
         # transformers 5 adds such a mask to the scores, so that 0 allows a token there.
         rule, remedy = "of four dimensions must be bool", "give mask == 0 instead"

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.huggingface.config_text import Data2VecTextConfig
+from d2v_pretrain.huggingface.inputs import class_ids, shape_of
 from d2v_pretrain.huggingface.losses import classification_loss, token_loss
 from d2v_pretrain.huggingface.outputs import (
     BaseModelOutputWithPoolingAndCrossAttentions,
@@ -158,8 +159,16 @@ class Data2VecTextForMultipleChoice(TextHead):
         head_mask: Tensor | None = None,
     ) -> ModelOutput | tuple:
         """Run the base model and the head on every choice; arguments as in
-        ``Data2VecTextModel.forward``, in another order, as in transformers."""
+        ``Data2VecTextModel.forward``, in another order, as in transformers.
+
+        Raises:
+            ConfigError: inputs without an axis of choices.
+        """
         inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        for x in inputs:
+            if x is not None and x.ndim < 3:
+                rule = "must be questions by choices by tokens"
+                raise ConfigError("inputs", shape_of(x), rule, "write input_ids[None] for one")
         choices = next((x.shape[1] for x in inputs if x is not None), 0)
         return self.run(
             (labels, choices),
@@ -175,7 +184,7 @@ class Data2VecTextForMultipleChoice(TextHead):
     ) -> tuple[Any, ...]:
         right, choices = labels
         logits = self.classifier(self.dropout(out.pooler_output)).view(-1, choices)
-        return None if right is None else F.cross_entropy(logits, right), logits
+        return token_loss(logits, right), logits
 
 
 class Data2VecTextForTokenClassification(TextClassifier):
@@ -253,4 +262,5 @@ class Data2VecTextForQuestionAnswering(TextHead):
 
 def _position_loss(logits: Tensor, positions: Tensor) -> Tensor:
     beyond = logits.shape[1]
+    positions = class_ids(positions, beyond, len(logits), key="positions", unlimited=True)
     return F.cross_entropy(logits, positions.view(-1).clamp(0, beyond), ignore_index=beyond)

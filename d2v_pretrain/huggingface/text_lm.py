@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2v_pretrain.huggingface.config_text import Data2VecTextConfig
+from d2v_pretrain.huggingface.inputs import class_ids
 from d2v_pretrain.huggingface.losses import token_loss
 from d2v_pretrain.huggingface.outputs import (
     BaseModelOutputWithPoolingAndCrossAttentions,
@@ -234,7 +235,9 @@ class Data2VecTextForCausalLM(LanguageModel):
         if following is None:
             return None, logits
         # In float32 whatever the model's precision, as in transformers.
-        loss = token_loss(logits[:, :-1].float(), following[:, 1:])
+        ids = class_ids(following, logits.shape[-1], *x.shape[:2], unlimited=True)
+        ids = ids.view(x.shape[:2])[:, 1:]
+        loss = token_loss(logits[:, :-1].float(), ids)
         if count is not None:
-            loss = loss * (following[:, 1:] != -100).sum() / count
+            loss = loss * (ids != -100).sum() / count
         return loss, logits

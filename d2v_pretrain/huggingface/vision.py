@@ -12,6 +12,7 @@ from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.huggingface import parameter_names
 from d2v_pretrain.huggingface.activations import activation
 from d2v_pretrain.huggingface.config_vision import Data2VecVisionConfig
+from d2v_pretrain.huggingface.inputs import shape_of
 from d2v_pretrain.huggingface.outputs import BaseModelOutputWithPooling
 from d2v_pretrain.huggingface.pretrained import PreTrained
 from d2v_pretrain.models.block import Block, Context
@@ -167,13 +168,24 @@ class Data2VecVisionModel(Data2VecVisionPreTrainedModel):
         (height, width), (down, right) = pixel_values.shape[-2:], self.config.patch_sides
         return height // down, width // right
 
-    def _tokens(self, pixel_values: Tensor, bool_masked_pos: Tensor | None) -> Tokens:
-        c, shape, stem = self.config, tuple(pixel_values.shape), self.encoder.stem
-        assert isinstance(stem, VisionStem)
-        if len(shape) != 4 or shape[1] != c.num_channels or min(self.grid(pixel_values)) < 1:
+    def _check(self, pixel_values: Tensor) -> None:
+        """Refuse what are no images of this model."""
+        c, key = self.config, "pixel_values"
+        if not torch.is_tensor(pixel_values) or pixel_values.is_complex():
+            rule, remedy = "must be a tensor of real numbers", "use Data2VecVisionImageProcessor"
+            raise ConfigError(key, f"of type {type(pixel_values).__name__}", rule, remedy)
+        shape = pixel_values.shape
+        four = len(shape) == 4 and shape[0] > 0 and shape[1] == c.num_channels
+        if not four or min(self.grid(pixel_values)) < 1:
             rule = f"must be (batch, {c.num_channels}, height, width)"
             rule += f" with at least one patch of {c.patch_sides} pixels"
-            raise ConfigError("pixel_values", f"of shape {shape}", rule)
+            raise ConfigError(key, shape_of(pixel_values), rule)
+
+    def _tokens(self, pixel_values: Tensor, bool_masked_pos: Tensor | None) -> Tokens:
+        c, stem = self.config, self.encoder.stem
+        assert isinstance(stem, VisionStem)
+        self._check(pixel_values)
+        shape = tuple(pixel_values.shape)
         (rows, columns), (down, right) = self.grid(pixel_values), c.patch_sides
         images = pixel_values[..., : rows * down, : columns * right]
         batch = Batch(images.to(stem.projection.weight.dtype), torch.arange(shape[0]))
@@ -185,7 +197,7 @@ class Data2VecVisionModel(Data2VecVisionPreTrainedModel):
             raise ConfigError("bool_masked_pos", "given", rule, "set use_mask_token=True")
         if tuple(bool_masked_pos.shape) != (shape[0], rows * columns):
             rule = f"must be {(shape[0], rows * columns)}, images by patches"
-            raise ConfigError("bool_masked_pos", f"of shape {tuple(bool_masked_pos.shape)}", rule)
+            raise ConfigError("bool_masked_pos", shape_of(bool_masked_pos), rule)
         return stem.replaced(batch, tokens, Mask.of(bool_masked_pos.bool()))
 
 

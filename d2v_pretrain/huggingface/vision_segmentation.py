@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.huggingface.config_vision import Data2VecVisionConfig
+from d2v_pretrain.huggingface.inputs import class_ids, shape_of
 from d2v_pretrain.huggingface.outputs import BaseModelOutputWithPooling, SemanticSegmenterOutput
 from d2v_pretrain.huggingface.parameter_names import NEW_TO_OLD, OLD_TO_NEW, in_dialect
 from d2v_pretrain.huggingface.vision import Data2VecVisionModel
@@ -160,13 +161,16 @@ class Data2VecVisionForSemanticSegmentation(VisionHead):
         """Logits and the loss.
 
         Raises:
-            ConfigError: labels for a single class.
+            ConfigError: labels for a single class, or not one map for each image.
+            OutOfRange: a pixel has no class of the model, on the CPU.
         """
         c = self.config
         if labels is not None and c.num_labels == 1:
             remedy = "set num_labels=2, background and class"
             raise ConfigError("num_labels", 1, "leaves nothing to learn", remedy)
-        assert out.hidden_states is not None
+        assert out.hidden_states is not None and out.last_hidden_state is not None
+        if labels is not None:
+            labels = _class_maps(labels, c, len(out.last_hidden_state))
         chosen = [x for i, x in enumerate(out.hidden_states, start=1) if i in c.out_indices]
         maps = [x[:, 1:].transpose(1, 2).unflatten(2, grid) for x in chosen]
         # 4, 2, 1 and 1/2 times the grid.
@@ -206,6 +210,16 @@ class Data2VecVisionForSemanticSegmentation(VisionHead):
             state = self.to_file(options.get("state_dict"))
             options["state_dict"] = {in_dialect(key, NEW_TO_OLD): t for key, t in state.items()}
         super().save_pretrained(save_directory, *args, **options)
+
+
+def _class_maps(labels: Tensor, c: Data2VecVisionConfig, images: int) -> Tensor:
+    sides = tuple(labels.shape[-2:]) if torch.is_tensor(labels) else ()
+    ignored = c.semantic_loss_ignore_index
+    ids = class_ids(labels, c.num_labels, images, *sides, ignored=ignored)
+    if ids.ndim != 3:
+        rule = f"must be {images} maps of class ids, images by height by width"
+        raise ConfigError("labels", shape_of(ids), rule)
+    return ids
 
 
 def _doubled(width: int) -> nn.ConvTranspose2d:

@@ -12,6 +12,7 @@ import torch
 from PIL import Image, ImageOps
 
 from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.pixels import colours, eight_bits, native
 from datamodules.datasets import image_folder
 from datamodules.datasets.audio_folder import resampler, waveform
 from datamodules.datasets.base import RATE, Dataset, Item, TextDataset
@@ -112,8 +113,8 @@ class Waveforms(InMemory[np.ndarray]):
 
 
 class Images(InMemory[np.ndarray]):
-    """Colour images: PIL images, arrays (H, W, 3) or (H, W), tensors (3, H, W), of 8 bits, or paths
-    of image files; one of them, a list of them, or a batch of four dimensions."""
+    """Colour images: PIL images, arrays (H, W, 3) or (H, W), tensors (3, H, W), of 8 or 16 bits, or
+    paths of image files; one of them, a list of them, or a batch of four dimensions."""
 
     holds = "image"
 
@@ -128,11 +129,12 @@ class Images(InMemory[np.ndarray]):
             return _read(image_folder.decode, given)
         if isinstance(given, Image.Image):
             upright = ImageOps.exif_transpose(given)
-            return np.array(image_folder.colours(upright)).transpose(2, 0, 1)
+            return np.array(colours(upright)).transpose(2, 0, 1)
         pixels = _array(given)
-        if pixels.dtype != np.uint8:
+        if pixels.dtype.kind not in "biu":
             remedy = "give grey levels from 0 to 255 as uint8"
             raise ConfigError("inputs", f"of type {pixels.dtype}", "must be 8-bit images", remedy)
+        pixels = eight_bits(native(pixels)).numpy()
         if pixels.ndim == 2:
             pixels = np.repeat(pixels[None], 3, 0)
         elif not torch.is_tensor(given):
@@ -186,4 +188,8 @@ def _read(decode: Callable[[str], np.ndarray], file: str | Path) -> np.ndarray:
 
 
 def _array(given: Any | Sequence[float]) -> np.ndarray:
-    return given.detach().cpu().numpy() if torch.is_tensor(given) else np.asarray(given)
+    """Numbers as an array; numpy has no bfloat16."""
+    if not torch.is_tensor(given):
+        return np.asarray(given)
+    given = given.detach().cpu()
+    return (given.float() if given.dtype == torch.bfloat16 else given).numpy()

@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.huggingface.family_cases import BASES, CLASSES, HEADS, both, inputs, kind, labels
+from tests.huggingface.family_cases import BASES, CLASSES, HEADS, both, kind, labels
+from tests.huggingface.family_cases import inputs as single
 from tests.huggingface.family_cases import ours as ours_of
 from tests.huggingface.family_cases import theirs as theirs_of
 
@@ -41,6 +42,12 @@ def same(mine: Any, their: Any, tolerance: float = 1e-10) -> None:
             same(one, other, tolerance)
     else:
         assert mine == their
+
+
+def inputs(name: str, **options: int) -> dict[str, Tensor]:
+    """Inputs in the precision of ``doubles``."""
+    found = single(name, **options)
+    return {key: t.double() if t.is_floating_point() else t for key, t in found.items()}
 
 
 def labelled(name: str) -> dict[str, Tensor]:
@@ -185,6 +192,10 @@ def rows() -> list[tuple[str, str, Call]]:
     return table
 
 
+# The calls that are mistakes; every other must give a value on both sides.
+FAIL = [ALL["no arguments"], ALL["missing folder"], ALL["missing name"], TEXT["ids and vectors"]]
+
+
 @cache
 def doubles(name: str) -> tuple[Any, Any]:
     """Both models in fp64. A cache is a tuple here and an object there, so none is returned unless
@@ -209,6 +220,7 @@ def test_call(name: str, call: Call) -> None:
         return same(found, expected)
     if call is ALL["configured tuple"] and isinstance(expected, AttributeError):
         return same(found, call(mine, name)[: len(found)])  # theirs fails, ours gives a tuple
+    assert call in FAIL, f"theirs raises {expected!r}"
     assert isinstance(found, Exception), f"theirs raises {expected!r}"
     accidental = isinstance(expected, (AttributeError, TypeError))  # theirs checks nothing
     assert isinstance(
@@ -285,7 +297,7 @@ def test_resized_vocabularies(name: str, rows: int | None, multiple: int | None)
     kept = min(99, len(wanted.weight))
     assert table.weight.shape == wanted.weight.shape and mine.config.vocab_size == len(table.weight)
     assert torch.equal(table.weight[:kept], wanted.weight[:kept])
-    ids = {"input_ids": inputs(name)["input_ids"] % 50}
+    ids = {"input_ids": single(name)["input_ids"] % 50}
     with torch.no_grad():
         one, other = mine(**ids)[0], their(**ids)[0]
     assert one.shape == other.shape
@@ -304,9 +316,9 @@ def test_gradients_reach_frozen_inputs(name: str) -> None:
     for model in models if kind(name) == "Text" else models[:1]:  # theirs fails on images
         model.requires_grad_(False)
         model.enable_input_require_grads()
-        assert model(**inputs(name))[0].requires_grad
+        assert model(**single(name))[0].requires_grad
         model.disable_input_require_grads()
-        assert not model(**inputs(name))[0].requires_grad
+        assert not model(**single(name))[0].requires_grad
 
 
 def test_audio_has_no_table_of_inputs() -> None:
@@ -318,7 +330,7 @@ def test_audio_has_no_table_of_inputs() -> None:
 def test_a_mask_for_every_token_is_used_alone() -> None:
     """A decoder does not add its causal mask, in 4.37 and in 5."""
     mine, their = both("TextForCausalLM")
-    ids = inputs("TextForCausalLM")["input_ids"]
+    ids = single("TextForCausalLM")["input_ids"]
     mask = every_token(ids)
     with torch.no_grad():
         alone = mine(ids, mask).logits
@@ -357,7 +369,7 @@ def test_there_and_back(name: str) -> None:
     shared = [p.untyped_storage().data_ptr() in memory for p in model.parameters()]
     assert sum(shared) >= len(shared) - 1  # an untied bias that is without effect has none
     with torch.no_grad():
-        same(model(**inputs(name))[0], their(**inputs(name))[0], 1e-5)
+        same(model(**single(name))[0], their(**single(name))[0], 1e-5)
 
 
 def test_inside_an_encoder_decoder() -> None:
@@ -367,7 +379,7 @@ def test_inside_an_encoder_decoder() -> None:
     both_parts = transformers.EncoderDecoderModel(
         encoder=encoder, decoder=decoder.to_transformers()
     ).eval()
-    x = inputs("TextModel")
+    x = single("TextModel")
     with torch.no_grad():
         logits = both_parts(**x, decoder_input_ids=x["input_ids"]).logits
         states = both("TextModel")[0](**x).last_hidden_state
@@ -381,7 +393,7 @@ def test_inside_an_encoder_decoder() -> None:
 
 def test_generation() -> None:
     mine, their = both("TextForCausalLM")
-    ids = inputs("TextForCausalLM")["input_ids"][:1]
+    ids = single("TextForCausalLM")["input_ids"][:1]
     ask = {"max_new_tokens": 5, "do_sample": False}
     assert torch.equal(mine.generate(ids, **ask), their.generate(ids, **ask))
     with pytest.raises(ValueError, match="no head that predicts the next token"):
