@@ -15,8 +15,8 @@ _MODULES = {
         "Data2VecAudioForCTC",
         "Data2VecAudioForSequenceClassification",
         "Data2VecAudioForAudioFrameClassification",
-        "Data2VecAudioForXVector",
     ),
+    "audio_xvector": ("Data2VecAudioForXVector",),
     "text": ("Data2VecTextPreTrainedModel", "Data2VecTextModel"),
     "text_lm": ("Data2VecTextForMaskedLM", "Data2VecTextForCausalLM"),
     "text_heads": (

@@ -238,6 +238,7 @@ class Data2VecTextForCausalLM(LanguageModel):
         ids = class_ids(following, logits.shape[-1], *x.shape[:2], unlimited=True)
         ids = ids.view(x.shape[:2])[:, 1:]
         loss = token_loss(logits[:, :-1].float(), ids)
+        assert loss is not None
         if count is not None:
             loss = loss * (ids != -100).sum() / count
         return loss, logits
