@@ -17,7 +17,8 @@ _MODULES = {
         "Data2VecAudioForAudioFrameClassification",
     ),
     "audio_xvector": ("Data2VecAudioForXVector",),
-    "text": ("Data2VecTextPreTrainedModel", "Data2VecTextModel"),
+    "text_base": ("Data2VecTextPreTrainedModel",),
+    "text": ("Data2VecTextModel",),
     "text_lm": ("Data2VecTextForMaskedLM", "Data2VecTextForCausalLM"),
     "text_heads": (
         "Data2VecTextForSequenceClassification",

@@ -20,7 +20,8 @@ from d2v_pretrain.huggingface.outputs import (
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
-from d2v_pretrain.huggingface.text import Data2VecTextModel, Data2VecTextPreTrainedModel
+from d2v_pretrain.huggingface.text import Data2VecTextModel
+from d2v_pretrain.huggingface.text_base import Data2VecTextPreTrainedModel
 
 
 class TextHead(Data2VecTextPreTrainedModel):
