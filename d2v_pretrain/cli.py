@@ -198,7 +198,8 @@ def _asks_for_cfg(words: Sequence[str]) -> bool:
 
 
 def _settings() -> list[tuple[str, str]]:
-    """``SETTINGS`` with their defaults and choices; the default is … where the recipe sets it."""
+    """``SETTINGS`` with their defaults and choices; the default is shown as "…" where
+    the recipe sets it."""
     values: Any = OmegaConf.to_container(OmegaConf.load(config_folder() / "pretrain.yaml"))
     values |= USUAL
     for group in values["defaults"]:

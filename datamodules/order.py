@@ -247,10 +247,11 @@ class StepSampler(Sampler[MicroBatch]):
 
 
 def readers_for(plan: EpochOrder, micro_batches_per_step: int) -> int:
-    """The largest divisor of ``micro_batches_per_step`` with 8 windows an epoch for every reader.
+    """How many readers share an epoch: the largest divisor of ``micro_batches_per_step`` that leaves
+    every reader at least 8 windows (blocks of samples that are read together) of the epoch.
 
-    With fewer windows per reader, some readers would be epochs ahead of others. With fewer
-    than 8 windows in all it is 1.
+    Readers with fewer windows would finish the epoch at very different times. An epoch of fewer than
+    8 windows has one reader.
     """
     divisors = (n for n in range(1, micro_batches_per_step + 1) if micro_batches_per_step % n == 0)
     return max((n for n in divisors if plan.windows >= 8 * n), default=1)

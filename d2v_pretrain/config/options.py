@@ -19,8 +19,8 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from d2v_pretrain.errors import ConfigError, nearest
 
 Kind = TypeVar("Kind")
-# The type of a field ``data`` that takes every word ``data=…`` and ``data.key=…`` as it is typed,
-# for a command that hands them on to the configuration.
+# The annotation of a field ``data`` that collects the arguments ``data=…`` and ``data.key=…`` as
+# strings. The command passes them to Hydra, which reads them.
 Words = tuple[str, ...]
 _IN_WORDS = {int: "a whole number", float: "a number", bool: "true or false"}
 _WIDTH = 100  # of a usage page, in characters

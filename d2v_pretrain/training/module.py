@@ -183,7 +183,8 @@ class TrainingModule(L.LightningModule):
         computed anew.
 
         Raises:
-            ConfigError: the data is no longer what the position was counted in.
+            ConfigError: the data changed since the checkpoint was written, so that the position in
+                them means other samples.
         """
         position, data = checkpoint["position"], self.trainer.datamodule.fingerprint  # type: ignore[attr-defined]
         if data != position["data"]:
