@@ -247,11 +247,11 @@ class StepSampler(Sampler[MicroBatch]):
 
 
 def readers_for(plan: EpochOrder, micro_batches_per_step: int) -> int:
-    """How many readers share an epoch: the largest divisor of ``micro_batches_per_step`` that leaves
-    every reader at least 8 windows (blocks of samples that are read together) of the epoch.
+    """How many readers share an epoch: the largest divisor of ``micro_batches_per_step`` that
+    leaves every reader at least 8 windows (blocks of samples that are read together) of the epoch.
 
-    Readers with fewer windows would finish the epoch at very different times. An epoch of fewer than
-    8 windows has one reader.
+    Readers with fewer windows would finish the epoch at very different times. An epoch of fewer
+    than 8 windows has one reader.
     """
     divisors = (n for n in range(1, micro_batches_per_step + 1) if micro_batches_per_step % n == 0)
     return max((n for n in divisors if plan.windows >= 8 * n), default=1)
