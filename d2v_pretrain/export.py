@@ -22,6 +22,7 @@ from d2v_pretrain.huggingface.export_inputs import Inputs, inputs_of
 from d2v_pretrain.models.encoder import Encoder
 from d2v_pretrain.types import Batch
 from d2v_pretrain.weights import bundle
+from d2v_pretrain.weights.gate import Gate
 
 # The file of an export that says how d2v_pretrain prepares inputs: a ``_target_`` below
 # ``datamodules`` and its arguments without the data. transformers reads other files for this.
@@ -85,7 +86,7 @@ class Written:
 def main(typed: Sequence[str]) -> Path:
     """Export the run that the typed options name; see ``export``."""
     options = commands.read(Options, typed)
-    run = find(options.run, options.step, options.trust)
+    run = find(options.run, options.step, Gate.typed(options.trust))
     return export(run, options.which, options.format, options.output)
 
 
@@ -148,8 +149,8 @@ def _as_transformers(run: Run, encoder: Encoder, folder: Path) -> Written:
     """Write a folder for ``AutoModel``: of a documented class if one computes the same as the
     encoder, else with the code of the encoder in it."""
     inputs = inputs_of(encoder)
-    if run.trust:
-        rule = f"has no place for classes of {', '.join(run.trust)}"
+    if run.gate.trust:
+        rule = f"has no place for classes of {', '.join(run.gate.trust)}"
         raise ConfigError("format", "hf", rule, "type format=bundle")
     try:
         if run.cfg.transform.get("standardise"):
@@ -177,7 +178,7 @@ def _as_transformers(run: Run, encoder: Encoder, folder: Path) -> Written:
 def _as_bundle(run: Run, encoder: Encoder, folder: Path) -> Written:
     _save(run, encoder, folder, {})
     what, use = "as a bundle for d2v_pretrain.load", model_card.USE_BUNDLE
-    return Written(what, "d2v_pretrain", use, _bundle_read_back(folder, run.trust))
+    return Written(what, "d2v_pretrain", use, _bundle_read_back(folder, run.gate.trust))
 
 
 FORMATS = {"hf": _as_transformers, "bundle": _as_bundle}

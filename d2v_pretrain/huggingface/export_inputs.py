@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from hydra.utils import get_object, instantiate
 
 from d2v_pretrain.checkpoint.saved_run import Run
 from d2v_pretrain.errors import ConfigError
@@ -19,6 +18,7 @@ from d2v_pretrain.huggingface.preprocess_vision import Data2VecVisionImageProces
 from d2v_pretrain.models.encoder import Encoder
 from d2v_pretrain.models.stems import AudioStem, EdgeStem, TextStem, VisionStem
 from d2v_pretrain.types import Batch
+from d2v_pretrain.weights.gate import DATA, TRANSFORMS
 
 _EPS = 1e-5  # pretraining normalises waveforms with it
 
@@ -68,7 +68,7 @@ def _write_vision(run: Run, folder: Path) -> str:
 
 def _write_text(run: Run, folder: Path) -> str:
     try:
-        vocabulary = instantiate(run.cfg.transform, _convert_="all").vocabulary
+        vocabulary = run.transform([], folder).vocabulary
     except ConfigError as error:
         return f"no tokenizer was written: {error}"
     content = json.loads(vocabulary.tokenizer.to_str())
@@ -112,5 +112,6 @@ def inputs_of(encoder: Encoder) -> Inputs:
 
 def _longest(run: Run) -> Batch:
     """Two random inputs as long as the longest input of the run."""
-    transform = get_object(run.cfg.transform._target_)
-    return Batch(torch.randn(2, *transform.longest_input(**run.cfg.transform)), torch.arange(2))
+    settings = run.part("transform")
+    transform = run.gate.named(settings, TRANSFORMS + DATA, run.file, "transform")
+    return Batch(torch.randn(2, *transform.longest_input(**settings)), torch.arange(2))

@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
 from d2v_pretrain.checkpoint import file as checkpoint
+from d2v_pretrain.config import stored
 from d2v_pretrain.config.compose import check
 from d2v_pretrain.config.identity import check_same_run
 from d2v_pretrain.errors import ConfigError
@@ -225,7 +226,6 @@ def _where_to_start(cfg: DictConfig, folder: Path) -> Path | None:
     for path, reason in rejected:
         log(f"[yellow]{path} {reason}; passed over[/]")
     if last is not None:
-        old = OmegaConf.to_container(OmegaConf.create(checkpoint.config_of(last)))
-        new = OmegaConf.to_container(cfg, resolve=True)
-        check_same_run(old, new)  # type: ignore[arg-type]
+        old = stored.plain(checkpoint.config_of(last), last)
+        check_same_run(old, stored.resolved(cfg))
     return last
