@@ -27,7 +27,7 @@ from d2v_pretrain.models.encoder import Encoder
 from d2v_pretrain.training import run as training
 from d2v_pretrain.training.signals import STOP
 from d2v_pretrain.weights import bundle
-from d2v_pretrain.weights.gate import TRANSFORMS, Gate, check_places, gate_of
+from d2v_pretrain.weights.gate import Gate, check_places, gate_of
 
 
 @dataclass(frozen=True)
@@ -103,10 +103,9 @@ class Pretrained:
         top = number_of_layers(self.network, layers)
         settings = self.preparation()
         module = import_module("datamodules.datasets.in_memory")  # by name: see the import rule
-        named = TRANSFORMS, self.source, "transform"
-        kind = self.gate.named(settings, *named).takes
+        kind = self.gate.transform_class(settings, self.source).takes
         settings["dataset"] = module.in_memory(kind, inputs, sampling_rate)
-        items = list(self.gate.build(settings, *named).plain())
+        items = list(self.gate.transform(settings, self.source).plain())
         rows: list[Tensor] = [torch.empty(0)] * len(items)
         for length in {item.shape[-1] for item in items}:
             places = [n for n, item in enumerate(items) if item.shape[-1] == length]

@@ -22,7 +22,7 @@ from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.models.encoder import Encoder
 from d2v_pretrain.rng import seed_default
 from d2v_pretrain.weights.foreign import ForeignWeights
-from d2v_pretrain.weights.gate import DATA, MODELS, TRANSFORMS, Gate, check_places
+from d2v_pretrain.weights.gate import ONLY_OURS, TRANSFORMS, Gate, check_places
 
 PARTS = {"student": "objective.student.", "teacher": "objective.teacher.encoder."}
 RUNS = Path("runs")  # holds the runs of the user
@@ -42,7 +42,7 @@ class Run:
 
     folder: Path
     file: Path
-    gate: Gate = Gate()
+    gate: Gate = ONLY_OURS
     typed: Mapping[str, Any] | None = None
 
     @property
@@ -108,7 +108,7 @@ class Run:
         if not isinstance(seed, int):
             raise ConfigError("seed", seed, f"in {self.file} must be a whole number")
         seed_default(seed, torch.device("cpu"))
-        return self.gate.build(self.architecture, MODELS, self.file, "encoder")
+        return self.gate.encoder(self.architecture, self.file)
 
     def encoder(self, which: str) -> Encoder:
         """The student or the teacher of the checkpoint, on the CPU, in evaluation mode.
@@ -116,7 +116,7 @@ class Run:
         Raises:
             ConfigError: the file is damaged, or the run's encoder is of classes that are not ours.
         """
-        encoder = self.gate.build(self.architecture, MODELS, self.file, "encoder")
+        encoder = self.gate.encoder(self.architecture, self.file)
         encoder.load_state_dict(weights(self.file, which).fitted(encoder))
         return encoder.eval()
 
@@ -134,13 +134,13 @@ class Run:
         """
         settings = self.part("transform")
         if typed:
-            del settings["dataset"]
+            settings.pop("dataset", None)
         check_places(settings, self.own, self.folder, self.file, ("transform",))
         if typed:
             self._check_tokenizer(settings)
             self.gate.check(settings, TRANSFORMS, self.file, "transform")
             settings["dataset"] = instantiate(self._other(typed, folder).data, _convert_="all")
-        return self.gate.build(settings, TRANSFORMS + DATA, self.file, "transform")
+        return self.gate.transform(settings, self.file)
 
     def _other(self, typed: Sequence[str], folder: Path) -> DictConfig:
         """The configuration of other data of the run's modality."""
@@ -214,7 +214,7 @@ def weights(file: Path, which: str) -> ForeignWeights:
     )
 
 
-def find(name: str, step: int | None = None, gate: Gate = Gate(), runs: Path = RUNS) -> Run:
+def find(name: str, step: int | None = None, gate: Gate = ONLY_OURS, runs: Path = RUNS) -> Run:
     """The newest undamaged checkpoint of a run, or the one that was saved at ``step``.
 
     Args:

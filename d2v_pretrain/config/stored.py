@@ -1,5 +1,5 @@
-"""plain(): a configuration that was stored in a file, read as plain values of which none is resolved,
-imported or called; literal(): the same for reading with dots."""
+"""plain(): a configuration that was stored in a file, as plain values. None of them is resolved,
+imported or called."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from d2v_pretrain.errors import ConfigError
 
+Keys = tuple[str | int, ...]  # of nested mappings and lists, from the outside in
 _SCALARS = (str, int, float, bool, type(None))
 _MOST = 100_000  # values in a configuration; ours have a few hundred
 _DEEPEST = 40
@@ -126,7 +127,7 @@ def moved(value: Any, before: str, now: str) -> Any:
     return value
 
 
-def at(content: Any, path: tuple[str | int, ...]) -> Any:
+def at(content: Any, path: Keys) -> Any:
     """The value at a path of keys and numbers; None if there is none."""
     for part in path:
         try:
@@ -136,9 +137,7 @@ def at(content: Any, path: tuple[str | int, ...]) -> Any:
     return content
 
 
-def leaves(
-    value: Any, path: tuple[str | int, ...] = ()
-) -> Iterator[tuple[tuple[str | int, ...], Any]]:
+def leaves(value: Any, path: Keys = ()) -> Iterator[tuple[Keys, Any]]:
     """Every value that is no mapping and no list, with its path."""
     if isinstance(value, dict | list):
         pairs = value.items() if isinstance(value, dict) else enumerate(value)

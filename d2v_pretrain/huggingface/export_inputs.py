@@ -18,7 +18,6 @@ from d2v_pretrain.huggingface.preprocess_vision import Data2VecVisionImageProces
 from d2v_pretrain.models.encoder import Encoder
 from d2v_pretrain.models.stems import AudioStem, EdgeStem, TextStem, VisionStem
 from d2v_pretrain.types import Batch
-from d2v_pretrain.weights.gate import DATA, TRANSFORMS
 
 _EPS = 1e-5  # pretraining normalises waveforms with it
 
@@ -113,5 +112,5 @@ def inputs_of(encoder: Encoder) -> Inputs:
 def _longest(run: Run) -> Batch:
     """Two random inputs as long as the longest input of the run."""
     settings = run.part("transform")
-    transform = run.gate.named(settings, TRANSFORMS + DATA, run.file, "transform")
+    transform = run.gate.transform_class(settings, run.file)
     return Batch(torch.randn(2, *transform.longest_input(**settings)), torch.arange(2))

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.models.encoder import Encoder
 from d2v_pretrain.weights.foreign import ForeignWeights
-from d2v_pretrain.weights.gate import MODELS, Gate
+from d2v_pretrain.weights.gate import Gate
 from d2v_pretrain.weights.keymap import Names
 
 MODEL_TYPE = "d2v_pretrain"
@@ -81,10 +81,7 @@ def load(folder: str | Path, trust: Sequence[str] = ()) -> Encoder:
         )
         raise ConfigError("folder", folder, f"holds a model of type {kind}, not a bundle", remedy)
     gate, architecture = Gate(tuple(trust)), config(folder).get("architecture")
-    encoder = gate.build(architecture, MODELS, folder / CONFIG, "encoder")
-    if not isinstance(encoder, Encoder):
-        rule = "describes no encoder that can be built (it has no architecture)"
-        raise ConfigError("file", folder / CONFIG, rule, "export it again, with this version")
+    encoder = gate.encoder(architecture, folder / CONFIG)
     encoder.load_state_dict(read(folder).fitted(encoder))
     return encoder.eval()
 

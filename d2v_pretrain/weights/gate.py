@@ -12,6 +12,7 @@ from typing import Any
 
 from d2v_pretrain.config.stored import at, leaves
 from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.models.encoder import Encoder
 from d2v_pretrain.weights.construct import construct
 
 MODELS = ("d2v_pretrain.models",)
@@ -20,12 +21,14 @@ DATA = tuple(f"datamodules.{room}" for room in ("datasets", "public", "shards", 
 _OURS = ("d2v_pretrain", "datamodules")
 # Stored configurations name classes of these packages too; nothing builds them from a file.
 _NEVER_BUILT = ("torch.optim", "lightning.pytorch")
+_REMEDY = "use a file that this version wrote"
 _TRUST = "type trust=PACKAGE if you know where its classes come from"
 # Arguments of our classes that are paths, even if their value has no slash in it.
 _PLACES = {"root", "labels", "tokenizer", "cache", "cache_folder", "skipped_path", "conf"}
 _PLACE = re.compile(r"/|\\|^~|^pipe:|^\.\.$")
-_FAILURES = (KeyError, TypeError, ValueError, AssertionError, ImportError, AttributeError)
-_FAILURES += (RuntimeError, ArithmeticError, MemoryError, LookupError)
+# What a constructor may raise for arguments of other types or sizes.
+_FAILURES: tuple[type[Exception], ...] = (TypeError, ValueError, AssertionError, AttributeError)
+_FAILURES += (LookupError, RuntimeError, ArithmeticError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -99,24 +102,8 @@ class Gate:
                 else:
                     self._check(value, homes)
 
-    def named(self, node: Any, homes: tuple[str, ...], file: Path, what: str) -> Any:
-        """The class that the first ``_target_`` of a node names; see ``check``."""
-        self.check(node, homes, file, what)
-        target = node.get("_target_") if isinstance(node, dict) else None
-        if target is None:
-            rule = f"describes no {what}: it names no class"
-            raise ConfigError("file", file, rule, "use a file that this program wrote")
-        return self._class_of(target, homes)
-
-    def build(self, node: Any, homes: tuple[str, ...], file: Path, what: str) -> Any:
-        """The object that a node describes. Hydra has no part in it.
-
-        Args:
-            node, homes, file, what: see ``check``.
-
-        Raises:
-            ConfigError: it names a class that is not allowed, or cannot be built.
-        """
+    def _build(self, node: Any, homes: tuple[str, ...], file: Path, what: str) -> Any:
+        """The object that a node describes; Hydra has no part in it."""
         self.check(node, homes, file, what)
         try:
             return construct(node, partial(self._class_of, homes=homes))
@@ -125,7 +112,40 @@ class Gate:
         except _FAILURES as error:
             said = str(error).partition("\n")[0]
             rule = f"describes no {what} that can be built ({type(error).__name__}: {said})"
-            raise ConfigError("file", file, rule, "use a file of this version") from None
+            raise ConfigError("file", file, rule, _REMEDY) from None
+
+    def encoder(self, architecture: Any, file: Path) -> Encoder:
+        """The untrained encoder that a node describes, of our models and trusted packages.
+
+        Raises:
+            ConfigError: see ``check``; or it cannot be built.
+        """
+        made = self._build(architecture, MODELS, file, "encoder")
+        if not isinstance(made, Encoder):
+            rule = f"describes no encoder that can be built, but a {type(made).__name__}"
+            raise ConfigError("file", file, rule, _REMEDY)
+        return made
+
+    def transform(self, node: Any, file: Path) -> Any:
+        """The transform that a node describes, with its dataset.
+
+        Raises:
+            ConfigError: see ``check``; or it cannot be built.
+        """
+        self.transform_class(node, file)
+        return self._build(node, TRANSFORMS + DATA, file, "transform")
+
+    def transform_class(self, node: Any, file: Path) -> Any:
+        """The class of the transform that a node describes.
+
+        Raises:
+            ConfigError: see ``check``; or it is no transform.
+        """
+        self.check(node, TRANSFORMS + DATA, file, "transform")
+        made = self._class_of(node["_target_"], TRANSFORMS) if "_target_" in node else None
+        if not hasattr(made, "takes"):
+            raise ConfigError("file", file, "describes no transform", _REMEDY)
+        return made
 
     def check_names(self, content: Mapping[str, Any], own: Any, file: Path) -> None:
         """Check every class that a whole stored configuration names, the parts that are not built
@@ -145,6 +165,9 @@ class Gate:
             if not _is_in(str(value), (*_OURS, *_NEVER_BUILT, *self.trust)):
                 rule = f"stands in {file} and is not of this program; nothing in it was run"
                 raise ConfigError(".".join(map(str, path)), value, rule, _TRUST)
+
+
+ONLY_OURS = Gate()
 
 
 def check_places(
