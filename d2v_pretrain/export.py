@@ -20,6 +20,7 @@ from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.huggingface import convert, model_card, remote_code
 from d2v_pretrain.huggingface.export_inputs import Inputs, inputs_of
 from d2v_pretrain.models.encoder import Encoder
+from d2v_pretrain.redaction import redact
 from d2v_pretrain.types import Batch
 from d2v_pretrain.weights import bundle
 from d2v_pretrain.weights.gate import Gate
@@ -231,7 +232,7 @@ def how_it_was_made(run: Run, encoder: Encoder, probe: Mapping[str, Any] | None)
     view = cfg.objective.view._target_.rpartition(".")[2]
     rows = {
         "data": probe["data"] if probe else cfg.data._target_.rpartition(".")[2],
-        "command": " ".join(start["command"]),
+        "command": redact(" ".join(start["command"])),
         "student sees": f"{view}, masks a sample: {cfg.objective.clones}",
         "targets": f"mean of the teacher's last {cfg.objective.targets.top_k} blocks",
         "masking": ", ".join(f"{k} {v}" for k, v in cfg.masking.items() if k != "_target_"),

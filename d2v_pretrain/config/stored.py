@@ -13,6 +13,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.redaction import concealed
 
 Keys = tuple[str | int, ...]  # of nested mappings and lists, from the outside in
 _SCALARS = (str, int, float, bool, type(None))
@@ -74,8 +75,14 @@ def _copied(value: Any, left: Iterator[int], depth: int = 0) -> Any:
 
 
 def resolved(cfg: DictConfig) -> dict[str, Any]:
-    """A configuration that was composed from what the user typed, as plain values."""
-    return {str(key): value for key, value in OmegaConf.to_container(cfg, resolve=True).items()}  # type: ignore[union-attr]
+    """A configuration that was composed from what the user typed, as plain values, without
+    secrets."""
+    return concealed(OmegaConf.to_container(cfg, resolve=True))
+
+
+def text_of(cfg: DictConfig) -> str:
+    """A composed configuration as it is stored: YAML with all values filled in, without secrets."""
+    return OmegaConf.to_yaml(literal(resolved(cfg)), resolve=True)
 
 
 def literal(content: Mapping[str, Any]) -> DictConfig:
