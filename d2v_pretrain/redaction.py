@@ -118,7 +118,7 @@ def _address(scheme: str, rest: str) -> str:
     port = authority.rpartition("@")[2].partition(":")[2]
     # A password with a slash in it: what looks like a port is no number.
     broken = "@" not in authority and port and not re.match(r"[\d\]{}.,*]", port)
-    user, at, host = (rest if broken and "@" in rest else authority).rpartition("@")
+    user, at, _ = (rest if broken and "@" in rest else authority).rpartition("@")
     web = scheme.lower() in ("http", "https", "ftp", "ftps")
     if at and user and (web or ":" in user):
         rest = _hidden(user) + rest[len(user) :]
