@@ -22,7 +22,7 @@ from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.models.encoder import Encoder
 from d2v_pretrain.rng import seed_default
 from d2v_pretrain.weights.foreign import ForeignWeights
-from d2v_pretrain.weights.gate import ONLY_OURS, TRANSFORMS, Gate, check_places
+from d2v_pretrain.weights.gate import MODELS, ONLY_OURS, TRANSFORMS, Gate, check_places
 
 PARTS = {"student": "objective.student.", "teacher": "objective.teacher.encoder."}
 RUNS = Path("runs")  # holds the runs of the user
@@ -132,6 +132,8 @@ class Run:
             ConfigError, or one of Hydra's errors: one of the words is not a setting of these data,
                 or the configuration names classes or places that a file may not name.
         """
+        # Before data are read, which may take long.
+        self.gate.check(self.architecture, MODELS, self.file, "encoder")
         settings = self.part("transform")
         if typed:
             settings.pop("dataset", None)

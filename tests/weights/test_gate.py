@@ -9,6 +9,7 @@ import pickle
 import pydoc
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -134,12 +135,17 @@ def test_each_payload_would_run(kind: str, tmp_path: Path) -> None:
     assert marker.exists()
 
 
+@lru_cache
+def _weights(file: Path) -> dict[str, torch.Tensor]:
+    return checkpoint.read(file)["state_dict"]
+
+
 def foreign(folder: Path, run: Run, change: Callable[[dict[str, Any]], Any], **more: Any) -> Path:
     """A run's folder with a valid checkpoint whose configuration was changed."""
     content = copy.deepcopy(run.content)
     content = change(content) or content
     text = content if isinstance(content, str) else json.dumps(content)
-    state = checkpoint.read(run.file)["state_dict"]
+    state = _weights(run.file)
     whole = {"state_dict": state, "global_step": 7, "position": {}, "config": text, **more}
     checkpoint.write(whole, folder / "checkpoints" / "last.ckpt")
     return folder
@@ -152,10 +158,10 @@ def put(content: dict[str, Any], place: str, node: dict[str, Any]) -> None:
     content[last] = node
 
 
-@pytest.fixture
-def waves(tmp_path: Path) -> Path:
+@pytest.fixture(scope="session")
+def waves(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of labelled sounds."""
-    draw, folder = np.random.default_rng(1), tmp_path / "waves"
+    draw, folder = np.random.default_rng(1), tmp_path_factory.mktemp("waves")
     for n in range(12):
         file = folder / "ab"[n % 2] / f"{n}.wav"
         file.parent.mkdir(parents=True, exist_ok=True)
