@@ -8,7 +8,6 @@ import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -102,10 +101,7 @@ class Pretrained:
         """
         top = number_of_layers(self.network, layers)
         settings = self.preparation()
-        module = import_module("datamodules.datasets.in_memory")  # by name: see the import rule
-        kind = self.gate.transform_class(settings, self.source).takes
-        settings["dataset"] = module.in_memory(kind, inputs, sampling_rate)
-        items = list(self.gate.transform(settings, self.source).plain())
+        items = list(self.gate.prepared(settings, self.source, inputs, sampling_rate).plain())
         rows: list[Tensor] = [torch.empty(0)] * len(items)
         for length in {item.shape[-1] for item in items}:
             places = [n for n, item in enumerate(items) if item.shape[-1] == length]

@@ -138,10 +138,11 @@ def export(run: Run, which: str, layout: str, output: str | None = None) -> Path
 def _write_preparation(run: Run, folder: Path) -> None:
     """Write how ``d2v_pretrain.load`` prepares inputs, unless the folder lacks the tokenizer that
     this needs."""
+    has_tokens = "tokenizer" in run.part("transform")
+    if has_tokens and not (folder / "vocab.json").exists():
+        return
     settings = run.preparation()
-    if "tokenizer" in settings:
-        if not (folder / "vocab.json").exists():
-            return
+    if has_tokens:
         settings |= {"tokenizer": ".", "cache": None}  # "." is the folder itself
     (folder / PREPARATION).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 

@@ -67,7 +67,7 @@ def _write_vision(run: Run, folder: Path) -> str:
 
 def _write_text(run: Run, folder: Path) -> str:
     try:
-        vocabulary = run.transform([], folder).vocabulary
+        vocabulary = run.gate.prepared(run.preparation(), run.file, [""]).vocabulary
     except ConfigError as error:
         return f"no tokenizer was written: {error}"
     content = json.loads(vocabulary.tokenizer.to_str())

@@ -147,6 +147,22 @@ class Gate:
             raise ConfigError("file", file, "describes no transform", _REMEDY)
         return made
 
+    def prepared(self, settings: Mapping[str, Any], file: Path, *inputs: Any) -> Any:
+        """The transform that a node describes, of inputs in memory.
+
+        Args:
+            settings: the node, without a dataset.
+            file: where it comes from.
+            inputs: arguments of ``datamodules.datasets.in_memory.in_memory``, without the kind.
+
+        Raises:
+            ConfigError: see ``transform``; or the inputs are of another kind.
+        """
+        in_memory = import_module("datamodules.datasets.in_memory")  # by name: see the import rule
+        kind = self.transform_class(settings, file).takes
+        dataset = in_memory.in_memory(kind, *inputs)
+        return self.transform({**settings, "dataset": dataset}, file)
+
     def check_names(self, content: Mapping[str, Any], own: Any, file: Path) -> None:
         """Check every class that a whole stored configuration names, the parts that are not built
         included, so that a file that was tampered with is refused by every command.
@@ -189,7 +205,7 @@ def check_places(
     for path, value in leaves(node, prefix):
         names = {part for part in path if isinstance(part, str)}
         is_place = isinstance(value, str) and (_PLACE.search(value) or names & _PLACES)
-        if not is_place or at(own, path) == value or _is_inside(value, folder):
+        if not (value and is_place) or at(own, path) == value or _is_inside(value, folder):
             continue
         rule = f"stands in {file}; a file may not name a command, an address or a path outside"
         remedy = "type data.root=… with what you mean, or run=NAME of a run of your own in runs/, "
