@@ -29,7 +29,7 @@ def plain(text: Any, file: Path) -> dict[str, Any]:
         file: where it comes from, for the message.
 
     Returns:
-        Mappings with string keys, lists, strings, numbers, booleans and None. A string with
+        Mappings, lists, strings, numbers, booleans and None. A string with
         ``${…}`` stays as it is.
 
     Raises:
@@ -66,8 +66,8 @@ def _copied(value: Any, left: Iterator[int], depth: int = 0) -> Any:
     if isinstance(value, list):
         return [_copied(item, left, depth + 1) for item in value]
     if isinstance(value, dict):
-        if odd := [key for key in value if not isinstance(key, str)]:
-            raise TypeError(f"the key {odd[0]!r} is no string")
+        if odd := [key for key in value if not isinstance(key, str | int | float)]:
+            raise TypeError(f"the key {odd[0]!r} is no name")
         return {key: _copied(item, left, depth + 1) for key, item in value.items()}
     if not isinstance(value, _SCALARS):
         raise TypeError(f"a value is of type {type(value).__name__}")

@@ -97,7 +97,7 @@ class Gate:
             for key, value in node.items():
                 if key == "_target_":
                     self._class_of(value, homes)
-                elif key.startswith("_") and key != "_partial_":
+                elif str(key).startswith("_") and key != "_partial_":
                     raise ValueError(key)
                 else:
                     self._check(value, homes)
@@ -204,8 +204,10 @@ def check_places(
     """
     for path, value in leaves(node, prefix):
         names = {part for part in path if isinstance(part, str)}
-        is_place = isinstance(value, str) and (_PLACE.search(value) or names & _PLACES)
-        if not (value and is_place) or at(own, path) == value or _is_inside(value, folder):
+        is_place = isinstance(value, str) and value and (_PLACE.search(value) or names & _PLACES)
+        asks = is_place and not _is_inside(value, folder)
+        asks = asks or (path[-1] == "download" and value is True)
+        if not asks or at(own, path) == value:
             continue
         rule = f"stands in {file}; a file may not name a command, an address or a path outside"
         remedy = "type data.root=… with what you mean, or run=NAME of a run of your own in runs/, "

@@ -317,6 +317,17 @@ def tar(tmp_path: Path) -> Path:
     return next((tmp_path / "shards").glob("*.tar"))
 
 
+def test_a_file_cannot_ask_for_a_download(trained: Runs, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "foreign"
+    words = ["modality=audio", "data=yesno", f"data.root={folder}/x", "data.download=true"]
+    node = stored.resolved(compose.load([*words, f"folder={folder}"]).data)
+    foreign(folder, trained("audio1"), lambda content: put(content, "transform.dataset", node))
+    with pytest.raises(ConfigError, match=r"dataset\.(download|get|pretrain|label)"):
+        evaluate.main([f"run={folder}"])
+    assert not (folder / "x").exists()
+
+
 ROOTS = {
     "a command": lambda tar, marker: f"pipe:touch {marker}; cat {tar}",
     "in a list": lambda tar, marker: [f"pipe:touch {marker}; cat {tar}"],
@@ -437,7 +448,8 @@ def test_strings_of_a_file_stand_for_themselves(trained: Runs, tmp_path: Path) -
         "[" * 5000,
         '{"a":' * 5000,
         "a: !!binary aGk=",
-        "1: 2",
+        "? [1]\n: 2",
+        "? 2024-01-01\n: 2",
         "just text",
         "- a list",
         "a: 2024-01-01",
@@ -456,7 +468,9 @@ def test_texts_that_are_no_configuration(text: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", RUNS)
 def test_what_a_run_stores_comes_back_as_it_was(name: str) -> None:
     """Beside OmegaConf, which reads and resolves the same text in its own way."""
-    cfg = compose.load([*RUNS[name], *SMALL, "lr=3e-7", "name=0_1"])
+    odd = ("2024-01-01", "1e3", "1_000", "0x1F", "12:30", "yes", "~", "null", "", " a", "a: b", "#")
+    cfg = compose.load([*RUNS[name], *SMALL, "lr=3e-7", "clip=1e20", "name=0_1"])
+    cfg.conf = [*odd, 7, 1e-9, float("inf"), True, None, {"0": 1}]
     for text in (stored.text_of(cfg), json.dumps(stored.resolved(cfg))):
         assert stored.plain(text, Path("file")) == stored.resolved(cfg)
     assert stored.text_of(cfg) == compose.OmegaConf.to_yaml(cfg, resolve=True)
