@@ -176,7 +176,8 @@ def build_trainer(cfg: DictConfig, folder: Path) -> Trainer:
     """
     loggers: list[Logger] = [JsonlLogger(folder)]
     if cfg.logger:
-        loggers.append(instantiate(revealed(OmegaConf.to_container(cfg.logger, resolve=True))))
+        settings = revealed(OmegaConf.to_container(cfg.logger, resolve=True))
+        loggers.append(instantiate(settings, _convert_="all"))
     nodes = [node for node in cfg.callbacks.values() if node is not None]
     callbacks = [instantiate(node, _convert_="all") for node in nodes]
     if cfg.probe is not None:
