@@ -202,8 +202,12 @@ def refused(command: str, folder: Path, waves: Path, marker: Path) -> str:
     return sentence
 
 
+# The two others read what these read; they are tried with payloads in every place below.
+ALONE = [name for name in COMMANDS if name not in ("evaluate typed data", "load a file")]
+
+
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", ALONE)
 def test_no_payload_runs(
     command: str, kind: str, trained: Runs, waves: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
