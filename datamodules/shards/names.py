@@ -51,11 +51,11 @@ def expand(root: str | Sequence[str]) -> list[str]:
         ConfigError: if there is no shard, or one is compressed.
     """
     given = [root] if isinstance(root, str) else list(root)
+    for name in given:
+        _check_secrets(name)
     found = sorted({name for one in given for name in _expand(one)})
     if not found:
         raise ConfigError("data.root", root, "has no shard (.tar)", _GIVE)
-    for name in found:
-        _check_secrets(name)
     packed = [name for name in found if re.search(r"\.(tgz|tar\.\w+)$", urlsplit(name).path)]
     if packed:
         rule = f"has a compressed shard, {shown(packed[0])}, which cannot be read at random"
