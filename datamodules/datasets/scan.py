@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from d2v_pretrain.atomic_files import atomic
 from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.redaction import redact
 
 Info = TypeVar("Info")
 _PART = 100  # files that a thread checks at a time
@@ -58,7 +59,7 @@ class Skipped:
         kept = [line for line, row in met if row["at"] == "training" and row["file"] not in reasons]
         self.known = {json.loads(line)["file"] for line in kept}
         lines = [
-            json.dumps({"file": file, "reason": reason, "at": "start"})
+            json.dumps({"file": redact(file), "reason": redact(reason), "at": "start"})
             for file, reason in reasons.items()
         ]
         with atomic(self.path) as temporary:  # all ranks write the same content
@@ -67,6 +68,7 @@ class Skipped:
     def add(self, file: str, reason: str) -> None:
         """Add a file that could not be read in training, unless a process of the run has added
         it."""
+        file, reason = redact(file), redact(reason)
         if file in self.known:
             return
         self.known.add(file)
