@@ -92,7 +92,9 @@ def audio1(s: Settings, extra: Settings) -> Reference:
         _block(width, s["encoder_attention_heads"], ratio, dropouts),
         width,
         depth,
-        positions=ConvPositions(width, s["pos_conv_depth"], s["conv_pos"], s["conv_pos_groups"]),
+        positions=ConvPositions(
+            width, s["pos_conv_depth"], s["conv_pos"], s["conv_pos_groups"], mask_padding=False
+        ),
         input_dropout=s["dropout"],
         layer_drop=s["encoder_layerdrop"],
         zero_padding=True,
@@ -168,7 +170,9 @@ def audio2(s: Settings, extra: Settings) -> Reference:
     layers, conv = conv_layers(m["feature_encoder_spec"]), m["conv_pos_depth"]
     stem = AudioStem(width, layers)
     parts = {
-        "positions": ConvPositions(width, conv, m["conv_pos_width"], m["conv_pos_groups"]),
+        "positions": ConvPositions(
+            width, conv, m["conv_pos_width"], m["conv_pos_groups"], mask_padding=False
+        ),
         "bias": Alibi(s["num_heads"]),
         "input_dropout": m["prenet_dropout"],
     }
@@ -240,6 +244,7 @@ def _data2vec2(
         noise_std=m["mask_noise_std"],
         projection_layers=layers,
         projection_ratio=d.get("projection_ratio", 2.0),
+        mask_padding=False,
         **decoder,
     )
     targets, clones = _targets(s), s["clone_batch"]

@@ -40,9 +40,9 @@ class ConvPositions(Positions):
         total_kernel: sum of the kernel sizes; each is ``max(3, total_kernel // depth)``, and
             padding keeps the number of tokens.
         groups: convolution groups.
-        mask_padding: zero the padding before each convolution. The published models do not, so
-            their output at the last valid frames depends on the amount of padding; False matches
-            their checkpoints.
+        mask_padding: zero the padding before each convolution, so that a row gives the same in any
+            batch. The published models do not, so their output at the last valid frames depends on
+            the amount of padding, and gradients pass through it; False does the same.
         activation: after each LayerNorm.
     """
 
@@ -52,7 +52,7 @@ class ConvPositions(Positions):
         depth: int = 5,
         total_kernel: int = 95,
         groups: int = 16,
-        mask_padding: bool = False,
+        mask_padding: bool = True,
         activation: Callable[[Tensor], Tensor] = F.gelu,
     ) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class ConvPositions(Positions):
         x = tokens.x
         for conv in self.convs:
             if self.mask_padding and tokens.valid is not None:
-                x = x * tokens.valid[..., None]
+                x = x.masked_fill(~tokens.valid[..., None], 0)
             x = conv_last(x, conv)[:, : tokens.x.shape[1]]  # an even kernel gives one step too many
             x = self.activation(F.layer_norm(x, x.shape[-1:]))
         return x
