@@ -92,9 +92,7 @@ def audio1(s: Settings, extra: Settings) -> Reference:
         _block(width, s["encoder_attention_heads"], ratio, dropouts),
         width,
         depth,
-        positions=ConvPositions(
-            width, s["pos_conv_depth"], s["conv_pos"], s["conv_pos_groups"], mask_padding=False
-        ),
+        positions=ConvPositions(width, s["pos_conv_depth"], s["conv_pos"], s["conv_pos_groups"]),
         input_dropout=s["dropout"],
         layer_drop=s["encoder_layerdrop"],
         zero_padding=True,
@@ -170,9 +168,7 @@ def audio2(s: Settings, extra: Settings) -> Reference:
     layers, conv = conv_layers(m["feature_encoder_spec"]), m["conv_pos_depth"]
     stem = AudioStem(width, layers)
     parts = {
-        "positions": ConvPositions(
-            width, conv, m["conv_pos_width"], m["conv_pos_groups"], mask_padding=False
-        ),
+        "positions": ConvPositions(width, conv, m["conv_pos_width"], m["conv_pos_groups"]),
         "bias": Alibi(s["num_heads"]),
         "input_dropout": m["prenet_dropout"],
     }

@@ -42,7 +42,8 @@ class ConvPositions(Positions):
         groups: convolution groups.
         mask_padding: zero the padding before each convolution, so that a row gives the same in any
             batch. The published models do not, so their output at the last valid frames depends on
-            the amount of padding, and gradients pass through it; False does the same.
+            the amount of padding, and gradients pass through it; False does the same. All recipes
+            set it.
         activation: after each LayerNorm.
     """
 
@@ -52,7 +53,7 @@ class ConvPositions(Positions):
         depth: int = 5,
         total_kernel: int = 95,
         groups: int = 16,
-        mask_padding: bool = True,
+        mask_padding: bool = False,
         activation: Callable[[Tensor], Tensor] = F.gelu,
     ) -> None:
         super().__init__()
