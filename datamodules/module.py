@@ -80,9 +80,8 @@ class PretrainDataModule(LightningDataModule):
         workers: number of processes that read data ahead; 0 reads in the training process.
         max_tokens: largest size of a micro-batch, number of rows times length of the longest row,
             in audio samples or tokens; None for no limit.
-        buckets: number of length quantiles, see ``EpochOrder``. None means 12, or, if rows are cropped
-            to the shortest of their micro-batch, that samples are sorted by length, which loses
-            least (fairseq does the same).
+        buckets: number of length quantiles, see ``EpochOrder``. None means 12, or, if the samples ask
+            for it (``Samples.by_length``), that they are sorted by length.
         window_shards: shards that are shuffled together, None for all, see ``EpochOrder``. A small
             number keeps each shard to one node and the local cache small.
 
@@ -109,7 +108,7 @@ class PretrainDataModule(LightningDataModule):
         self.micro_batches_per_step = global_batch // micro_batch
         self.seed, self.workers, self.max_tokens = seed, workers, max_tokens
         self.window_shards = window_shards
-        self.buckets = 12 if buckets is None and not transform.crop_to_shortest else buckets
+        self.buckets = 12 if buckets is None and not transform.by_length else buckets
         self.cursor: Cursor = ()
 
     @cached_property

@@ -1,9 +1,12 @@
-"""The data of the published rows are prepared as the reference prepares them: its audio rows crop to
-the shortest clip of a batch and never pad, and leave out clips under 2 s."""
+"""The published rows are prepared as the reference prepares them.
+
+Audio is cropped to the shortest clip of a batch and never padded, and clips under 2 s are left out;
+blocks of data2vec 1 text have whole lines of one document; the learning rate of data2vec 1 vision
+starts at 0."""
 
 from __future__ import annotations
 
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ import torch
 from hydra.utils import instantiate
 
 from d2v_pretrain.config.compose import load
-from d2v_pretrain.types import Batch
+from d2v_pretrain.types import BOS, EOS, Batch
 from datamodules.datasets.base import RATE, Dataset
 from datamodules.module import MicroBatches, PretrainDataModule
 from datamodules.order import StepSampler
@@ -170,3 +173,41 @@ def test_clips_under_two_seconds_are_left_out(recipe: str, tmp_path: Path) -> No
     cfg.data.skipped_path = None
     dataset = instantiate(cfg.data)
     assert sorted(dataset.lengths.tolist()) == [32_000, 50_000]
+
+
+def test_blocks_of_whole_lines_of_one_document(tmp_path: Path) -> None:
+    """As many blocks in a micro-batch as 8,192 tokens allow, sorted by length, as in fairseq."""
+    rng = np.random.default_rng(0)
+    for name in "ab":
+        documents = [
+            "\n".join(" ".join(["word"] * rng.integers(3, 60)) + "." for _ in range(lines))
+            for lines in rng.integers(1, 30, 60)
+        ]
+        (tmp_path / f"{name}.txt").write_text("\n\n".join(documents))
+    words = [f"data.root={tmp_path}", "transform.vocab_size=300", "transform.cache=null"]
+    cfg = load(["recipe=text_data2vec1_base", *words])
+    cfg.data.skipped_path = None
+    transform = instantiate(cfg.transform)
+    data = PretrainDataModule(transform, cfg.micro_batch, cfg.global_batch, 0, 0, cfg.max_tokens)
+    assert data.micro_batches_per_step == 16
+    lengths, batches = transform.lengths, data.plan.window(0)
+    assert sorted(np.concatenate(batches)) == list(range(len(transform)))
+    batches.sort(key=lambda ids: int(lengths[ids].max()))
+    assert max(map(len, batches)) > 16
+    for ids, longer in pairwise(batches):
+        assert lengths[ids].max() <= lengths[longer].min(), "sorted by length"
+        assert len(ids) * lengths[ids].max() <= 8192 < (len(ids) + 1) * lengths[longer].min()
+    for i in range(len(transform)):
+        block = transform.read(i, 0).tolist()
+        assert block[0] == BOS and block[-1] == EOS and [EOS, EOS] not in map(list, pairwise(block))
+
+
+@pytest.mark.parametrize("size", ["base", "large", "large_stage2"])
+def test_vision_warms_up_from_zero(size: str) -> None:
+    """BEiT's ``cosine_scheduler`` starts at its default of 0; the option ``warmup_lr`` is not
+    read."""
+    cfg = load([f"recipe=vision_data2vec1_{size}", "data.root=."])
+    schedule = instantiate(cfg.schedule)
+    assert schedule(0) == 0 and schedule(cfg.warmup) == cfg.lr
+    assert schedule(cfg.warmup // 2) == pytest.approx(cfg.lr / 2, rel=1e-9)
+    assert schedule(cfg.steps) == pytest.approx(1e-5)
