@@ -20,7 +20,12 @@ from torch import Tensor
 
 from benchmarks.intermediates import trace
 from benchmarks.reference import Reference, build
-from d2v_pretrain.training.optim import fairseq_eps, scale_gradients, set_rates
+from d2v_pretrain.training.optim import (
+    fairseq_eps,
+    parameter_groups,
+    scale_gradients,
+    set_rates,
+)
 from d2v_pretrain.types import Batch, Mask, Tokens
 from d2v_pretrain.weights import keymap
 
@@ -186,20 +191,11 @@ def _outside(reference: Reference, golden: Golden) -> Tensors:
 
 
 def _optimize(reference: Reference, golden: Golden) -> None:
-    """Step the reference's optimizer. Weight decay is for every parameter, but in data2vec 1.0
-    vision only for those with more than one axis."""
+    """Step the reference's optimizer, with the parameter groups of training. Weight decay is for
+    every parameter, but in data2vec 1.0 vision not for those with one axis and the CLS token."""
     settings, vision1 = golden.config["optimizer"], golden.config["recipe"] == "data2vec 1.0 vision"
-    groups: dict[bool, list[Tensor]] = {True: [], False: []}
-    for name, parameter in own_parameters(reference).items():
-        theirs = reference.student[name]
-        recorded = golden.init[f"student.{theirs if isinstance(theirs, str) else theirs[0]}"]
-        groups[recorded.ndim > 1 or not vision1].append(parameter)
-    listed = [
-        {"params": params, "lr_scale": 1.0, "decays": decays}
-        for decays, params in groups.items()
-        if params
-    ]
-    optimizer = torch.optim.AdamW(listed, betas=tuple(settings["betas"]))
+    groups = parameter_groups([reference.objective], "matrices" if vision1 else "all")
+    optimizer = torch.optim.AdamW(groups, betas=tuple(settings["betas"]))
     eps = settings["eps"] if vision1 else fairseq_eps(settings["eps"], settings["betas"][1], 1)
     set_rates(optimizer, settings["lr"], settings["weight_decay"], eps)
     optimizer.step()
