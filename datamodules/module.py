@@ -80,7 +80,7 @@ class PretrainDataModule(LightningDataModule):
         workers: number of processes that read data ahead; 0 reads in the training process.
         max_tokens: largest size of a micro-batch, number of rows times length of the longest row,
             in audio samples or tokens; None for no limit.
-        buckets: number of length quantiles, see ``EpochOrder``. None means 12, or, if the samples ask
+        buckets: number of length quantiles, see ``EpochOrder``. None: 12, or, if the samples ask
             for it (``Samples.by_length``), that they are sorted by length.
         window_shards: shards that are shuffled together, None for all, see ``EpochOrder``. A small
             number keeps each shard to one node and the local cache small.

@@ -75,16 +75,17 @@ class Data2Vec(Objective):
     def encoders(self) -> tuple[Encoder, Encoder]:
         return self.student, self.teacher.encoder
 
-    def after_step(self, updates: int) -> dict[str, float]:
+    def after_step(self, updates: int, skipped: Tensor | None = None) -> dict[str, float]:
         """Move the teacher towards the student. Call it after every optimizer step.
 
         Args:
             updates: number of optimizer steps done, 1 after the first.
+            skipped: see ``Objective.after_step``; the teacher does not move in such a step.
 
         Returns:
             ``decay``, the teacher's decay of this step, for the log.
         """
-        self.teacher.update(self.student, updates)
+        self.teacher.update(self.student, updates, skipped)
         return {"decay": self.teacher.decay(updates)}
 
     def forward(
