@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.masking import BlockMask, RectangleMask, SpanMask, TokenMask
 from d2v_pretrain.models.block import Block
 from d2v_pretrain.models.encoder import Encoder
@@ -30,6 +31,16 @@ from d2v_pretrain.weights import keymap
 from d2v_pretrain.weights.keymap import Names
 
 Settings = Mapping[str, Any]
+
+
+# Settings of the reference with the values that are built here, the reference's default first.
+_BUILT: dict[str, tuple[Any, ...]] = {
+    "layer_type": ("transformer",),
+    "conv_pos_batch_norm": (False,),
+    "pos_enc_type": ("abs",),
+    "activation_fn": ("gelu",),
+    "extractor_mode": ("default", "layer_norm"),
+}
 
 
 @dataclass(frozen=True)
@@ -60,7 +71,8 @@ def build(recipe: str, settings: Settings, extra: Settings) -> Reference:
             the targets, the loss and the teacher's decay for data2vec 1.0 vision.
 
     Raises:
-        KeyError: the recipe is not one of the six.
+        ConfigError: the recipe is not one of the six, or a setting asks for something that is not
+            built here.
     """
     builders: dict[str, Callable[[Settings, Settings], Reference]] = {
         "data2vec 1.0 audio": audio1,
@@ -70,6 +82,11 @@ def build(recipe: str, settings: Settings, extra: Settings) -> Reference:
         "data2vec 2.0 image": image2,
         "data2vec 2.0 text": text2,
     }
+    if recipe not in builders:
+        raise ConfigError("recipe", recipe, f"is none of {', '.join(builders)}")
+    for name, built in _BUILT.items():
+        if (value := settings.get(name, built[0])) not in built:
+            raise ConfigError(name, value, f"is not built here, only {', '.join(map(str, built))}")
     return builders[recipe](settings, extra)
 
 
@@ -83,16 +100,30 @@ def conv_layers(spec: str) -> list[tuple[int, int, int]]:
 
 
 def audio1(s: Settings, extra: Settings) -> Reference:
-    """The model that fairseq calls ``data2vec_audio``."""
+    """The model that fairseq calls ``data2vec_audio``, also with the extractor, the positions and
+    the block layout of wav2vec 2.0, which are fairseq's defaults."""
     width, depth = s["encoder_embed_dim"], s["encoder_layers"]
-    stem, ratio = conv_layers(s["conv_feature_layers"]), s["encoder_ffn_embed_dim"] / width
+    layers, ratio = conv_layers(s["conv_feature_layers"]), s["encoder_ffn_embed_dim"] / width
     dropouts = (s["dropout"], s["attention_dropout"], s["activation_dropout"])
+    group = s.get("extractor_mode", "default") == "default"
+    norm_first, convs = s.get("layer_norm_first", False), s.get("pos_conv_depth", 1)
+    norm, bias = "group" if group else "layer", s.get("conv_bias", False)
+    block = _block(width, s["encoder_attention_heads"], ratio, dropouts)
     student = Encoder(
-        AudioStem(width, stem, s["conv_bias"], masked=True),
-        _block(width, s["encoder_attention_heads"], ratio, dropouts),
+        AudioStem(width, layers, bias, masked=True, norm=norm, mask_padding=False),
+        partial(block, norm_first=norm_first),
         width,
         depth,
-        positions=ConvPositions(width, s["pos_conv_depth"], s["conv_pos"], s["conv_pos_groups"]),
+        positions=ConvPositions(
+            width,
+            convs,
+            s["conv_pos"],
+            s["conv_pos_groups"],
+            layer_norm=convs > 1,
+            weight_norm=convs == 1,
+        ),
+        input_norm=not norm_first,
+        final_norm=norm_first,
         input_dropout=s["dropout"],
         layer_drop=s["encoder_layerdrop"],
         zero_padding=True,
@@ -102,7 +133,8 @@ def audio1(s: Settings, extra: Settings) -> Reference:
     policy = SpanMask(s["mask_prob"], s["mask_length"], equal=s["require_same_masks"])
     head, targets = Head(width), _targets(s)
     objective = Data2Vec(student, teacher, policy, Replace(), head, targets, _loss(s))
-    names = keymap.audio1(depth, len(stem), s["pos_conv_depth"])
+    kinds = (group, bias, convs == 1, norm_first)
+    names = keymap.audio1(depth, len(layers), convs, *kinds)
     return Reference(objective, names, _names_below("encoder.", names))
 
 
@@ -224,6 +256,9 @@ def _data2vec2(
         decoder: arguments of ``ConvDecoder`` that differ between modalities.
     """
     width, d, eps = s["embed_dim"], m["decoder"], s["norm_eps"]
+    if s.get("layer_norm_first"):
+        rule = "is not built here: the reference's pre-norm blocks of data2vec 2 lack a residual"
+        raise ConfigError("layer_norm_first", True, rule)
     dropouts = (s["encoder_dropout"], s["attention_dropout"], s["activation_dropout"])
     block = _block(width, s["num_heads"], s["mlp_ratio"], dropouts, eps)
     depth, drop = s["depth"] + m["prenet_depth"], s["layerdrop"]

@@ -77,8 +77,9 @@ class Throughput(Meter):
 
     All but ``eta_s``, the seconds left, describe the time since the last logged step. ``data_wait``
     is the share of that time between the end of one micro-batch and the start of the next on the
-    host, without saves, and without what meters do at logged steps, such as probes. ``padding`` is the share of the inputs that is padding. ``mfu`` is relative
-    to the dense bf16 peak, whatever the precision of the run.
+    host, without saves, and without what meters do at logged steps, such as probes. ``padding`` is
+    the share of the inputs that is padding. ``mfu`` is relative to the dense bf16 peak, whatever
+    the precision of the run.
 
     Args:
         flops_per_sample: see the function of that name; None logs no ``mfu``.
