@@ -237,8 +237,8 @@ def errors(computed: Tensors, answers: Tensors) -> dict[str, float]:
 
 
 def main() -> int:
-    """Compare, print a line for every tensor, and return 1 if an error is larger than allowed, and 2
-    if the model is none that can be built here."""
+    """Compare, and print a line for every tensor. Returns 1 if an error is larger than allowed, and
+    2 if the model is none that can be built here."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
