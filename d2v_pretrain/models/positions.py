@@ -73,6 +73,7 @@ class ConvPositions(Positions):
         self.mask_padding = mask_padding
         if weight_norm:
             for conv in self.convs:
+                assert isinstance(conv, nn.Conv1d) and conv.bias is not None
                 nn.init.normal_(conv.weight, std=(4 / (kernel * width)) ** 0.5)
                 nn.init.zeros_(conv.bias)
                 parametrizations.weight_norm(conv, dim=2)

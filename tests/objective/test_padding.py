@@ -40,6 +40,13 @@ PUBLISHED = {
     "vision_data2vec1_base": [*VISION, "masking.count=9", "masking.min_patches=2"],
     "vision_data2vec2_base": [*VISION, *DECODER, "masking.length=2"],
 }
+# The same recipes with another encoder: the first convolution's norm takes mean and variance over
+# time.
+WAV2VEC2 = ["architecture=audio_wav2vec2", "architecture.positions.total_kernel=6"]
+PUBLISHED |= {
+    f"{name} with audio_wav2vec2": [*WAV2VEC2, *PUBLISHED[name]]
+    for name in ("audio_data2vec1_base", "audio_data2vec2_base")
+}
 TINY = {
     "audio_data2vec1_tiny": AUDIO,
     "audio_data2vec2_tiny": AUDIO,
@@ -64,7 +71,7 @@ def built(recipe: str) -> Any:
     """The objective of a recipe in a small size, in float64."""
     words = PUBLISHED.get(recipe) or TINY[recipe]
     root = ["data.root=."] if recipe in PUBLISHED else []
-    cfg = load([f"recipe={recipe}", *root, *SMALL, *STILL, *words])
+    cfg = load([f"recipe={recipe.split()[0]}", *root, *SMALL, *STILL, *words])
     torch.manual_seed(0)
     objective = instantiate(cfg.objective, _convert_="all")
     for name, parameter in objective.named_parameters():
