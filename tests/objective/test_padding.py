@@ -181,6 +181,16 @@ def test_more_padding_changes_nothing(recipe: str) -> None:
     assert found[0] == pytest.approx(found[1], rel=1e-10)
 
 
+def test_a_row_of_a_single_token_keeps_it() -> None:
+    """Without a visible token its attention would have nothing to attend to, which gives NaN."""
+    objective, batch = built("text_data2vec2_base"), batch_for("text_data2vec2_base")
+    inputs = batch.inputs.clone()
+    inputs[2, 1:] = 1
+    output = objective(Batch(inputs, batch.ids, torch.tensor([23, 40, 1])))
+    output.loss.backward()
+    assert all(g.isfinite().all() for g in gradients(objective).values())
+
+
 @pytest.mark.parametrize("recipe", ["audio_data2vec1_base", "audio_data2vec2_base"])
 def test_the_gradient_of_a_padded_batch_is_as_large_as_of_a_full_one(recipe: str) -> None:
     """LayerNorm of constant zeros divides by 0.003 in every layer of the stem; a gradient that
