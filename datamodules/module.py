@@ -186,11 +186,12 @@ class PretrainDataModule(LightningDataModule):
         return self.transform.probe_tasks()
 
     def largest(self) -> Batch:
-        """The largest micro-batch of the first window, by number of rows times length of the
-        longest row."""
+        """The largest micro-batch of the first window, by number of rows times their length: that
+        of the longest row, or of the shortest if all rows are cropped to it."""
         lengths, batches = self.plan.lengths, self.plan.window(0)
+        length = np.min if self.transform.crop_to_shortest else np.max
         sizes = [
-            len(ids) if lengths is None else len(ids) * int(lengths[ids].max()) for ids in batches
+            len(ids) if lengths is None else len(ids) * int(length(lengths[ids])) for ids in batches
         ]
         micro_batch = MicroBatch(batches[int(np.argmax(sizes))], 0, ())
         return self.finished(MicroBatches(self.transform)[micro_batch])
