@@ -6,6 +6,9 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -13,6 +16,12 @@ if TYPE_CHECKING:
     from d2v_pretrain.api import Pretrained as Pretrained
     from d2v_pretrain.api import load as load
     from d2v_pretrain.api import pretrain as pretrain
+
+_typed = any(a == "-m" and b.startswith("d2v_pretrain.") for a, b in pairwise(sys.orig_argv))
+if _typed and signal.getsignal(signal.SIGINT) != signal.SIG_IGN:
+    # `python -m d2v_pretrain.evaluate` will import torch for seconds. Until the command listens,
+    # Ctrl-C ends the process without a stack trace.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 __version__ = "0.1.0"
 _API = ("Features", "Pretrained", "load", "pretrain")

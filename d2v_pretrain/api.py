@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from d2v_pretrain.checkpoint import file as checkpoint
+from d2v_pretrain.checkpoint import ownership
 from d2v_pretrain.checkpoint.saved_run import Run, find
 from d2v_pretrain.config import compose, stored
 from d2v_pretrain.config.explain import MISTAKES, in_words
@@ -24,7 +25,7 @@ from d2v_pretrain.extract import number_of_layers, token_features
 from d2v_pretrain.huggingface import convert
 from d2v_pretrain.models.encoder import Encoder
 from d2v_pretrain.training import run as training
-from d2v_pretrain.training.signals import STOP
+from d2v_pretrain.training.signals import STOP, Stopped
 from d2v_pretrain.weights import bundle
 from d2v_pretrain.weights.gate import Gate, check_places, gate_of
 
@@ -136,12 +137,15 @@ def pretrain(
     words = _words(modality, data, settings)
     on_main_thread = threading.current_thread() is threading.main_thread()
     if on_main_thread:
-        STOP.install()
+        STOP.install(at_once=True)
     try:
         cfg = compose.load(words)
-        training.pretrain(cfg)
+        with ownership.owned(Path(cfg.folder), lambda: STOP.reason is not None):
+            training.pretrain(cfg)
     except MISTAKES as error:
         raise in_words(error, words) from None
+    except Stopped:  # before the first step, or in the probe at the end
+        raise KeyboardInterrupt(STOP.reason) from None
     finally:
         if on_main_thread:
             STOP.uninstall()

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import runpy
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from d2v_pretrain.checkpoint import ownership
 from d2v_pretrain.config import show
 from d2v_pretrain.config.compose import choices, data_sets, register_resolvers
 from d2v_pretrain.config.explain import MISTAKES, in_words
@@ -24,7 +26,8 @@ from d2v_pretrain.config.recipes import USUAL, config_folder, for_hydra
 from d2v_pretrain.config.typed_groups import settle
 from d2v_pretrain.errors import ConfigError, nearest
 from d2v_pretrain.redaction import conceal_tracebacks, redact
-from d2v_pretrain.training.signals import EXIT_REQUEUE, STOP
+from d2v_pretrain.training.signals import EXIT_REQUEUE, STOP, Stopped
+from d2v_pretrain.training.terminal import outlive_terminal
 
 COMMANDS = {
     "pretrain": "train an encoder without labels; also what is run without a command",
@@ -153,7 +156,10 @@ def main() -> None:
         print(OVERVIEW.format(commands=table(list(COMMANDS.items()))), end="")
     elif first in MODULES:
         sys.argv[1:] = words
-        runpy.run_module(MODULES[first], run_name="__main__", alter_sys=True)
+        try:
+            runpy.run_module(MODULES[first], run_name="__main__", alter_sys=True)
+        except KeyboardInterrupt:  # while torch was imported
+            sys.exit(128 + signal.SIGINT)
     elif first == "finetune":
         train(["task=finetune", *words], FINETUNE, _NOT_IN_FINETUNING)
     elif first in COMMANDS or "=" in first or first.startswith("-"):
@@ -192,6 +198,8 @@ def train(words: list[str], page: str = PRETRAIN, without: Sequence[str] = ("lab
         hydra.main(str(config_folder()), "pretrain", version_base="1.3")(_task)()
     except MISTAKES as error:
         _stop(error)
+    except KeyboardInterrupt:  # before _task
+        sys.exit(128 + signal.SIGINT)
 
 
 def _asks_for_cfg(words: Sequence[str]) -> bool:
@@ -221,16 +229,22 @@ def _settings() -> list[tuple[str, str]]:
 
 
 def _task(cfg: DictConfig) -> None:
-    STOP.install()  # before the imports, so that a signal during them counts
-    # torch and Lightning take seconds, which a mistake in the words need not wait for.
-    from d2v_pretrain.training.run import pretrain, stopped
-
+    STOP.install(at_once=True)  # before the imports, so that a signal during them counts
+    STOP.watch()
+    STOP.ends.append(ownership.release)
+    outlive_terminal()
     try:
         settle(cfg, HydraConfig.get().overrides.task)
-        trainer = pretrain(cfg)
+        with ownership.owned(Path(cfg.folder), lambda: STOP.reason is not None):
+            # torch and Lightning take seconds, which a mistake in the words need not wait for.
+            from d2v_pretrain.training.run import pretrain, stopped
+
+            trainer = pretrain(cfg)
         if trainer is not None and stopped(trainer) is not None:
             _requeue(trainer.is_global_zero)
         STOP.uninstall()
+    except Stopped:
+        _leave_at_once()
     except MISTAKES as error:
         STOP.uninstall()
         _stop(error)  # here, because Hydra would print an additional line
@@ -241,6 +255,21 @@ def _task(cfg: DictConfig) -> None:
         rule = f"cannot be written ({error.strerror})"
         remedy = "with that mended, or another folder=DIR, type the same command"
         _stop(ConfigError("folder", cfg.folder, rule, remedy))
+
+
+def _leave_at_once() -> None:
+    """Exit after a stop while there was nothing to save: before the first step, while waiting for
+    another process, or in the probe at the end.
+
+    Every rank exits with the code for a requeue, because the launchers then end the others. Only
+    those that Lightning has started do not: it would kill rank 0 before that has exited.
+    """
+    first = ownership.is_first(os.environ)
+    if first:
+        line = f"stopped ({STOP.reason}) while there was nothing to save."
+        print(f"{line} The same command goes on from there.", flush=True)
+        STOP.hand_over()
+    sys.exit(0 if not first and ownership.VARIABLE in os.environ else EXIT_REQUEUE)
 
 
 def _is_in(file: object, folder: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor
 
-from d2v_pretrain.checkpoint.saved_run import find
+from d2v_pretrain.checkpoint.saved_run import Run, find
 from d2v_pretrain.config import options as commands
 from d2v_pretrain.config.options import Words
 from d2v_pretrain.errors import ConfigError
@@ -73,6 +74,14 @@ def main(typed: Sequence[str]) -> Path:
     run, folder = find(options.run, options.step, Gate.typed(options.trust)), Path(options.output)
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError("output", folder, "is not empty", "type another one, or remove it")
+    try:
+        return _extract(options, run, folder)
+    except KeyboardInterrupt:
+        shutil.rmtree(folder, ignore_errors=True)  # it was new or empty; half of it is of no use
+        raise
+
+
+def _extract(options: Options, run: Run, folder: Path) -> Path:
     transform, encoder = run.transform(options.data, folder), run.encoder(options.which)
     layers = number_of_layers(encoder, options.layers)
     encoder.to("cuda" if torch.cuda.is_available() else "cpu")

@@ -214,6 +214,6 @@ def _outlive_signals(worker: int) -> None:
     The signals reach every process of the job, and training still needs its workers up to the step
     that saves. On SIGTERM a worker exits after two minutes, in case no process is left to stop it.
     """
-    for number in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(120))

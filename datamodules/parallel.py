@@ -95,21 +95,23 @@ def _pool(
             yield from (one.result() for one in ended)
     except BaseException:  # Ctrl-C, or a task failed: the next start repeats unfinished tasks
         for process in list(pool._processes.values()):
-            process.terminate()
+            process.kill()
         raise
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def _start(counter: Synchronized[int]) -> None:
-    """Set up a process of the pool: one thread, and no reaction to Ctrl-C.
+    """Set up a process of the pool: one thread, and no reaction to signals.
 
     The process exits when its parent is killed; otherwise it would wait for work for ever.
     """
     global _done
     _done = counter
     torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent decides
+    # A request to stop reaches all processes of a job; the parent decides.
+    for number in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
+        signal.signal(getattr(signal, number), signal.SIG_IGN)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import IO, Any, cast
@@ -39,7 +39,9 @@ _CAUSES = {
 }
 
 
-def write(content: Mapping[str, Any], path: Path) -> None:
+def write(
+    content: Mapping[str, Any], path: Path, confirm: Callable[[], None] = lambda: None
+) -> None:
     """Write a checkpoint atomically: at every moment ``path`` is either the old file or the new
     one.
 
@@ -50,6 +52,7 @@ def write(content: Mapping[str, Any], path: Path) -> None:
             else is an assertion error that says where it is, because such a file could not be read
             back.
         path: the file to write; missing folders are made.
+        confirm: called when all is written, before the file takes its name; may raise.
 
     Raises:
         ConfigError: the disk is full, read-only or refuses for another reason. The old file is
@@ -59,7 +62,10 @@ def write(content: Mapping[str, Any], path: Path) -> None:
     assert stranger is None, f"{stranger}: only tensors and plain types may be saved"
     try:
         with atomic(path, path.parent / TEMPORARY) as temporary:
+            if temporary.is_file():
+                temporary.unlink()  # a process that was suspended may have it open
             _write_with_checksum(content, temporary)
+            confirm()
     except OSError as error:
         cause, remedy = _CAUSES.get(
             error.errno or 0, (str(error.strerror or error), "look at the run folder")

@@ -12,6 +12,7 @@ from lightning.pytorch.plugins.io import CheckpointIO
 from torch import Tensor
 
 from d2v_pretrain.checkpoint import file as files
+from d2v_pretrain.checkpoint import ownership
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -71,7 +72,7 @@ class AtomicCheckpointIO(CheckpointIO):
             pending.result()
 
     def _write(self, content: dict[str, Any], path: Path) -> None:
-        files.write(content, path)
+        files.write(content, path, ownership.confirm)
         if self.then is not None:
             self.then(path)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import signal
 import sys
 import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -89,7 +90,7 @@ def split(words: Iterable[str], *keys: str) -> tuple[list[str], list[str]]:
 
 def run(command: Callable[[list[str]], Any], kind: type) -> None:
     """Run a command with what was typed. Without words, or with ``-h``, it prints its usage page; a
-    mistake of the user's is one line and exit code 2.
+    mistake of the user's is one line and exit code 2, Ctrl-C one line and exit code 130.
 
     Args:
         command: called with the words.
@@ -103,11 +104,16 @@ def run(command: Callable[[list[str]], Any], kind: type) -> None:
     # These import Hydra, which the page can do without.
     from d2v_pretrain.config.explain import MISTAKES, in_words
 
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         command(typed)
     except MISTAKES as error:
         print(redact(f"error: {in_words(error)}"), file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("stopped (Ctrl-C)", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 def page(kind: type) -> str:

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.strategies import Strategy
 from torch import distributed
 
+from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.training.internals import collective_timeout, default_store
 
 ROLL_CALL = 10.0  # seconds that a rank waits for the others to report what happened to them
@@ -40,6 +41,24 @@ def world_size() -> int:
     """Number of ranks of this run; 1 while no process group exists."""
     ready = distributed.is_available() and distributed.is_initialized()
     return distributed.get_world_size() if ready else 1
+
+
+def check_same_step(step: int) -> None:
+    """Compare the step from which each rank goes on. Every rank must call it.
+
+    Raises:
+        ConfigError: they differ, because a rank did not see the newest checkpoint yet. A file
+            system over a network may show a new file late.
+    """
+    if world_size() == 1:
+        return
+    steps: list[int] = [step] * world_size()
+    distributed.all_gather_object(steps, step)
+    if len(set(steps)) > 1:
+        rule = "is not the same step on all ranks: they go on from steps "
+        rule += ", ".join(map(str, steps))
+        remedy = "type the same command again, when all nodes see the newest checkpoint"
+        raise ConfigError("checkpoint", step, rule, remedy)
 
 
 class Agreement:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import warnings
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from rich.console import Console
 
 from d2v_pretrain.atomic_files import atomic
 from d2v_pretrain.checkpoint import file as checkpoint
+from d2v_pretrain.checkpoint import ownership
 from d2v_pretrain.config import stored
 from d2v_pretrain.config.compose import check
 from d2v_pretrain.config.identity import check_same_run
@@ -34,6 +36,7 @@ from d2v_pretrain.training.log import log
 from d2v_pretrain.training.module import TrainingModule
 from d2v_pretrain.training.preflight import preflight
 from d2v_pretrain.training.ranks import is_lost, leave_together, post_mortem
+from d2v_pretrain.training.signals import STOP, Stopped
 from d2v_pretrain.training.tasks import Task
 
 CPU = torch.device("cpu")
@@ -59,6 +62,7 @@ def pretrain(cfg: DictConfig) -> Trainer | None:
     _check_job(cfg)
     _quiet_lightning()
     folder = Path(cfg.folder)
+    ownership.join()
     last = _where_to_start(cfg, folder)
     step = 0 if last is None else checkpoint.step_of(last)
     log(f"[bold]{cfg.name}[/] in {folder}")
@@ -78,15 +82,24 @@ def pretrain(cfg: DictConfig) -> Trainer | None:
     trainer.accumulate_grad_batches = per_step // world
     each = f"{per_step // world} on each of {world}"
     log(f"an update is {per_step} micro-batches of up to {cfg.micro_batch} samples: {each}")
+    undo = partial(_put_back, _contents(folder, "config.yaml", "environment.json"))
     if trainer.is_global_zero:
         folder.mkdir(parents=True, exist_ok=True)
         with atomic(folder / "config.yaml") as temporary:
             temporary.write_text(module.config, "utf-8")
         write_environment(folder)
-    _fit(trainer, module, datamodule, last, folder)
+        STOP.ends.insert(0, undo)
+    try:
+        _fit(trainer, module, datamodule, last, folder)
+    except Stopped:
+        if trainer.is_global_zero and trainer.global_step == step:
+            undo()
+        raise
     if (reason := stopped(trainer)) is not None:
         at = f"{trainer.global_step:,} of {cfg.steps:,}"
-        log(f"stopped at step {at} ({reason}); everything is saved in {folder}.")
+        saved = next(c.saved for c in trainer.checkpoint_callbacks if isinstance(c, Saving))
+        left = "" if saved == trainer.global_step else f" up to step {saved:,}, the last good one"
+        log(f"stopped at step {at} ({reason}); everything{left} is saved in {folder}.")
         log("The same command goes on from there.")
     return trainer
 
@@ -108,8 +121,15 @@ def _fit(
     folder: Path,
 ) -> None:
     """Train. All ranks exit together; if one fails, each of the others reports which and why."""
+    launcher = trainer.strategy.launcher
+    if launcher is not None:
+        STOP.ends.append(partial(launcher.kill, signal.SIGTERM))
     try:
         trainer.fit(module, datamodule, ckpt_path=last, weights_only=True)
+    except Stopped:
+        if launcher is not None:
+            launcher.kill(signal.SIGTERM)  # the ranks that Lightning has started
+        raise
     except Exception as error:
         console = Console(stderr=True)
         for number, line in enumerate(post_mortem(error)):
@@ -121,9 +141,26 @@ def _fit(
         if is_lost(error):
             # No stack trace, which would hide the one of the rank that failed; and no clean-up,
             # which would wait for that rank.
+            ownership.release()
             os._exit(1)
         raise
     leave_together()
+
+
+def _contents(folder: Path, *names: str) -> dict[Path, bytes | None]:
+    """What files hold; None for one that does not exist."""
+    paths = [folder / name for name in names]
+    return {path: path.read_bytes() if path.exists() else None for path in paths}
+
+
+def _put_back(before: dict[Path, bytes | None]) -> None:
+    """After a stop before the first step, let files be as they were."""
+    for path, content in before.items():
+        if content is None:
+            path.unlink(missing_ok=True)
+        else:
+            with atomic(path) as temporary:
+                temporary.write_bytes(content)
 
 
 def stopped(trainer: Trainer) -> str | None:

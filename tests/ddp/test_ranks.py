@@ -87,6 +87,32 @@ def test_a_signal_to_one_rank_stops_all(tmp_path: Path) -> None:
     assert last is not None and not rejected
 
 
+def behind(cwd: str, argv: list[str], env: dict[str, str]) -> None:
+    """A life whose second rank does not see the newest checkpoint yet."""
+    newest = checkpoint.newest_valid
+
+    def newest_valid(folder: Path) -> tuple[Path | None, list[tuple[Path, str]]]:
+        path, rejected = newest(folder)
+        return (folder / "step=6.ckpt" if env["RANK"] == "1" else path), rejected
+
+    checkpoint.newest_valid = newest_valid
+    LIVE(cwd, argv, env)
+
+
+LIVE = processes.live
+
+
+def test_ranks_that_see_different_checkpoints_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    argv = [*TEXT, "checkpoint.keep_last=9"]
+    processes.finish(tmp_path, [*argv, "steps=9"], world=2)
+    monkeypatch.setattr(processes, "live", behind)
+    codes = processes.ends(processes.start(tmp_path, [*argv, "steps=12"], world=2))
+    assert codes == [2, 2]
+    assert "they go on from steps 9, 6" in (tmp_path / "out.txt").read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("modality", ["audio", "vision", "text"])
 def test_any_number_of_ranks(tmp_path: Path, modality: str) -> None:

@@ -10,8 +10,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 
 from d2v_pretrain.atomic_files import atomic
+from d2v_pretrain.checkpoint import ownership
 from d2v_pretrain.training.callbacks.metrics import Meter
 from d2v_pretrain.training.log import log
+from d2v_pretrain.training.signals import STOP
 
 
 class Accuracy(Meter):
@@ -33,7 +35,8 @@ class Accuracy(Meter):
     def observe(self, trainer: Trainer, module: LightningModule) -> dict[str, Any]:
         if not self.every or trainer.global_step % self.every:
             return {}
-        return {"test_accuracy": test(trainer, module)["accuracy"]}
+        with STOP.ending_at_once(trainer.world_size == 1):
+            return {"test_accuracy": test(trainer, module)["accuracy"]}
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Test, print, write. In ``on_train_end`` the last checkpoint would not be saved yet."""
@@ -44,6 +47,7 @@ class Accuracy(Meter):
             line = "Fine-tuned on '{task}': accuracy {accuracy:.3f} on {test:,} unseen examples, "
             line += "chance {chance:.3f} ({classes} classes, {note})"
             log(line.format(**report))
+            ownership.confirm()
             with atomic(self.path) as temporary:
                 temporary.write_text(json.dumps(report, indent=2) + "\n")
 

@@ -14,9 +14,11 @@ from torch import Tensor, distributed
 
 from d2v_pretrain.atomic_files import atomic
 from d2v_pretrain.checkpoint import file as checkpoint
+from d2v_pretrain.checkpoint import ownership
 from d2v_pretrain.checkpoint.lightning import AtomicCheckpointIO
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.training.callbacks.metrics import Meter
+from d2v_pretrain.training.log import log
 from d2v_pretrain.types import Batch
 
 
@@ -29,9 +31,12 @@ class BadSteps(Meter):
     ids of all its samples.
 
     ``patience`` bad steps in a row are not the fault of single samples. Then weights, teacher and
-    optimizer are restored from the newest checkpoint that was saved after a good step. Step number
-    and data go on, so the samples in between are not seen again. The second time the run stops.
-    All of this depends on the steps alone, so a resumed run does the same again.
+    optimizer are restored from the newest checkpoint. Step number and data go on, so the samples in
+    between are not seen again. The second time the run stops. All of this depends on the steps
+    alone, so a resumed run does the same again.
+
+    ``Saving`` asks ``in_doubt``, and saves after a good step only. So checkpoints are good, and a
+    run that was stopped goes on from before its bad steps.
 
     Args:
         folder: the run's folder.
@@ -72,6 +77,13 @@ class BadSteps(Meter):
         self.recent.append((self.seen, self.ids, bad))
         self.ids = []
 
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the run is not to be saved now: the last step was bad, or so many were that the
+        run goes back at the next logged step. Waits for the device.
+        """
+        return float(self.row) > 0 or float(self.worst) >= self.patience
+
     def receive(self, trainer: Trainer, module: LightningModule, values: dict[str, float]) -> None:
         self._write(trainer)
         worst, self.worst = float(self.worst), 0.0
@@ -94,9 +106,13 @@ class BadSteps(Meter):
     def _write(self, trainer: Trainer) -> None:
         recent, self.recent = self.recent, []
         flags = torch.stack([bad for *_, bad in recent]).tolist() if recent else []
-        for (step, ids, _), bad in zip(recent, flags):
-            if not bad:
-                continue
+        skipped = [(step, ids) for (step, ids, _), bad in zip(recent, flags) if bad]
+        if skipped:
+            ownership.confirm()
+            steps = ", ".join(f"{step:,}" for step, _ in skipped)
+            rule = "gradient not finite, so nothing was learned"
+            log(f"[yellow]skipped steps {steps}: {rule}; their samples are in {self.file}[/]")
+        for step, ids in skipped:
             parts: list[Any] = [torch.cat(ids).tolist()]  # of each rank
             if trainer.world_size > 1:  # all ranks get here: the flag is the same on all of them
                 parts *= trainer.world_size
@@ -117,10 +133,14 @@ class BadSteps(Meter):
             again = "although the run had gone back once"
             none = "and no checkpoint was saved before them"
             rule += f"{trainer.global_step}, {again if self.went_back else none}"
-            remedy = f"lower lr, raise warmup or set clip; {self.file} has the samples"
+            remedy = "type the same command with a lower lr, a longer warmup or a smaller clip; "
+            remedy += f"{self.file} has the samples"
             raise ConfigError("loss", "nan", rule, remedy)
         trainer.strategy.load_model_state_dict(good)
         trainer.strategy.load_optimizer_state_dict(good)
+        many = f"{self.patience} or more steps in a row were skipped"
+        back = f"weights, teacher and optimizer are again those of step {good['global_step']:,}"
+        log(f"[yellow]{many}: {back}. The data go on[/]")
         self.went_back, self.row = True, 0.0
 
     def _last_good(self) -> dict[str, Any] | None:

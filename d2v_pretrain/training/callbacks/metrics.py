@@ -18,6 +18,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
 from d2v_pretrain.atomic_files import atomic
+from d2v_pretrain.checkpoint import ownership
+from d2v_pretrain.training.signals import Stopped
 from d2v_pretrain.types import Batch
 
 
@@ -32,7 +34,11 @@ class Meter(Callback):
         """
 
     def observe(self, trainer: Trainer, module: LightningModule) -> dict[str, Tensor | float]:
-        """Called at logged steps: numbers to log, as floats or () tensors on any device."""
+        """Called at logged steps: numbers to log, as floats or () tensors on any device.
+
+        Raises:
+            Stopped: a signal came. The same is asked again at the next start.
+        """
         return {}
 
     def receive(self, trainer: Trainer, module: LightningModule, values: dict[str, float]) -> None:
@@ -59,6 +65,7 @@ class MetricsLog(Callback):
     def __init__(self, log_every: int) -> None:
         self.log_every, self.seen = log_every, 0
         self.meters: list[Meter] = []
+        self.pending: dict[str, Any] | None = None  # a line that a stop has cut off
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.meters = [c for c in trainer.callbacks if isinstance(c, Meter)]  # type: ignore[attr-defined]
@@ -71,6 +78,18 @@ class MetricsLog(Callback):
         for logger in trainer.loggers:
             if isinstance(logger, JsonlLogger):
                 logger.rewind(self.seen)
+        self._complete(trainer, pl_module)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Complete the last line of a run. Lightning does not start training for it."""
+        if trainer.global_step >= trainer.max_steps:
+            self._complete(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"pending": self.pending}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.pending = state_dict["pending"]
 
     def on_train_batch_end(
         self,
@@ -90,14 +109,43 @@ class MetricsLog(Callback):
         if step != 1 and step % self.log_every and step != trainer.max_steps:
             return
         module: Any = pl_module
-        collected: dict[str, Tensor | float] = dict(module.log_metrics)
-        for meter in self.meters:
-            collected |= meter.observe(trainer, module)
-        values = {"samples": module.samples_seen} | read(collected, trainer, module.device)
+        self._log(trainer, module, dict(module.log_metrics), 0)
+
+    def _log(
+        self,
+        trainer: Trainer,
+        module: LightningModule,
+        collected: dict[str, Tensor | float],
+        first: int,
+    ) -> None:
+        """Complete ``collected`` by the numbers of the meters from number ``first`` on, and log
+        them.
+
+        A signal may cut a long meter off, such as a probe. The checkpoint that is then written
+        holds what is known of this line, and the next start measures the rest. Weights and data are
+        the same then.
+        """
+        left = self.meters[first:]
+        try:
+            while left:
+                collected |= left[0].observe(trainer, module)
+                left = left[1:]
+        except Stopped:
+            known, at = read(collected, trainer, module.device), len(self.meters) - len(left)
+            self.pending = {"step": trainer.global_step, "values": known, "meter": at}
+            return
+        samples: int = module.samples_seen  # type: ignore[assignment]
+        values = {"samples": samples} | read(collected, trainer, module.device)
         for meter in self.meters:
             meter.receive(trainer, module, values)
         for logger in trainer.loggers:
-            logger.log_metrics(values, step)
+            logger.log_metrics(values, trainer.global_step)
+
+    def _complete(self, trainer: Trainer, module: LightningModule) -> None:
+        """Write the line that a stop has cut off before this start."""
+        pending, self.pending = self.pending, None
+        if pending is not None and pending["step"] == trainer.global_step:
+            self._log(trainer, module, pending["values"], pending["meter"])
 
 
 def read(
@@ -160,6 +208,7 @@ class JsonlLogger(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         assert step is not None, "a line needs its step"
+        ownership.confirm()
         line = {"step": step} | {k: v if math.isfinite(v) else None for k, v in metrics.items()}
         self.jsonl.parent.mkdir(parents=True, exist_ok=True)
         with self.jsonl.open("a") as file:
@@ -175,6 +224,7 @@ class JsonlLogger(Logger):
         """Remove the lines after ``step``, and a last line that a kill cut in half."""
         if not self.jsonl.exists():
             return
+        ownership.confirm()
         kept = [json.dumps(line) + "\n" for line in lines(self.jsonl) if line["step"] <= step]
         if (text := "".join(kept)) != self.jsonl.read_text():
             with atomic(self.jsonl) as temporary:

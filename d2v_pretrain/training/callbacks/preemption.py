@@ -7,8 +7,9 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from d2v_pretrain.checkpoint import ownership
 from d2v_pretrain.training.internals import disable_sigterm_handling
-from d2v_pretrain.training.ranks import Agreement
+from d2v_pretrain.training.ranks import Agreement, check_same_step
 from d2v_pretrain.training.signals import STOP
 
 
@@ -28,22 +29,43 @@ class Preemption(Callback):
         self.seen = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Until the first step a signal ends the process at once. Several ranks know each other
+        from here on, and must agree instead.
+        """
         disable_sigterm_handling(trainer)
+        if trainer.world_size > 1:
+            STOP.switch(at_once=False)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock. If a signal came during the set-up, stop now, with nothing to save."""
+        """Start the clock. If a signal came during the set-up, stop now, with nothing to save.
+
+        Raises:
+            ConfigError: the ranks go on from different checkpoints.
+        """
+        check_same_step(trainer.global_step)
         self.start, self.seen = time.monotonic(), trainer.global_step
         self.agreement = Agreement(trainer.strategy)
         if self.agreement.ask(self._due()) or self.agreement.settle():
             self._stop(trainer)
 
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: Any
+    ) -> None:
+        """From the first step on there is something to save."""
+        STOP.switch(at_once=False)
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         """At the end of a step, ask all ranks. With several ranks the answer comes one step
         later.
+
+        Raises:
+            ConfigError: another process has taken over the run's folder.
         """
         if trainer.global_step == self.seen:
             return
         self.seen = trainer.global_step
+        if ownership.is_lost():
+            ownership.confirm()
         if self.agreement.ask(self._due()):
             self._stop(trainer)
 

@@ -15,11 +15,13 @@ from rich import get_console
 from rich.table import Table
 
 from d2v_pretrain.atomic_files import atomic
+from d2v_pretrain.checkpoint import ownership
 from d2v_pretrain.evaluation.classifiers import effective_rank
 from d2v_pretrain.evaluation.probe import features, probe, table, verdict
 from d2v_pretrain.models.encoder import Encoder
 from d2v_pretrain.training.callbacks.metrics import Meter
 from d2v_pretrain.training.fsdp import full_tensor
+from d2v_pretrain.training.signals import STOP
 from d2v_pretrain.types import Batch
 
 HEALTH = ("target_std", "target_position_std", "pred_std", "pred_position_std")
@@ -55,7 +57,8 @@ class Probe(Meter):
         if not self.every or trainer.global_step % self.every:
             return {}
         encoder, data = self._teacher(module), _data(trainer)
-        results = [probe(task, {"pretrained": encoder}) for task in data.probe_tasks()]
+        with STOP.ending_at_once(trainer.world_size == 1):
+            results = [probe(task, {"pretrained": encoder}) for task in data.probe_tasks()]
         return {
             f"probe_{r['task']}_{r['headline']}": r[r["headline"]]["pretrained"] for r in results
         }
@@ -82,6 +85,7 @@ class Probe(Meter):
         else:
             report = self._without_labels(data.health_batches(self.samples), encoders)
         report |= {"data": described, "step": trainer.global_step}
+        ownership.confirm()
         with atomic(self.path) as temporary:
             temporary.write_text(json.dumps(report, indent=2) + "\n")
 

@@ -14,12 +14,18 @@ from lightning.pytorch.callbacks import Checkpoint
 
 from d2v_pretrain.atomic_files import atomic
 from d2v_pretrain.checkpoint.lightning import AtomicCheckpointIO
+from d2v_pretrain.training.callbacks.bad_steps import BadSteps
 from d2v_pretrain.training.callbacks.metrics import Meter
 from d2v_pretrain.training.ranks import Agreement
+from d2v_pretrain.training.signals import STOP
 
 
 class Saving(Checkpoint, Meter):
     """Writes ``step=N.ckpt`` after an optimizer step, and makes ``last.ckpt`` a hard link to it.
+
+    A save that is due after a bad step (see ``BadSteps``) is made after the next good one, so that
+    bad checkpoints do not displace good ones. Training that ends after a bad step is not saved
+    then, unless it was the run's last step: the next start repeats the steps since the last save.
 
     Lightning's ModelCheckpoint is not used: it may save between the micro-batches of a step, whose
     gradients are then lost; it writes ``last`` a second time; and it cannot save by steps and by
@@ -54,6 +60,7 @@ class Saving(Checkpoint, Meter):
         self.io = AtomicCheckpointIO(asynchronous, self._keep)
         self.pause = float("inf") if every_minutes is None else 60 * every_minutes
         self.seen = self.saved = 0
+        self.due = False
         self.last = time.monotonic()
         self.score: float | None = None  # the newest since the last save; larger is better
         self.record = float("-inf")
@@ -81,21 +88,30 @@ class Saving(Checkpoint, Meter):
         self.last, self.agreement = time.monotonic(), Agreement(trainer.strategy)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        """Save if this micro-batch ended a step and a save is due."""
+        """Save if this micro-batch ended a good step and a save is due."""
         step = trainer.global_step
         if step == self.seen:
             return
         self.seen = step
         late = self.agreement.ask(time.monotonic() - self.last >= self.pause)
-        if late or (self.every_steps is not None and step % self.every_steps == 0):
+        self.due |= late or (self.every_steps is not None and step % self.every_steps == 0)
+        if self.due and not _in_doubt(trainer):
             self._save(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Save the last step unless it is saved already, and wait until it is on disk."""
+        """Save the last step unless it is saved already, and wait until it is on disk.
+
+        Raises:
+            Stopped: the run has made its last step, and was told to stop. What is left, a probe,
+                the next start does.
+        """
         self.agreement.settle()
-        if trainer.global_step > self.saved:
+        done = trainer.global_step >= trainer.max_steps
+        if trainer.global_step > self.saved and (done or not _in_doubt(trainer)):
             self._save(trainer)
         self.io.wait()
+        if done and trainer.is_global_zero:
+            STOP.switch(at_once=True)
 
     def _save(self, trainer: Trainer) -> None:
         self.io.wait()  # the last write still reads is_best at its end
@@ -104,7 +120,7 @@ class Saving(Checkpoint, Meter):
             self.record = max(self.record, self.score)
         self.score = None
         trainer.save_checkpoint(self.folder / f"step={trainer.global_step}.ckpt")
-        self.saved, self.last = trainer.global_step, time.monotonic()
+        self.saved, self.last, self.due = trainer.global_step, time.monotonic(), False
 
     def _keep(self, path: Path) -> None:
         """After a file was written, link its other names to it and delete older files."""
@@ -114,6 +130,11 @@ class Saving(Checkpoint, Meter):
         for old in sorted(self.folder.glob("step=*.ckpt"), key=_step)[: -self.keep_last]:
             if self.keep_every is None or _step(old) % self.keep_every:
                 old.unlink()
+
+
+def _in_doubt(trainer: Trainer) -> bool:
+    watches = [c for c in trainer.callbacks if isinstance(c, BadSteps)]  # type: ignore[attr-defined]
+    return any(watch.in_doubt for watch in watches)
 
 
 def point(name: Path, path: Path) -> None:

@@ -4,17 +4,22 @@ once, then stop."""
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Container
 from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
 
+from d2v_pretrain.checkpoint import file as checkpoint
 from d2v_pretrain.config.compose import load
 from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.training.callbacks.bad_steps import BadSteps
 from d2v_pretrain.training.module import TrainingModule
 from d2v_pretrain.training.run import pretrain
+from d2v_pretrain.training.signals import STOP
 from d2v_pretrain.types import Batch
 from tests.resume.processes import COMMON, RUNS
 
@@ -28,12 +33,12 @@ ARGV += ["callbacks.bad_steps.patience=3"]
 @pytest.fixture
 def poisoned(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Callable[[set[int]], dict[int, list[Tensor]]]:
+) -> Callable[..., dict[int, list[Tensor]]]:
     """Train with a loss that is nan in the steps given; the student's weights before each step."""
     monkeypatch.chdir(tmp_path)
     step = TrainingModule.training_step
 
-    def train(bad: set[int]) -> dict[int, list[Tensor]]:
+    def train(bad: Container[int], *words: str) -> dict[int, list[Tensor]]:
         before: dict[int, list[Tensor]] = {}
 
         def training_step(module: TrainingModule, batch: Batch, batch_idx: int) -> Tensor:
@@ -44,7 +49,7 @@ def poisoned(
             return loss * float("nan") if module.updates in bad and batch_idx % 2 else loss
 
         monkeypatch.setattr(TrainingModule, "training_step", training_step)
-        pretrain(load(ARGV))
+        pretrain(load([*ARGV, *words]))
         return before
 
     return train
@@ -124,3 +129,77 @@ def test_a_skipped_step_counts_neither_for_adam_nor_for_the_teacher(
         moved = not torch.equal(seen[step + 1][2], teacher_before)
         assert moved == (step not in (0, 3) and count > 0)
     assert count == 3, "of the first five steps two were skipped"
+
+
+LONG = ["steps=40", "checkpoint.every_steps=5", "checkpoint.keep_last=3"]
+
+
+def saved(folder: Path) -> list[int]:
+    """Steps of the checkpoints, whose states say that the step before them was good."""
+    files = sorted((folder / "runs/run/checkpoints").glob("step=*.ckpt"), key=checkpoint.step_of)
+    for file in [*files, folder / "runs/run/checkpoints/last.ckpt"]:
+        [state] = [s for key, s in checkpoint.read(file)["callbacks"].items() if "BadSteps" in key]
+        assert not state["row"] and state["worst"] < 3, file
+    return [checkpoint.step_of(file) for file in files]
+
+
+def test_bad_steps_displace_no_checkpoint(poisoned: Callable, tmp_path: Path) -> None:
+    """Updates 20 to 35 are bad: the run stops in them, and the three checkpoints before are
+    there."""
+    with pytest.raises(ConfigError, match="up to step 28, although the run had gone back"):
+        poisoned(range(20, 36), *LONG)
+    assert saved(tmp_path) == [10, 15, 20]
+
+
+def test_a_save_waits_for_a_good_step(poisoned: Callable, tmp_path: Path) -> None:
+    """Step 15 is bad, so step 16 is saved instead; step 40 is the last, which is always saved."""
+    poisoned({14, 39}, *LONG, "checkpoint.keep_last=20")
+    assert saved_names(tmp_path) == [5, 10, 16, 20, 25, 30, 35, 40]
+
+
+def saved_names(folder: Path) -> list[int]:
+    files = (folder / "runs/run/checkpoints").glob("step=*.ckpt")
+    return sorted(int(file.stem.partition("=")[2]) for file in files)
+
+
+@pytest.mark.parametrize("bad", [range(20, 40), [*range(8, 12), 17, 18, 19]])
+def test_the_printed_remedy_works(poisoned: Callable, tmp_path: Path, bad: Container[int]) -> None:
+    """With what the message says, the run goes on from the last good checkpoint to its end. In the
+    second case the steps before the stop are good again, but the stop was decided before them."""
+    words = [*LONG, "log_every=8", "checkpoint.every_steps=1"]
+    with pytest.raises(ConfigError, match="lower lr") as stop:
+        poisoned(bad, *words)
+    [*_, last] = saved(tmp_path)
+    assert last == (24 if 30 in bad else 17)  # 24: gone back to step 20, and saved
+    typed = re.findall(r"resume=\w+", str(stop.value))
+    weights = poisoned({}, *words, *typed, "lr=1e-5")
+    assert min(weights) == last and max(weights) == 39
+    assert saved(tmp_path)[-1] == 40
+
+
+def test_a_stop_among_bad_steps_loses_nothing(poisoned: Callable, tmp_path: Path, capsys) -> None:
+    """It goes on from the last good checkpoint and ends with the bits of a run that did not
+    stop."""
+    whole = poisoned({22, 23}, *LONG, "name=whole")
+    count = BadSteps.count
+
+    def asked(watch: BadSteps, trainer: Trainer, module: TrainingModule, batch: Batch) -> None:
+        count(watch, trainer, module, batch)
+        if trainer.global_step == 24:
+            STOP.reason = "SIGTERM"
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(STOP, "reason", None)
+        patch.setattr(BadSteps, "count", asked)
+        poisoned({22, 23}, *LONG)
+    assert saved(tmp_path) == [10, 15, 20]
+    assert "everything up to step 20, the last good one, is saved" in capsys.readouterr().out
+    resumed = poisoned({22, 23}, *LONG)
+    assert min(resumed) == 20 and all(equal(whole[n], resumed[n]) for n in range(20, 40))
+
+
+def test_skipped_steps_and_going_back_are_told(poisoned: Callable, capsys) -> None:
+    poisoned({4, 5, 6, 7})
+    told = capsys.readouterr().out
+    assert "skipped steps 5, 6, 7, 8: gradient not finite" in told and "bad_steps.jsonl" in told
+    assert "3 or more steps in a row" in told and "again those of step 3." in told
