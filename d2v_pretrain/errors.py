@@ -30,6 +30,17 @@ class OutOfRange(ConfigError, IndexError):
     """A ``ConfigError`` for an index that is not in a table, where torch raises ``IndexError``."""
 
 
+class DataError(ConfigError):
+    """A ``ConfigError`` of another process that reads data, of which only the text is known.
+
+    A DataLoader raises the exception of a worker again with one argument: the traceback, the name
+    of the exception and its message.
+    """
+
+    def __init__(self, text: str) -> None:
+        Exception.__init__(self, text.strip().rpartition("DataError: ")[2])
+
+
 def nearest(name: str, known: Iterable[str], most: int = 2) -> str:
     """The most similar right names, as `` (did you mean a or b?)``; empty if no name is similar.
 

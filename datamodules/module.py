@@ -7,10 +7,12 @@ import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from d2v_pretrain.errors import ConfigError
@@ -24,7 +26,8 @@ class MicroBatches(Dataset[Batch]):
     """Reads micro-batches.
 
     A sample that cannot be read gets weight 0 and a placeholder, so that the order of a run does
-    not change.
+    not change. If nothing can be read any more, all samples get them and ``Batch.fault`` says why:
+    an exception would stop this process alone, and the others would wait for it.
 
     Args:
         transform: the samples.
@@ -34,10 +37,36 @@ class MicroBatches(Dataset[Batch]):
         self.transform = transform
 
     def __getitem__(self, micro_batch: MicroBatch) -> Batch:
+        try:
+            return self.read(micro_batch)
+        except ConfigError as error:
+            rows: list[Tensor | None] = [None] * len(micro_batch.ids)
+            return self._batch(micro_batch, rows, fault=str(error))
+
+    def read(self, micro_batch: MicroBatch) -> Batch:
+        """A micro-batch.
+
+        Raises:
+            ConfigError: if nothing can be read any more.
+        """
+        transform, ids = self.transform, micro_batch.ids.tolist()
+        longest = self._lengths(micro_batch)[1]
+        rows = [transform.read(i, micro_batch.epoch, longest) for i in ids]
+        counts = [transform.numbered.count_items(i, row is not None) for i, row in zip(ids, rows)]
+        items, bad = map(sum, zip(*counts))
+        return self._batch(micro_batch, rows, items=items, bad=bad)
+
+    def _lengths(self, micro_batch: MicroBatch) -> tuple[list[int] | None, int | None]:
+        """The length of each sample, None if all are equal; and the length that all are cropped
+        to, None if they are not."""
+        if self.transform.lengths is None:
+            return None, None
+        lengths = self.transform.lengths[micro_batch.ids].tolist()
+        return lengths, min(lengths) if self.transform.crop_to_shortest else None
+
+    def _batch(self, micro_batch: MicroBatch, rows: list[Tensor | None], **read: Any) -> Batch:
         transform, ids = self.transform, micro_batch.ids
-        lengths = None if transform.lengths is None else transform.lengths[ids].tolist()
-        longest = min(lengths) if transform.crop_to_shortest and lengths else None
-        rows = [transform.read(int(i), micro_batch.epoch, longest) for i in ids]
+        lengths, longest = self._lengths(micro_batch)
         good = [row is not None for row in rows]
         for n, row in enumerate(rows):
             if row is None:
@@ -52,6 +81,7 @@ class MicroBatches(Dataset[Batch]):
             epoch=micro_batch.epoch,
             cursor=micro_batch.cursor,
             step_samples=micro_batch.step_samples,
+            **read,
         )
 
 
@@ -167,6 +197,25 @@ class PretrainDataModule(LightningDataModule):
     def describe(self) -> str:
         return self.transform.describe()
 
+    @property
+    def max_bad_share(self) -> float:
+        """Largest share of the stored items that may be unusable."""
+        return self.transform.stored.max_bad_share
+
+    @property
+    def item_count(self) -> int:
+        """Number of stored items that are read in a pass."""
+        return self.transform.numbered.item_count
+
+    @property
+    def passes_in_step(self) -> int:
+        """Largest number of passes over the data that a step takes samples from."""
+        return 2 + self.micro_batches_per_step * self.micro_batch // self.plan.size
+
+    def bad_examples(self) -> str:
+        """A few items that turned out to be unusable in training, and where all are listed."""
+        return self.transform.stored.skipped.examples()
+
     def probe_tasks(self) -> list[ProbeTask]:
         """Classifications of frozen features; [] without labels."""
         return self.transform.probe_tasks()
@@ -179,7 +228,7 @@ class PretrainDataModule(LightningDataModule):
             len(ids) if lengths is None else len(ids) * int(lengths[ids].max()) for ids in batches
         ]
         micro_batch = MicroBatch(batches[int(np.argmax(sizes))], 0, ())
-        return self.finished(MicroBatches(self.transform)[micro_batch])
+        return self.finished(MicroBatches(self.transform).read(micro_batch))
 
     def health_batches(self, n: int) -> list[Batch]:
         """About n samples spread evenly over the data, always the same ones.
@@ -189,7 +238,9 @@ class PretrainDataModule(LightningDataModule):
         ids = np.unique(self.transform.numbered.spread_ids(n))
         cuts = range(self.micro_batch, len(ids), self.micro_batch)
         batches = MicroBatches(self.transform)
-        return [self.finished(batches[MicroBatch(part, 0, ())]) for part in np.split(ids, cuts)]
+        return [
+            self.finished(batches.read(MicroBatch(part, 0, ()))) for part in np.split(ids, cuts)
+        ]
 
 
 def _outlive_signals(worker: int) -> None:

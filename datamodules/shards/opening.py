@@ -34,6 +34,7 @@ class Shard(NamedTuple):
     Args:
         idx: where the index is.
         tar_bytes, tar_crc: size and CRC-32 of the tar.
+        size: bytes of the tar that are there, less than ``tar_bytes`` if it breaks off.
         lengths: length of each sample, 0 for samples that cannot be used.
         bad: number of samples that are known to be unreadable.
     """
@@ -41,6 +42,7 @@ class Shard(NamedTuple):
     idx: Path
     tar_bytes: int
     tar_crc: int
+    size: int
     lengths: np.ndarray
     bad: int
 
@@ -137,9 +139,8 @@ def _shard(path: Path, index: Index, size: int) -> Shard:
     """The part of an index to keep, if its tar has ``size`` bytes now."""
     lengths = index.entries["length"].copy()
     beyond = index.entries["offset"] + index.entries["bytes"] > size
-    return Shard(
-        path, index.tar_bytes, index.tar_crc, lengths, int((beyond | (lengths == 0)).sum())
-    )
+    bad = int((beyond | (lengths == 0)).sum())
+    return Shard(path, index.tar_bytes, index.tar_crc, size, lengths, bad)
 
 
 def _make(names: list[str], cache: Cache, reasons: dict[str, str]) -> None:
