@@ -114,9 +114,10 @@ class Dataset(Numbered, Generic[Item]):
         """Check how many of the labelled items could not be read.
 
         Raises:
-            ConfigError: if more than ``max_bad_share`` of ``total`` items are ``bad``.
+            ConfigError: if more than ``max_bad_share`` of ``total`` items, and more than one, are
+                ``bad``.
         """
-        if bad > self.max_bad_share * total:
+        if bad > max(self.max_bad_share * total, self.max_bad_share > 0):
             rule = f"does not allow {bad:,} unusable of {total:,} labelled items"
             rule += self.skipped.examples()
             remedy = "mend the files, or raise it"

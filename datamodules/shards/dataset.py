@@ -239,13 +239,11 @@ class ShardDataset(Dataset[Item]):
 
     def _was_missing(self, shard: int, place: int) -> bool:
         """Whether the tar was missing at the start, or broke off before this sample."""
-        known = self.shards[shard]
-        if known.size in (0, known.tar_bytes):
-            return known.size == 0
+        size = self.shards[shard].size
         with suppress(Unusable):
             entry = self._index(shard).entries[place]
-            return int(entry["offset"]) + int(entry["bytes"]) > known.size
-        return False
+            return int(entry["offset"]) + int(entry["bytes"]) > size
+        return size == 0
 
     def _span(self, shard: int, place: int) -> bytes:
         """The bytes of a sample."""

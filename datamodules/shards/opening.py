@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from d2v_pretrain.atomic_files import atomic
 from d2v_pretrain.errors import ConfigError
 from datamodules.datasets.scan import Unusable
 from datamodules.parallel import advance, spread
+from datamodules.shards import retries
 from datamodules.shards.fetch import fetch
 from datamodules.shards.index import Index, index_path, is_whole, load, save, scan
 from datamodules.shards.names import PIPE, is_remote, shown
@@ -76,9 +78,15 @@ def open_all(names: Sequence[str], cache: Cache, reasons: dict[str, str]) -> lis
 def _at_once(
     look: Callable[[str], Shard | None], names: Sequence[str], title: str
 ) -> list[Shard | None]:
+    first = look(names[0])  # alone, so that a store that does not answer is told once
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = pool.map(look, names)
-        return list(track(found, title, len(names), console=Console(stderr=True), transient=True))
+        found = chain([first], pool.map(look, names[1:]))
+        try:
+            bar = track(found, title, len(names), console=Console(stderr=True), transient=True)
+            return list(bar)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def _look(name: str, cache: Cache, reasons: dict[str, str]) -> Shard | None:
@@ -118,7 +126,7 @@ def _look_far(name: str, cache: Cache, reasons: dict[str, str]) -> Shard | None:
         # If the index cannot be downloaded, it will be made from the shard itself.
         errors = (Unusable, Damaged, OSError)
         with cache.alone(name), suppress(*errors), atomic(path) as temporary:
-            fetch(index_path(head) + mark + query, temporary)
+            fetch(index_path(head) + mark + query, temporary, retries.AT_START)
             load(temporary)
     found = _load([path], reasons)
     return found and _shard(*found, found[1].tar_bytes)

@@ -17,7 +17,8 @@ from d2v_pretrain.atomic_files import atomic
 from d2v_pretrain.errors import ConfigError
 from datamodules.datasets.scan import Unusable
 from datamodules.shards.fetch import fetch
-from datamodules.shards.names import is_remote
+from datamodules.shards.names import is_remote, shown
+from datamodules.shards.retries import Refused
 
 Sum = tuple[int, int]  # size in bytes and CRC-32 of a shard
 _OPEN = 64  # files that a process keeps open
@@ -80,6 +81,7 @@ class Cache:
 
         Raises:
             Unusable: if it cannot be downloaded, or is not the shard that was indexed.
+            ConfigError: if its store does not answer, or the folder cannot take it.
         """
         path = self.path(url)
         for _ in range(_EVICTED):
@@ -117,7 +119,9 @@ class Cache:
                         return
                 raise Unusable("is not the shard that was indexed: size or checksum differ")
         except OSError as error:  # the disk is full, or the folder cannot be written
-            raise Unusable(f"cannot be kept in {self.folder} ({error.strerror or error})") from None
+            rule = f"cannot take a copy of {shown(url)} ({error.strerror or error})"
+            remedy = "free space there or give another folder, and type the same command"
+            raise ConfigError("data.cache_folder", self.folder, rule, remedy) from None
 
     def _make_room(self, more: int, keep: Path) -> None:
         """Delete shards until ``more`` bytes fit, the least recently used first, but never
@@ -192,7 +196,7 @@ class Store:
     def _keep_fetching(self, wanted: queue.SimpleQueue[int]) -> None:
         while True:
             number = wanted.get()
-            with suppress(Unusable):  # whoever reads the shard will report it
+            with suppress(Unusable, ConfigError):  # whoever reads the shard will report it
                 os.close(self.cache.open(self.names[number], self.sums[number]))
 
     def _open(self, number: int) -> int:
@@ -210,6 +214,10 @@ class Store:
             raise Unusable(self.gone[number])
         try:
             return self.cache.open(name, self.sums[number])
+        except Refused as error:
+            rule = f"may not be read any more: it {error}"
+            remedy = "renew the credentials and type the same command"
+            raise ConfigError("data.root", shown(name), rule, remedy) from None
         except Unusable as error:
             self.gone[number] = str(error)
             raise

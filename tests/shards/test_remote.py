@@ -20,7 +20,7 @@ from d2v_pretrain.errors import ConfigError
 from datamodules.datasets.scan import Unusable
 from datamodules.module import MicroBatches
 from datamodules.order import EpochOrder, StepSampler
-from datamodules.shards import fetch
+from datamodules.shards import fetch, retries
 from datamodules.shards.index import build_index
 from datamodules.shards.names import shown
 from datamodules.shards.store import Cache
@@ -33,9 +33,10 @@ PATTERN = "/s-{000..004}.tar"
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "WAIT", 0.002)
     monkeypatch.setattr(fetch, "STALL", 0.4)
-    monkeypatch.setattr(fetch, "TRIES", 30)
+    monkeypatch.setattr(retries, "WAIT", 0.002)
+    monkeypatch.setattr(retries, "TRIES", 30)
+    monkeypatch.setattr(retries, "AT_START", 30)
 
 
 def indexed(root: Path) -> Path:
@@ -189,7 +190,7 @@ def test_what_is_gone_there(tmp_path: Path) -> None:
 
 
 def test_tries_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "TRIES", 3)
+    monkeypatch.setattr(retries, "TRIES", 3)
     with serving(indexed(tmp_path / "a"), temper=1.0) as server:
         server.draw.choice = lambda _: "500"  # type: ignore[method-assign]
         with pytest.raises(Unusable, match=r"3 times tried .*HTTP Error 500"):
@@ -206,8 +207,10 @@ def test_a_disk_that_is_full_or_cannot_be_written(
         dataset = audio(server.url + PATTERN, tmp_path, max_bad_share=0.9)
         assert len(dataset) == 21
         monkeypatch.setattr(fetch.zlib, "crc32", _full)
-        assert dataset.read(0) is None and server.asked["s-000.tar"] == 1
-        assert "No space left" in (tmp_path / "skipped.jsonl").read_text()
+        full = rf"data.cache_folder={tmp_path}/cache cannot take a copy of \S+tar \(No space left"
+        with pytest.raises(ConfigError, match=full):
+            dataset.read(0)
+        assert server.asked["s-000.tar"] == 1 and (tmp_path / "skipped.jsonl").read_text() == ""
         assert not list((tmp_path / "cache").glob("*.part"))
         (tmp_path / "file").touch()
         with pytest.raises(ConfigError, match=r"data.cache_folder=\S+file cannot be written"):

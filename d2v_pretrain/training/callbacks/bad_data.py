@@ -20,7 +20,8 @@ class BadData(Callback):
     It raises a ``ConfigError`` at the end of a step, before that step is saved, if
 
     - the data cannot be read at all any more (``Batch.fault``);
-    - in one pass over the data, more than ``max_bad_share`` of all its items could not be used;
+    - in one pass over the data, more than ``max_bad_share`` of all its items could not be used, and
+      more than one (unless the share is 0);
     - where a pass has more than 10,000 items, more than twice that share of 10,000 items that were
       read one after another could not be used (twice, because these may be worse by chance);
     - no item of one or several whole steps in a row could be used, and these are at least 8 items;
@@ -109,7 +110,7 @@ class BadData(Callback):
             return f"{self.recent[1]:,} of the last {self.recent[0]:,} items cannot be used"
         for one, more, worse in zip(self.passes, step[::2], step[1::2]):
             one[:] = [one[0] + more, one[1] + worse]
-            if one[1] > share * size:
+            if one[1] > max(share * size, share > 0):
                 return (
                     f"{one[1]:,} of the {size:,} items of a pass cannot be used (after "
                     f"{one[0]:,} of them)"

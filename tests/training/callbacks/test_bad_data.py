@@ -60,6 +60,7 @@ def test_the_share_of_a_pass_is_exact(size: int, batch: int) -> None:
 
 def test_an_isolated_bad_item_stops_nothing() -> None:
     assert stops_after(watching(), 11, {5}, 1, 0.1, 5000) is None
+    assert stops_after(watching(), 5, {3}, 2, 0.1, 5000) is None
     assert stops_after(watching(), 11, {5}, 1, 0.0, 5000) is not None, "nothing is allowed"
 
 
