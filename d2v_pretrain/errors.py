@@ -30,6 +30,19 @@ class OutOfRange(ConfigError, IndexError):
     """A ``ConfigError`` for an index that is not in a table, where torch raises ``IndexError``."""
 
 
+def refuse_address(key: str, value: object) -> None:
+    """Refuse an address (``s3://…``) where only a folder of this machine will do: its text would
+    become the name of a folder.
+
+    Raises:
+        ConfigError: if ``value`` is an address.
+    """
+    if "://" in str(value):
+        rule = "is an address, and this can only be a folder of this machine"
+        remedy = "give such a folder, and copy it there afterwards"
+        raise ConfigError(key, value, rule, remedy)
+
+
 class DataError(ConfigError):
     """A ``ConfigError`` of another process that reads data, of which only the text is known.
 

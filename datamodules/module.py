@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.types import Batch, ProbeTask
+from datamodules.datasets.base import Numbered
 from datamodules.datasets.probe_tasks import collate
 from datamodules.order import Cursor, EpochOrder, MicroBatch, StepSampler, readers_for
 from datamodules.transforms.base import Samples
@@ -105,7 +106,8 @@ class PretrainDataModule(LightningDataModule):
             number keeps each shard to one node and the local cache small.
 
     Raises:
-        ConfigError: if ``micro_batch`` does not divide ``global_batch``.
+        ConfigError: if ``micro_batch`` does not divide ``global_batch``, or ``window_shards`` is
+            given for samples that are not in shards.
     """
 
     def __init__(
@@ -123,6 +125,10 @@ class PretrainDataModule(LightningDataModule):
         if micro_batch < 1 or global_batch % micro_batch:
             rule = f"must be a multiple of micro_batch={micro_batch}"
             raise ConfigError("global_batch", global_batch, rule, "change one of the two")
+        if window_shards is not None and not _in_shards(transform):
+            rule = "has no effect on samples that are not in shards"
+            remedy = "leave it out, or put them into shards with python -m datamodules.prepare"
+            raise ConfigError("window_shards", window_shards, rule, remedy)
         self.transform, self.micro_batch = transform, micro_batch
         self.micro_batches_per_step = global_batch // micro_batch
         self.seed, self.workers, self.max_tokens = seed, workers, max_tokens
@@ -241,6 +247,12 @@ class PretrainDataModule(LightningDataModule):
         return [
             self.finished(batches.read(MicroBatch(part, 0, ()))) for part in np.split(ids, cuts)
         ]
+
+
+def _in_shards(transform: Samples) -> bool:
+    """Whether the order of the samples can follow shards: each item is a sample, in a shard."""
+    stored = type(transform.stored)
+    return transform.numbered is not transform and stored.shard_sizes is not Numbered.shard_sizes
 
 
 def _outlive_signals(worker: int) -> None:

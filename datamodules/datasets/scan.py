@@ -195,6 +195,8 @@ def _files(root: str, ignore: set[str], closed: dict[str, str]) -> list[str]:
         return [root]
     if not os.path.isdir(root):
         remedy = "give the folder that holds the data"
+        if "://" in root:
+            remedy = "copy it here, or put the data into shards: data=shards reads them from there"
         raise ConfigError("data.root", root, "is not a folder", remedy)
 
     def note(error: OSError) -> None:

@@ -131,6 +131,8 @@ def _in_store(folder: str) -> set[str]:
     try:
         tars |= set(ask(lambda: manifest(folder)))
     except Unusable as error:
+        if isinstance(error, Refused):
+            raise ConfigError("data.root", place, str(error), "check the credentials") from None
         if unlisted:
             rule = f"names no shards: {unlisted}, and its {MANIFEST} {error}"
             remedy = f"type all names, such as '{place}/shard-{{000000..000127}}.tar'"

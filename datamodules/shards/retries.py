@@ -64,7 +64,7 @@ def persist(
             raise _no_such_store(name, error) from None
         if wait is not None:
             told = f"trying again{state()} in {wait:g} s"
-            most = f"try {tried + 1} of {tries}, which take {sum(waits):,.0f} s at most"
+            most = f"try {tried + 1} of {tries}, with {sum(waits):,.0f} s of waiting in all"
             print(f"{name}: {cause}; {told} ({most})", file=sys.stderr, flush=True)
             time.sleep(wait)
     if at_fault:

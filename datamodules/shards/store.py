@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from d2v_pretrain.atomic_files import atomic
-from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.errors import ConfigError, refuse_address
 from datamodules.datasets.scan import Unusable
 from datamodules.shards.fetch import fetch
 from datamodules.shards.names import is_remote, shown
@@ -36,9 +36,13 @@ class Cache:
     Args:
         folder: where the copies are, on a disk of the node.
         gigabytes: size that the copies may take together.
+
+    Raises:
+        ConfigError: if the folder is an address.
     """
 
     def __init__(self, folder: str, gigabytes: float) -> None:
+        refuse_address("data.cache_folder", folder)
         self.folder, self.limit = Path(folder).expanduser(), gigabytes * 1e9
         self.locks: dict[str, threading.Lock] = defaultdict(threading.Lock)
         self.pid = os.getpid()
