@@ -111,14 +111,14 @@ class Dataset(Numbered, Generic[Item]):
         return self
 
     def check_share(self, bad: int, total: int) -> None:
-        """Check how many of the labelled items could not be read.
+        """Check how many items of a split, or of texts, could not be read.
 
         Raises:
             ConfigError: if more than ``max_bad_share`` of ``total`` items, and more than one, are
                 ``bad``.
         """
         if bad > max(self.max_bad_share * total, self.max_bad_share > 0):
-            rule = f"does not allow {bad:,} unusable of {total:,} labelled items"
+            rule = f"does not allow {bad:,} unusable of {total:,} items"
             rule += self.skipped.examples()
             remedy = "mend the files, or raise it"
             raise ConfigError("data.max_bad_share", self.max_bad_share, rule, remedy)

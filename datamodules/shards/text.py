@@ -69,9 +69,17 @@ class TextShards(ShardDataset[Any], TextDataset):
         return ids.astype(np.int64)
 
     def texts(self) -> Iterator[str]:
-        """The lines of the texts that are not empty, in order."""
-        for text in filter(None, map(self.read, range(len(self)))):
-            yield from filter(None, map(str.strip, text.splitlines()))
+        """The lines of the texts that are not empty, in order.
+
+        Raises:
+            ConfigError: at the end, if too many texts could not be read.
+        """
+        bad = 0
+        for index in range(len(self)):
+            text = self.read(index)
+            bad += self.count_items(index, text is not None)[1]
+            yield from filter(None, map(str.strip, (text or "").splitlines()))
+        self.check_share(bad, len(self))
 
     def describe(self) -> str:
         return f"{self.place}: {len(self):,} {'blocks' if self.in_tokens else 'texts'}"

@@ -21,7 +21,7 @@ from datamodules.order import EpochOrder
 from datamodules.shards.audio import AudioShards
 from datamodules.shards.index import build_index, load
 from datamodules.transforms.audio import AudioTransform
-from tests.shards.tiny_shards import audio, batches, images, png, sounds, write
+from tests.shards.tiny_shards import audio, batches, images, png, sounds, texts, write
 
 
 @pytest.fixture
@@ -148,6 +148,16 @@ def test_a_folder_of_shards_that_is_moved_away(tmp_path: Path, made: Path, worke
     made.mkdir()
     [loader] = batches(transform, plan, workers)
     assert "none of its 5 files is there" in next(loader).fault, "as an empty mount point"
+
+
+def test_texts_that_cannot_be_read_are_too_many(tmp_path: Path) -> None:
+    """When they are tokenised, before training; as the folder of text files, which is scanned."""
+    rows = [(f"{n}.txt", b"a text" if n % 4 else b"\xff\xfe") for n in range(20)]
+    write(tmp_path / "a" / "0.tar", rows)
+    assert len(list(texts(tmp_path / "a", tmp_path, max_bad_share=0.3).texts())) == 15
+    rule = r"max_bad_share=0.2 does not allow 5 unusable of 20 items: .*0.tar: 16 \(.*lists all"
+    with pytest.raises(ConfigError, match=rule):
+        list(texts(tmp_path / "a", tmp_path, max_bad_share=0.2).texts())
 
 
 def test_permission_denied(tmp_path: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:

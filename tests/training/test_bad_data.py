@@ -67,7 +67,7 @@ def test_labelled_files_that_cannot_be_decoded(tmp_path: Path) -> None:
     codes = processes.ends(processes.start(tmp_path, [*argv, *keep, "steps=8"]))
     assert codes == [2], said(tmp_path)[-3000:]
     error = said(tmp_path).splitlines()[-1]
-    assert "does not allow" in error and "unusable of 15 labelled items" in error
+    assert "does not allow" in error and "unusable of 15 items" in error
 
 
 MORE = [pytest.param(*p, marks=pytest.mark.slow) for p in ((0, 1), (1, 1), (3, 1), (1, 2))]
