@@ -21,6 +21,10 @@ class ConfigError(ValueError):
         self.key, self.value, self.rule, self.remedy = key, value, rule, remedy
         super().__init__(f"{key}={value!s} {rule}" + (f"; {remedy}" if remedy else "") + ".")
 
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        """For pickle, which brings the error from another process."""
+        return type(self), (self.key, self.value, self.rule, self.remedy)
+
 
 class MissingFile(ConfigError, OSError):
     """A file that is needed is not there. Also an ``OSError``, as transformers raises it."""
@@ -52,6 +56,9 @@ class DataError(ConfigError):
 
     def __init__(self, text: str) -> None:
         Exception.__init__(self, text.strip().rpartition("DataError: ")[2])
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (str(self),)
 
 
 def nearest(name: str, known: Iterable[str], most: int = 2) -> str:

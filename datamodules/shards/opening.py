@@ -170,7 +170,7 @@ def _make_here(name: str, cache: Cache) -> dict[str, str]:
     try:
         save(index, Path(index_path(name)))
     except OSError:
-        save(index, cache.path(os.path.abspath(name), ".idx"))
+        _save_in(cache, name, index)
     advance(index.tar_bytes)
     return {f"{name}: {sample}": reason for sample, reason in refused.items()}
 
@@ -182,5 +182,18 @@ def _make_far(name: str, cache: Cache) -> dict[str, str]:
     except Unusable as error:
         rule, remedy = f"has no index beside it and {error}", "check the address, or leave it out"
         raise ConfigError("data.root", shown(name), rule, remedy) from None
-    save(index, cache.path(name, ".idx"))
+    _save_in(cache, name, index)
     return {f"{shown(name)}: {sample}": reason for sample, reason in refused.items()}
+
+
+def _save_in(cache: Cache, name: str, index: Index) -> None:
+    """Write the index of a shard into the cache.
+
+    Raises:
+        ConfigError: if the folder of the cache cannot take it.
+    """
+    url = name if is_remote(name) else os.path.abspath(name)
+    try:
+        save(index, cache.path(url, ".idx"))
+    except OSError as error:
+        raise cache.full(name, error) from None

@@ -46,6 +46,8 @@ class Cache:
         self.folder, self.limit = Path(folder).expanduser(), gigabytes * 1e9
         self.locks: dict[str, threading.Lock] = defaultdict(threading.Lock)
         self.pid = os.getpid()
+        # Shards whose store did not answer: who waits for them is not to wait as long again.
+        self.failed: dict[str, ConfigError] = {}
 
     def path(self, url: str, ending: str = _CACHED) -> Path:
         """The file for the copy of a shard; every address has another file name."""
@@ -114,6 +116,8 @@ class Cache:
         }
 
     def _fetch(self, url: str, path: Path, expected: Sum | None) -> None:
+        if url in self.failed:
+            raise self.failed[url]
         try:
             self._make_room(expected[0] if expected else 0, path)
             with atomic(path, path.with_suffix(".part")) as part:
@@ -122,10 +126,17 @@ class Cache:
                     if expected in (None, (part.stat().st_size, crc)):
                         return
                 raise Unusable("is not the shard that was indexed: size or checksum differ")
-        except OSError as error:  # the disk is full, or the folder cannot be written
-            rule = f"cannot take a copy of {shown(url)} ({error.strerror or error})"
-            remedy = "free space there or give another folder, and type the same command"
-            raise ConfigError("data.cache_folder", self.folder, rule, remedy) from None
+        except OSError as error:
+            raise self.full(url, error) from None
+        except ConfigError as error:
+            self.failed[url] = error
+            raise
+
+    def full(self, url: str, error: OSError) -> ConfigError:
+        """The error to raise if the folder cannot take a file."""
+        rule = f"cannot take what belongs to {shown(url)} ({error.strerror or error})"
+        remedy = "free space there or give another folder, and type the same command"
+        return ConfigError("data.cache_folder", self.folder, rule, remedy)
 
     def _make_room(self, more: int, keep: Path) -> None:
         """Delete shards until ``more`` bytes fit, the least recently used first, but never

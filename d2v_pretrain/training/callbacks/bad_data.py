@@ -17,7 +17,7 @@ SURE = 8  # unusable items in a row that are not by chance
 class BadData(Callback):
     """Counts the items that could not be used, and stops the run if these are too many.
 
-    It raises a ``ConfigError`` at the end of a step, before that step is saved, if
+    It raises a ``ConfigError`` at the end of a step or within it, before that step is saved, if
 
     - the data cannot be read at all any more (``Batch.fault``);
     - in one pass over the data, more than ``max_bad_share`` of all its items could not be used, and
@@ -72,6 +72,8 @@ class BadData(Callback):
         self.step[place] += batch.items
         self.step[place + 1] += batch.bad
         self.fault = self.fault or batch.fault
+        if self.fault and trainer.world_size == 1:  # several ranks must end the step together
+            raise DataError(self.fault)
         if batch.step_samples:
             self.totals.start([*self.step, int(bool(self.fault))])
             self.step = [0] * len(self.step)
