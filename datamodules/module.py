@@ -63,18 +63,23 @@ class MicroBatches(Dataset[Batch]):
         if self.transform.lengths is None:
             return None, None
         lengths = self.transform.lengths[micro_batch.ids].tolist()
-        return lengths, min(lengths) if self.transform.crop_to_shortest else None
+        if not self.transform.crop_to_shortest:
+            return lengths, None
+        # An item whose length could not be read has length 1.
+        return lengths, min((length for length in lengths if length > 1), default=1)
 
-    def _batch(self, micro_batch: MicroBatch, rows: list[Tensor | None], **read: Any) -> Batch:
+    def _batch(self, micro_batch: MicroBatch, read: list[Tensor | None], **counted: Any) -> Batch:
         transform, ids = self.transform, micro_batch.ids
         lengths, longest = self._lengths(micro_batch)
-        good = [row is not None for row in rows]
-        for n, row in enumerate(rows):
-            if row is None:
-                length = lengths[n] if lengths else None
-                rows[n] = transform.placeholder(length)[..., :longest]
+        good = [row is not None for row in read]
+        if longest is not None:  # an item may be shorter than its file says
+            longest = min([longest, *(row.shape[-1] for row in read if row is not None)])
+        rows = [
+            (transform.placeholder(lengths[n] if lengths else None) if row is None else row)
+            for n, row in enumerate(read)
+        ]
         return collate(
-            rows,  # type: ignore[arg-type]
+            rows if longest is None else [_first(row, longest) for row in rows],
             ids,
             transform.fill,
             weight=None if all(good) else torch.tensor(good, dtype=torch.float32),
@@ -82,8 +87,13 @@ class MicroBatches(Dataset[Batch]):
             epoch=micro_batch.epoch,
             cursor=micro_batch.cursor,
             step_samples=micro_batch.step_samples,
-            **read,
+            **counted,
         )
+
+
+def _first(row: torch.Tensor, length: int) -> torch.Tensor:
+    """The first ``length`` steps of a row; zeros follow if it has fewer."""
+    return torch.nn.functional.pad(row[..., :length], (0, max(0, length - row.shape[-1])))
 
 
 class PretrainDataModule(LightningDataModule):
@@ -101,7 +111,8 @@ class PretrainDataModule(LightningDataModule):
         workers: number of processes that read data ahead; 0 reads in the training process.
         max_tokens: largest size of a micro-batch, number of rows times length of the longest row,
             in audio samples or tokens; None for no limit.
-        buckets: number of length quantiles, see ``EpochOrder``.
+        buckets: number of length quantiles, see ``EpochOrder``. None: 12, or, if the samples ask
+            for it (``Samples.by_length``), that they are sorted by length.
         window_shards: shards that are shuffled together, None for all, see ``EpochOrder``. A small
             number keeps each shard to one node and the local cache small.
 
@@ -118,7 +129,7 @@ class PretrainDataModule(LightningDataModule):
         seed: int,
         workers: int = 0,
         max_tokens: int | None = None,
-        buckets: int = 12,
+        buckets: int | None = None,
         window_shards: int | None = None,
     ) -> None:
         super().__init__()
@@ -132,7 +143,8 @@ class PretrainDataModule(LightningDataModule):
         self.transform, self.micro_batch = transform, micro_batch
         self.micro_batches_per_step = global_batch // micro_batch
         self.seed, self.workers, self.max_tokens = seed, workers, max_tokens
-        self.buckets, self.window_shards = buckets, window_shards
+        self.window_shards = window_shards
+        self.buckets = 12 if buckets is None and not transform.by_length else buckets
         self.cursor: Cursor = ()
 
     @cached_property
@@ -159,6 +171,8 @@ class PretrainDataModule(LightningDataModule):
         if plan.lengths is not None:
             digest.update(np.ascontiguousarray(plan.lengths, np.int64).tobytes())
         digest.update(self.transform.numbered.checksums.tobytes())
+        if plan.buckets is None:
+            digest.update(b"sorted by length")
         readers = readers_for(plan, self.micro_batches_per_step)
         sizes = f"{plan.size} samples, {plan.windows} windows, {readers} readers"
         return f"{sizes}, {digest.hexdigest()}"
@@ -227,11 +241,12 @@ class PretrainDataModule(LightningDataModule):
         return self.transform.probe_tasks()
 
     def largest(self) -> Batch:
-        """The largest micro-batch of the first window, by number of rows times length of the
-        longest row."""
+        """The largest micro-batch of the first window, by number of rows times their length: that
+        of the longest row, or of the shortest if all rows are cropped to it."""
         lengths, batches = self.plan.lengths, self.plan.window(0)
+        length = np.min if self.transform.crop_to_shortest else np.max
         sizes = [
-            len(ids) if lengths is None else len(ids) * int(lengths[ids].max()) for ids in batches
+            len(ids) if lengths is None else len(ids) * int(length(lengths[ids])) for ids in batches
         ]
         micro_batch = MicroBatch(batches[int(np.argmax(sizes))], 0, ())
         return self.finished(MicroBatches(self.transform).read(micro_batch))
@@ -242,11 +257,11 @@ class PretrainDataModule(LightningDataModule):
         The measures of collapse (effective rank, variance) are computed on these samples.
         """
         ids = np.unique(self.transform.numbered.spread_ids(n))
-        cuts = range(self.micro_batch, len(ids), self.micro_batch)
-        batches = MicroBatches(self.transform)
-        return [
-            self.finished(batches.read(MicroBatch(part, 0, ()))) for part in np.split(ids, cuts)
-        ]
+        lengths, batches = self.plan.lengths, MicroBatches(self.transform)
+        if self.transform.crop_to_shortest and lengths is not None:
+            ids = ids[np.argsort(lengths[ids], kind="stable")]
+        parts = [MicroBatch(part, 0, ()) for part in self.plan.pack(ids)]
+        return [self.finished(batches.read(part)) for part in parts]
 
 
 def _in_shards(transform: Samples) -> bool:

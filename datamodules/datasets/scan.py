@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from d2v_pretrain.atomic_files import atomic
 from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.redaction import redact
 
 Info = TypeVar("Info")
 _PART = 100  # files that a thread checks at a time
@@ -50,7 +51,7 @@ class Skipped:
         kept = [line for line, row in met if row["at"] == "training" and row["file"] not in reasons]
         self.known = {json.loads(line)["file"] for line in kept}
         lines = [
-            json.dumps({"file": file, "reason": reason, "at": "start"})
+            json.dumps({"file": redact(file), "reason": redact(reason), "at": "start"})
             for file, reason in reasons.items()
         ]
         with atomic(self.path) as temporary:  # all ranks write the same content
@@ -106,6 +107,7 @@ class Skipped:
             ConfigError: see ``check_there``.
         """
         self.check_there(within or file)
+        file, reason = redact(file), redact(reason)
         if file in self.known:
             return
         self.known.add(file)

@@ -9,15 +9,15 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
-from urllib.request import Request, urlopen
 
 from webdataset.gopen import gopen, set_options
 
+from d2v_pretrain.redaction import reveal
 from datamodules.datasets.scan import Unusable
 from datamodules.shards import retries
 from datamodules.shards.names import PIPE, shown
 from datamodules.shards.retries import Broken, persist
-from datamodules.shards.stores import errors_of_stores, store_of
+from datamodules.shards.stores import errors_of_stores, opened, store_of
 
 STALL = 30.0  # seconds without a byte after which a connection counts as broken
 _PIPE_TRIES = 3  # a command that fails at once will hardly succeed later
@@ -74,7 +74,7 @@ class _Download:
 
     def go_on(self) -> None:
         """Download what is missing; raises OSError if the connection breaks."""
-        with _opener(self.url)(self.url, self.done, self.version) as stream:
+        with _opener(self.url)(reveal(self.url), self.done, self.version) as stream:
             if stream.begin == 0 or stream.begin != self.done:  # it begins anew
                 self.done = self.crc = 0
             self.version = stream.version
@@ -104,7 +104,7 @@ def _opener(url: str) -> Callable[[str, int, str | None], AbstractContextManager
 def _http(url: str, begin: int, version: str | None) -> Iterator[Stream]:
     """The rest of the file if it is still the same (``If-Range``), else all of it."""
     rest = {"Range": f"bytes={begin}-", "If-Range": version} if begin and version else {}
-    with urlopen(Request(url, headers=rest), timeout=STALL) as answer:
+    with opened(url, rest, STALL) as answer:
         version = answer.headers["ETag"] or answer.headers["Last-Modified"]
         if version is not None and version.startswith("W/"):
             version = None  # a weak version: other bytes may have the same one

@@ -11,6 +11,7 @@ from typing import TypeVar
 from urllib.error import HTTPError
 
 from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.redaction import redact
 from datamodules.datasets.scan import Unusable
 
 Result = TypeVar("Result")
@@ -65,11 +66,11 @@ def persist(
         if wait is not None:
             told = f"trying again{state()} in {wait:g} s"
             most = f"try {tried + 1} of {tries}, with {sum(waits):,.0f} s of waiting in all"
-            print(f"{name}: {cause}; {told} ({most})", file=sys.stderr, flush=True)
+            print(redact(f"{name}: {cause}; {told} ({most})"), file=sys.stderr, flush=True)
             time.sleep(wait)
     if at_fault:
         raise Unusable(f"cannot be fetched, {tries} times tried ({cause})")
-    rule = f"does not answer: {tries} times tried in {sum(waits):,.0f} s ({cause})"
+    rule = redact(f"does not answer: {tries} times tried in {sum(waits):,.0f} s ({cause})")
     remedy = "check the address, the network and the store, and type the same command"
     raise ConfigError("data.root", name, rule, remedy)
 

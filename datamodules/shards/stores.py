@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from urllib.request import urlopen
+from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.request import Request, urlopen
 
+from d2v_pretrain.redaction import reveal
 from datamodules.datasets.scan import Unusable
 from datamodules.shards.retries import Refused
 
@@ -23,7 +26,7 @@ def store_of(url: str) -> tuple[Any, str]:
     """
     import fsspec
 
-    place, path = fsspec.core.url_to_fs(url)
+    place, path = fsspec.core.url_to_fs(reveal(url))
     if "s3" in place.protocol:
         place.retries = 1
         place.config_kwargs.setdefault("retries", {"max_attempts": 0})
@@ -72,13 +75,25 @@ def manifest(folder: str) -> list[str]:
         OSError: if there is none, or it cannot be read.
     """
     if folder.startswith(("http://", "https://")):
-        with urlopen(f"{folder}/{MANIFEST}", timeout=_STALL) as answer:
+        with opened(reveal(f"{folder}/{MANIFEST}"), {}, _STALL) as answer:
             text = answer.read()
     else:
         with errors_of_stores():
             place, path = store_of(f"{folder}/{MANIFEST}")
             text = place.cat_file(path)
     return in_manifest(text)
+
+
+def opened(url: str, headers: dict[str, str], timeout: float) -> Any:
+    """An open request. User and password of the address are sent to its host alone, and not to
+    where it redirects."""
+    parts = urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    request = Request(urlunsplit(parts._replace(netloc=host)), headers=headers)
+    if at:
+        told = base64.b64encode(unquote(user).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {told}")
+    return urlopen(request, timeout=timeout)
 
 
 def in_manifest(text: str | bytes) -> list[str]:

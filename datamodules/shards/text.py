@@ -69,7 +69,11 @@ class TextShards(ShardDataset[Any], TextDataset):
         return ids.astype(np.int64)
 
     def texts(self) -> Iterator[str]:
-        """The lines of the texts that are not empty, in order.
+        """The lines of the texts that are not empty, in order."""
+        return filter(None, self.lines())
+
+    def lines(self) -> Iterator[str]:
+        """The lines of the texts in order; a document ends at an empty line or with its text.
 
         Raises:
             ConfigError: at the end, if too many texts could not be read.
@@ -78,7 +82,9 @@ class TextShards(ShardDataset[Any], TextDataset):
         for index in range(len(self)):
             text = self.read(index)
             bad += self.count_items(index, text is not None)[1]
-            yield from filter(None, map(str.strip, (text or "").splitlines()))
+            if text:
+                yield from map(str.strip, text.splitlines())
+                yield ""
         self.check_share(bad, len(self))
 
     def describe(self) -> str:
