@@ -25,6 +25,10 @@ class ConfigError(ValueError):
         text = f"{key}={value!s} {rule}" + (f"; {remedy}" if remedy else "") + "."
         super().__init__(redact(text))
 
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        """For pickle, which brings the error from another process."""
+        return type(self), (self.key, self.value, self.rule, self.remedy)
+
 
 class MissingFile(ConfigError, OSError):
     """A file that is needed is not there. Also an ``OSError``, as transformers raises it."""
@@ -32,6 +36,33 @@ class MissingFile(ConfigError, OSError):
 
 class OutOfRange(ConfigError, IndexError):
     """A ``ConfigError`` for an index that is not in a table, where torch raises ``IndexError``."""
+
+
+def refuse_address(key: str, value: object) -> None:
+    """Refuse an address (``s3://…``) where only a folder of this machine will do: its text would
+    become the name of a folder.
+
+    Raises:
+        ConfigError: if ``value`` is an address.
+    """
+    if "://" in str(value):
+        rule = "is an address, and this can only be a folder of this machine"
+        remedy = "give such a folder, and copy it there afterwards"
+        raise ConfigError(key, value, rule, remedy)
+
+
+class DataError(ConfigError):
+    """A ``ConfigError`` of another process that reads data, of which only the text is known.
+
+    A DataLoader raises the exception of a worker again with one argument: the traceback, the name
+    of the exception and its message.
+    """
+
+    def __init__(self, text: str) -> None:
+        Exception.__init__(self, text.strip().rpartition("DataError: ")[2])
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:
+        return type(self), (str(self),)
 
 
 def nearest(name: str, known: Iterable[str], most: int = 2) -> str:

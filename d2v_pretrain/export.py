@@ -16,7 +16,7 @@ from torch import Tensor
 
 from d2v_pretrain.checkpoint.saved_run import Run, find
 from d2v_pretrain.config import options as commands
-from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.errors import ConfigError, refuse_address
 from d2v_pretrain.huggingface import convert, model_card, remote_code
 from d2v_pretrain.huggingface.export_inputs import Inputs, inputs_of
 from d2v_pretrain.models.encoder import Encoder
@@ -105,8 +105,9 @@ def export(run: Run, which: str, layout: str, output: str | None = None) -> Path
         The folder.
 
     Raises:
-        ConfigError: ``output`` is not empty, or the checkpoint is damaged.
+        ConfigError: ``output`` is not empty or an address, or the checkpoint is damaged.
     """
+    refuse_address("output", output)
     folder = Path(output or run.folder / "exports" / f"{layout}_{which}_{run.step}")
     if output and folder.exists() and any(folder.iterdir()):
         raise ConfigError("output", output, "is not empty", "type another one, or remove it")

@@ -17,7 +17,7 @@ from torch import Tensor
 from d2v_pretrain.checkpoint.saved_run import Run, find
 from d2v_pretrain.config import options as commands
 from d2v_pretrain.config.options import Words
-from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.errors import ConfigError, refuse_address
 from d2v_pretrain.models.encoder import Encoder
 from d2v_pretrain.types import Batch
 from d2v_pretrain.weights.gate import Gate
@@ -71,6 +71,7 @@ def main(typed: Sequence[str]) -> Path:
         ConfigError: no such run or data; something is in the output folder already.
     """
     options = commands.read(Options, typed)
+    refuse_address("output", options.output)
     run, folder = find(options.run, options.step, Gate.typed(options.trust)), Path(options.output)
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError("output", folder, "is not empty", "type another one, or remove it")

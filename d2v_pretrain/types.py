@@ -36,6 +36,11 @@ class Batch:
             with the batch, so that the module can save the position of the last *trained* batch.
         step_samples: global number of samples in this optimizer step; set on the rank's last
             micro-batch of the step, 0 on the others.
+        items: number of stored items that were read for it: B, or more where a sample is joined
+            from several.
+        bad: how many of these items could not be used.
+        fault: why nothing can be read any more, such as a folder that is gone; "" if reading works.
+            Then all weights are 0, and training must stop before it saves.
     """
 
     inputs: Tensor
@@ -46,6 +51,9 @@ class Batch:
     epoch: int = 0
     cursor: tuple[int, ...] = ()
     step_samples: int = 0
+    items: int = 0
+    bad: int = 0
+    fault: str = ""
 
     def __post_init__(self) -> None:
         rows = self.inputs.shape[0]

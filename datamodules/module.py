@@ -7,14 +7,17 @@ import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.types import Batch, ProbeTask
+from datamodules.datasets.base import Numbered
 from datamodules.datasets.probe_tasks import collate
 from datamodules.order import Cursor, EpochOrder, MicroBatch, StepSampler, readers_for
 from datamodules.transforms.base import Samples
@@ -24,7 +27,8 @@ class MicroBatches(Dataset[Batch]):
     """Reads micro-batches.
 
     A sample that cannot be read gets weight 0 and a placeholder, so that the order of a run does
-    not change.
+    not change. If nothing can be read any more, all samples get them and ``Batch.fault`` says why:
+    an exception would stop this process alone, and the others would wait for it.
 
     Args:
         transform: the samples.
@@ -34,13 +38,39 @@ class MicroBatches(Dataset[Batch]):
         self.transform = transform
 
     def __getitem__(self, micro_batch: MicroBatch) -> Batch:
+        try:
+            return self.read(micro_batch)
+        except ConfigError as error:
+            rows: list[Tensor | None] = [None] * len(micro_batch.ids)
+            return self._batch(micro_batch, rows, fault=str(error))
+
+    def read(self, micro_batch: MicroBatch) -> Batch:
+        """A micro-batch.
+
+        Raises:
+            ConfigError: if nothing can be read any more.
+        """
+        transform, ids = self.transform, micro_batch.ids.tolist()
+        longest = self._lengths(micro_batch)[1]
+        rows = [transform.read(i, micro_batch.epoch, longest) for i in ids]
+        counts = [transform.numbered.count_items(i, row is not None) for i, row in zip(ids, rows)]
+        items, bad = map(sum, zip(*counts))
+        return self._batch(micro_batch, rows, items=items, bad=bad)
+
+    def _lengths(self, micro_batch: MicroBatch) -> tuple[list[int] | None, int | None]:
+        """The length of each sample, None if all are equal; and the length that all are cropped
+        to, None if they are not."""
+        if self.transform.lengths is None:
+            return None, None
+        lengths = self.transform.lengths[micro_batch.ids].tolist()
+        if not self.transform.crop_to_shortest:
+            return lengths, None
+        # An item whose length could not be read has length 1.
+        return lengths, min((length for length in lengths if length > 1), default=1)
+
+    def _batch(self, micro_batch: MicroBatch, read: list[Tensor | None], **counted: Any) -> Batch:
         transform, ids = self.transform, micro_batch.ids
-        lengths = None if transform.lengths is None else transform.lengths[ids].tolist()
-        longest = None
-        if transform.crop_to_shortest and lengths:
-            # An item whose length could not be read has length 1.
-            longest = min((length for length in lengths if length > 1), default=1)
-        read = [transform.read(int(i), micro_batch.epoch, longest) for i in ids]
+        lengths, longest = self._lengths(micro_batch)
         good = [row is not None for row in read]
         if longest is not None:  # an item may be shorter than its file says
             longest = min([longest, *(row.shape[-1] for row in read if row is not None)])
@@ -57,6 +87,7 @@ class MicroBatches(Dataset[Batch]):
             epoch=micro_batch.epoch,
             cursor=micro_batch.cursor,
             step_samples=micro_batch.step_samples,
+            **counted,
         )
 
 
@@ -86,7 +117,8 @@ class PretrainDataModule(LightningDataModule):
             number keeps each shard to one node and the local cache small.
 
     Raises:
-        ConfigError: if ``micro_batch`` does not divide ``global_batch``.
+        ConfigError: if ``micro_batch`` does not divide ``global_batch``, or ``window_shards`` is
+            given for samples that are not in shards.
     """
 
     def __init__(
@@ -104,6 +136,10 @@ class PretrainDataModule(LightningDataModule):
         if micro_batch < 1 or global_batch % micro_batch:
             rule = f"must be a multiple of micro_batch={micro_batch}"
             raise ConfigError("global_batch", global_batch, rule, "change one of the two")
+        if window_shards is not None and not _in_shards(transform):
+            rule = "has no effect on samples that are not in shards"
+            remedy = "leave it out, or put them into shards with python -m datamodules.prepare"
+            raise ConfigError("window_shards", window_shards, rule, remedy)
         self.transform, self.micro_batch = transform, micro_batch
         self.micro_batches_per_step = global_batch // micro_batch
         self.seed, self.workers, self.max_tokens = seed, workers, max_tokens
@@ -181,6 +217,25 @@ class PretrainDataModule(LightningDataModule):
     def describe(self) -> str:
         return self.transform.describe()
 
+    @property
+    def max_bad_share(self) -> float:
+        """Largest share of the stored items that may be unusable."""
+        return self.transform.stored.max_bad_share
+
+    @property
+    def item_count(self) -> int:
+        """Number of stored items that are read in a pass."""
+        return self.transform.numbered.item_count
+
+    @property
+    def passes_in_step(self) -> int:
+        """Largest number of passes over the data that a step takes samples from."""
+        return 2 + self.micro_batches_per_step * self.micro_batch // self.plan.size
+
+    def bad_examples(self) -> str:
+        """A few items that turned out to be unusable in training, and where all are listed."""
+        return self.transform.stored.skipped.examples()
+
     def probe_tasks(self) -> list[ProbeTask]:
         """Classifications of frozen features; [] without labels."""
         return self.transform.probe_tasks()
@@ -194,7 +249,7 @@ class PretrainDataModule(LightningDataModule):
             len(ids) if lengths is None else len(ids) * int(length(lengths[ids])) for ids in batches
         ]
         micro_batch = MicroBatch(batches[int(np.argmax(sizes))], 0, ())
-        return self.finished(MicroBatches(self.transform)[micro_batch])
+        return self.finished(MicroBatches(self.transform).read(micro_batch))
 
     def health_batches(self, n: int) -> list[Batch]:
         """About n samples spread evenly over the data, always the same ones.
@@ -205,7 +260,14 @@ class PretrainDataModule(LightningDataModule):
         lengths, batches = self.plan.lengths, MicroBatches(self.transform)
         if self.transform.crop_to_shortest and lengths is not None:
             ids = ids[np.argsort(lengths[ids], kind="stable")]
-        return [self.finished(batches[MicroBatch(part, 0, ())]) for part in self.plan.pack(ids)]
+        parts = [MicroBatch(part, 0, ()) for part in self.plan.pack(ids)]
+        return [self.finished(batches.read(part)) for part in parts]
+
+
+def _in_shards(transform: Samples) -> bool:
+    """Whether the order of the samples can follow shards: each item is a sample, in a shard."""
+    stored = type(transform.stored)
+    return transform.numbered is not transform and stored.shard_sizes is not Numbered.shard_sizes
 
 
 def _outlive_signals(worker: int) -> None:

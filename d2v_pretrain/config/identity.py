@@ -24,10 +24,11 @@ IDENTITY = (
     "max_tokens",
     "window_shards",
 )
-# Settings below those of IDENTITY that may change: where the data are, how fast the teacher
-# follows, where skipped files are listed.
+# Settings below those of IDENTITY that may change: where the data are, how many may be bad, how
+# fast the teacher follows, where skipped files are listed.
 FREE = (
     "data.root",
+    "data.max_bad_share",
     "data.skipped_path",
     "data.cache_folder",
     "data.cache_gb",

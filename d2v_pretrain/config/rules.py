@@ -10,7 +10,7 @@ from typing import Any
 from hydra.utils import get_object, instantiate
 
 from d2v_pretrain.config.recipes import folders_of, usable_data
-from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.errors import ConfigError, refuse_address
 
 _WHOLE = ("steps", "global_batch", "micro_batch", "log_every", "checkpoint.keep_last")
 _WHOLE_OR_NULL = ("checkpoint.keep_every", "max_tokens", "window_shards", "checkpoint.every_steps")
@@ -59,7 +59,7 @@ def _check_positive(key: str, value: Any, whole: bool, nullable: bool) -> None:
 
 
 def check_going_on(cfg: Any) -> None:
-    """Check ``resume``, the name of the run, and what it starts from."""
+    """Check ``resume``, name and folder of the run, and what it starts from."""
     if cfg.resume not in ("auto", "never"):
         raise ConfigError("resume", cfg.resume, "must be auto or never")
     if not str(cfg.name) or set(str(cfg.name)) & set('/\\:*?"<>| '):
@@ -69,6 +69,7 @@ def check_going_on(cfg: Any) -> None:
             "must be usable as the name of a folder",
             "leave out spaces and slashes",
         )
+    refuse_address("folder", cfg.folder)
     if cfg.init_from is not None and not Path(cfg.init_from).exists():
         raise ConfigError(
             "init_from", cfg.init_from, "is not a file or folder", "give the path of a checkpoint"

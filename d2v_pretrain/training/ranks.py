@@ -73,10 +73,7 @@ class Agreement:
     """
 
     def __init__(self, strategy: Strategy) -> None:
-        self.group: Any = None
-        if world_size() > 1:
-            timeout = collective_timeout(strategy)
-            self.group = distributed.new_group(backend="gloo", timeout=timeout)
+        self.group = _host_group(strategy)
         self.pending: tuple[torch.Tensor, Any] | None = None
 
     def ask(self, wish: bool) -> bool:
@@ -97,6 +94,48 @@ class Agreement:
         work.wait()
         self.pending = None
         return bool(flag.item())
+
+
+class Totals:
+    """Sums whole numbers over all ranks, in host memory, so that the device is not waited for.
+
+    Every rank must call ``start`` and then ``wait`` in every step. What is done in between hides
+    the time that the numbers travel.
+
+    Args:
+        strategy: Lightning's; it knows how long to wait for the others.
+    """
+
+    def __init__(self, strategy: Strategy) -> None:
+        self.group = _host_group(strategy)
+        self.numbers, self.work = torch.zeros(0, dtype=torch.int64), None
+
+    def start(self, numbers: list[int]) -> None:
+        """Send this rank's numbers."""
+        self.numbers = torch.tensor(numbers)
+        if self.group is not None:
+            self.work = distributed.all_reduce(self.numbers, group=self.group, async_op=True)
+
+    def wait(self) -> list[int]:
+        """The sums of the numbers that were sent last."""
+        if self.work is not None:
+            self.work.wait()
+            self.work = None
+        return self.numbers.tolist()
+
+    def texts(self, mine: str) -> list[str]:
+        """The texts of all ranks. Every rank must call this."""
+        texts = [mine] * world_size()
+        if self.group is not None:
+            distributed.all_gather_object(texts, mine, group=self.group)
+        return texts
+
+
+def _host_group(strategy: Strategy) -> Any:
+    """A group of all ranks that communicates over gloo; None on one rank."""
+    if world_size() == 1:
+        return None
+    return distributed.new_group(backend="gloo", timeout=collective_timeout(strategy))
 
 
 def leave_together() -> None:

@@ -27,6 +27,7 @@ from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.models.encoder import Encoder
 from d2v_pretrain.redaction import concealed, redact, revealed
 from d2v_pretrain.rng import seed_default
+from d2v_pretrain.training.callbacks.bad_data import BadData
 from d2v_pretrain.training.callbacks.metrics import JsonlLogger
 from d2v_pretrain.training.callbacks.preemption import Preemption
 from d2v_pretrain.training.callbacks.saving import Saving
@@ -216,7 +217,8 @@ def build_trainer(cfg: DictConfig, folder: Path) -> Trainer:
         settings = revealed(OmegaConf.to_container(cfg.logger, resolve=True))
         loggers.append(instantiate(settings, _convert_="all"))
     nodes = [node for node in cfg.callbacks.values() if node is not None]
-    callbacks = [instantiate(node, _convert_="all") for node in nodes]
+    # BadData is first: a step without data is neither logged nor saved.
+    callbacks = [BadData(), *(instantiate(node, _convert_="all") for node in nodes)]
     if cfg.probe is not None:
         callbacks.append(instantiate(cfg.probe)(folder=folder, random=partial(build_encoder, cfg)))
     saving = Saving(folder / "checkpoints", **cfg.checkpoint)

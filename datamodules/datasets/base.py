@@ -9,7 +9,9 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 
+from d2v_pretrain.errors import ConfigError
 from datamodules.datasets.probe_tasks import Labelled
+from datamodules.datasets.scan import Skipped
 
 RATE = 16_000  # samples per second
 Item = TypeVar("Item")
@@ -33,6 +35,20 @@ class Numbered(ABC):
     def checksums(self) -> np.ndarray:
         """(shards,) uint32 checksums of the shards, a part of the fingerprint of a run's data."""
         return np.empty(0, np.uint32)
+
+    @property
+    def item_count(self) -> int:
+        """Number of stored items that all samples together are made of."""
+        return len(self)
+
+    def count_items(self, index: int, usable: bool) -> tuple[int, int]:
+        """How many stored items were read for sample ``index``, and how many of these turned out to
+        be bad.
+
+        Args:
+            usable: whether the sample could be read.
+        """
+        return 1, int(not usable)
 
     def prefetch(self, shards: Sequence[int] | np.ndarray) -> None:
         """Start to download these shards. Called before their items are read."""
@@ -59,9 +75,13 @@ class Dataset(Numbered, Generic[Item]):
         holds: what an item is: "waveform" ((samples,) float32, mono, 16 kHz), "image" ((3, H, W)
             uint8), "text" (str), or a word of your own that a transform names in ``takes``. Items
             that a user has in memory are "array", which every transform accepts.
+        max_bad_share: largest share of the items that may be unusable.
+        skipped: the list of unusable items; stays empty if the dataset keeps none.
     """
 
     holds: ClassVar[str]
+    max_bad_share: float = 0.1
+    skipped: Skipped = Skipped(None)
 
     @abstractmethod
     def read(self, index: int) -> Item | None:
@@ -89,6 +109,19 @@ class Dataset(Numbered, Generic[Item]):
     def unjoined(self) -> Dataset[Item]:
         """The dataset before its items were joined (see ``Joined``); for other datasets itself."""
         return self
+
+    def check_share(self, bad: int, total: int) -> None:
+        """Check how many items of a split, or of texts, could not be read.
+
+        Raises:
+            ConfigError: if more than ``max_bad_share`` of ``total`` items, and more than one, are
+                ``bad``.
+        """
+        if bad > max(self.max_bad_share * total, self.max_bad_share > 0):
+            rule = f"does not allow {bad:,} unusable of {total:,} items"
+            rule += self.skipped.examples()
+            remedy = "mend the files, or raise it"
+            raise ConfigError("data.max_bad_share", self.max_bad_share, rule, remedy)
 
     def labelled(self) -> list[Labelled[Item]]:
         """Classifications of (some of) the items, for probes and fine-tuning."""

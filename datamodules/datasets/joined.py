@@ -31,6 +31,7 @@ class Joined(Dataset[np.ndarray]):
 
     def __init__(self, dataset: Dataset[np.ndarray], longest: int, seed: int) -> None:
         self.dataset, self.longest, self.seed = dataset, longest, seed
+        self._bad: dict[int, int] = {}  # group -> number of bad items when it was read last
 
     @cached_property
     def _by_shard(self) -> list[list[np.ndarray]]:
@@ -73,6 +74,13 @@ class Joined(Dataset[np.ndarray]):
     def prefetch(self, shards: Sequence[int] | np.ndarray) -> None:
         self.dataset.prefetch(shards)
 
+    @property
+    def item_count(self) -> int:
+        return len(self.dataset)
+
+    def count_items(self, index: int, usable: bool) -> tuple[int, int]:
+        return len(self.groups[index]), self._bad.pop(index, 0)
+
     def at_hand(self) -> np.ndarray:
         """Ids of the groups of which at least one waveform can be read without a download."""
         near = np.zeros(len(self.dataset), bool)
@@ -89,7 +97,10 @@ class Joined(Dataset[np.ndarray]):
     def read(self, index: int) -> np.ndarray | None:
         """The waveforms of a group one after another, (samples,) float32. A waveform that cannot be
         read is silence; None if all of them cannot be read."""
-        waves = [self.dataset.read(int(i)) for i in self.groups[index]]
+        group = self.groups[index].tolist()
+        waves = [self.dataset.read(i) for i in group]
+        counts = [self.dataset.count_items(i, wave is not None) for i, wave in zip(group, waves)]
+        self._bad[index] = sum(bad for _, bad in counts)
         if all(wave is None for wave in waves):
             return None
         lengths = self.dataset.lengths[self.groups[index]].tolist()

@@ -55,22 +55,33 @@ class FixedBatches(Generic[Item]):
         view: item -> tensor as the encoder takes it, without augmentation.
         fill: value of padding.
         rows: largest number of items in a batch.
+        check: called at the end of each iteration with the number of items that could not be read
+            and the number of all items; raises a ``ConfigError`` if these are too many.
     """
 
     def __init__(
-        self, split: Split[Item], view: Callable[[Item], Tensor], fill: float = 0, rows: int = 64
+        self,
+        split: Split[Item],
+        view: Callable[[Item], Tensor],
+        fill: float = 0,
+        rows: int = 64,
+        check: Callable[[int, int], None] = lambda bad, total: None,
     ) -> None:
         self.split, self.view, self.fill, self.rows = split, view, fill, rows
+        self.check = check
 
     def __iter__(self) -> Iterator[Batch]:
+        bad = 0
         for start in range(0, len(self.split), self.rows):
             ids = range(start, min(start + self.rows, len(self.split)))
             stored = {i: self.split.read(i) for i in ids}
             views = {i: self.view(item) for i, item in stored.items() if item is not None}
+            bad += len(stored) - len(views)
             if views:
                 found = np.array(list(views))
                 labels = torch.from_numpy(self.split.labels[found].astype(np.int64))
                 yield collate(list(views.values()), found, self.fill, labels=labels)
+        self.check(bad, len(self.split))
 
 
 def collate(rows: list[Tensor], ids: np.ndarray, fill: float = 0, **fields: object) -> Batch:

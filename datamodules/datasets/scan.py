@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -21,21 +21,11 @@ from d2v_pretrain.redaction import redact
 Info = TypeVar("Info")
 _PART = 100  # files that a thread checks at a time
 _SHOWN = 5  # files named in an error; ``skipped.jsonl`` names all of them
+_TRIED = 100  # files that are looked for, to tell whether all are gone
 
 
 class Unusable(Exception):
     """A file or sample that cannot be used; the message is the reason for the list."""
-
-
-class TooMuchBad(ConfigError):
-    """More of the samples that were read are unusable than ``max_bad_share`` allows.
-
-    The only argument is the message, because a DataLoader raises the exception of a worker again
-    with one argument: the traceback and the message as one text.
-    """
-
-    def __init__(self, text: str) -> None:
-        Exception.__init__(self, text.strip().rpartition("TooMuchBad: ")[2])
 
 
 class Skipped:
@@ -48,6 +38,8 @@ class Skipped:
     def __init__(self, path: str | None) -> None:
         self.path = Path(path) if path else None
         self.known: set[str] = set()
+        self.root = ""
+        self.files: Sequence[str] = ()
 
     def start(self, reasons: dict[str, str]) -> None:
         """Write the files that a scan found unusable. Lines that training has added before a
@@ -65,9 +57,56 @@ class Skipped:
         with atomic(self.path) as temporary:  # all ranks write the same content
             temporary.write_text("".join(line + "\n" for line in lines + kept), "utf-8")
 
-    def add(self, file: str, reason: str) -> None:
-        """Add a file that could not be read in training, unless a process of the run has added
-        it."""
+    def watch(self, root: str, files: Sequence[str]) -> None:
+        """Remember which files there are, for ``check_there``.
+
+        Args:
+            root: ``data.root``, for the message.
+            files: paths of usable files.
+        """
+        self.root, self.files = root, files
+
+    def check_there(self, file: str) -> None:
+        """Tell one bad file from a folder that is gone, after ``file`` could not be read.
+
+        Raises:
+            ConfigError: if the folder of ``file`` is gone, or all of the watched files are.
+        """
+        if not self.files or os.path.exists(file):
+            return
+        gone = os.path.dirname(file)
+        if os.path.isdir(gone):
+            some = self.files[:: -(-len(self.files) // _TRIED)]
+            if any(map(os.path.exists, some)):
+                return
+            rule = f"cannot be read any more: none of its {len(self.files):,} files is there"
+        else:
+            while not os.path.isdir(above := os.path.dirname(gone) or "."):
+                gone = above
+            rule = f"cannot be read any more: the folder {gone} is not there"
+        raise ConfigError("data.root", self.root, rule, "bring it back and type the same command")
+
+    def examples(self) -> str:
+        """The newest files that were added in training, with reasons, and the path of the list; ""
+        if there are none."""
+        if self.path is None or not self.path.exists():
+            return ""
+        rows = map(json.loads, self.path.read_text("utf-8").splitlines())
+        met = [f"{row['file']} ({row['reason']})" for row in rows if row["at"] == "training"]
+        return f": {'; '.join(met[-_SHOWN:])}; {self.path} lists all" if met else ""
+
+    def add(self, file: str, reason: str, within: str | None = None) -> None:
+        """Add a file that could not be read in training, unless a process of the run has added it.
+
+        Args:
+            file: its name in the list.
+            reason: for the list.
+            within: the file on the disk that holds it; by default ``file`` itself.
+
+        Raises:
+            ConfigError: see ``check_there``.
+        """
+        self.check_there(within or file)
         file, reason = redact(file), redact(reason)
         if file in self.known:
             return
@@ -144,6 +183,7 @@ def scan(
     if bad and skipped.path:
         sizes = f"{len(bad):,} of {len(wanted):,} files"
         print(f"{sizes} cannot be used: {skipped.path} says why", file=sys.stderr)
+    skipped.watch(root, list(found))
     return found
 
 
@@ -157,6 +197,8 @@ def _files(root: str, ignore: set[str], closed: dict[str, str]) -> list[str]:
         return [root]
     if not os.path.isdir(root):
         remedy = "give the folder that holds the data"
+        if "://" in root:
+            remedy = "copy it here, or put the data into shards: data=shards reads them from there"
         raise ConfigError("data.root", root, "is not a folder", remedy)
 
     def note(error: OSError) -> None:

@@ -17,6 +17,7 @@ from rich.progress import track
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
+from d2v_pretrain.errors import ConfigError, DataError
 from datamodules.datasets.base import Dataset
 from datamodules.doctor.examine import Seen, examine
 
@@ -59,7 +60,10 @@ class _Parts(TorchDataset[list[Named]]):
         return len(self.parts)
 
     def __getitem__(self, part: int) -> list[Named]:
-        return [self._look(index) for index in self.parts[part].tolist()]
+        try:
+            return [self._look(index) for index in self.parts[part].tolist()]
+        except ConfigError as error:  # which a DataLoader could not raise again
+            raise DataError(str(error)) from None
 
     def _look(self, index: int) -> Named:
         item = self.dataset.read(index)

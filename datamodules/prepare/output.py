@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from d2v_pretrain.atomic_files import atomic
-from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.errors import ConfigError, refuse_address
 from datamodules.prepare.settings import Build
 from datamodules.shards.tar import Written
 
@@ -48,9 +48,13 @@ class Output:
     Args:
         settings: options of the command.
         command: name of the command.
+
+    Raises:
+        ConfigError: if the output is an address.
     """
 
     def __init__(self, settings: Build, command: str) -> None:
+        refuse_address("output", settings.output)
         self.settings, self.command, self.folder = settings, command, Path(settings.output)
         self.working, self.manifest = self.folder / _WORKING, self.folder / "manifest.json"
         kept = {key: value for key, value in asdict(settings).items() if key not in _NOT_COMPARED}

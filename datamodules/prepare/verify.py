@@ -16,7 +16,7 @@ import numpy as np
 import soundfile
 from PIL import Image
 
-from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.errors import ConfigError, refuse_address
 from datamodules.datasets.audio_folder import ENDINGS as AUDIO
 from datamodules.datasets.image_folder import ENDINGS as IMAGES
 from datamodules.parallel import advance, spread
@@ -83,6 +83,7 @@ def shown(text: str) -> str:
 
 
 def _tars(path: str) -> list[str]:
+    refuse_address("input", path)
     if os.path.isfile(path):
         return [path]
     found = sorted(str(tar) for tar in Path(path).glob("*.tar"))

@@ -7,6 +7,7 @@ import sys
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from d2v_pretrain.errors import ConfigError
 from datamodules.datasets.base import Dataset, Item
 from datamodules.datasets.labels import LabelRow, labelled
 from datamodules.datasets.probe_tasks import Labelled
-from datamodules.datasets.scan import Skipped, TooMuchBad, Unusable
+from datamodules.datasets.scan import Skipped, Unusable
 from datamodules.shards.index import Index, load
 from datamodules.shards.names import expand, is_remote, shown
 from datamodules.shards.opening import Shard, open_all
@@ -26,7 +27,6 @@ from datamodules.shards.tar import Damaged, sample_of
 _MAPPED = 1024  # indexes that a process keeps mapped
 _LABELLED = 5000  # samples whose labels a split of the probe looks at, at most
 _SOME = 4  # remote shards that health measures read; samples of a shard whose label is tried
-_FEW = 100  # the share of bad samples is taken over at least so many reads
 
 
 class ShardDataset(Dataset[Item]):
@@ -36,8 +36,7 @@ class ShardDataset(Dataset[Item]):
 
     Args:
         root: see ``datamodules.shards.names.expand``.
-        max_bad_share: the run ends if more than this share of the samples, or of those read so far,
-            is unusable.
+        max_bad_share: largest share of the samples that may be unusable, see also ``BadData``.
         skipped_path: where shards and samples that cannot be used are listed, or None.
         cache_folder: for remote shards, and for indexes that cannot be written beside their shards.
         cache_gb: largest size of the shards in ``cache_folder`` together.
@@ -67,7 +66,6 @@ class ShardDataset(Dataset[Item]):
         self.root, self.max_bad_share = root, max_bad_share
         self.label_key, self.test_shards = label_key, test_shards
         self.skipped, self.cache = Skipped(skipped_path), Cache(cache_folder, cache_gb)
-        self.reads = self.bad = 0
         self._mapped: OrderedDict[int, Index] = OrderedDict()
         self._kept: dict[int, np.ndarray] = {}
 
@@ -133,6 +131,8 @@ class ShardDataset(Dataset[Item]):
         if bad:
             told = f": {self.skipped.path} says why" if self.skipped.path else ""
             print(f"{bad:,} of {total:,} samples cannot be used{told}", file=sys.stderr)
+        there = [n for n, shard in zip(self.names, shards) if shard.size and not is_remote(n)]
+        self.skipped.watch(str(self.root), there)
         return shards
 
     def _used(self, shard: Shard) -> np.ndarray:
@@ -146,7 +146,7 @@ class ShardDataset(Dataset[Item]):
         sizes = np.array([len(self._used(shard)) for shard in self.shards])
         if self.label_key is not None:
             sizes[-self.test_shards :] = 0
-            # Check before the run, not at its end, that some of the samples have the label.
+            # Check now that some of the samples have the label, not at the end of the run.
             ends = (0, len(self.shards) - 1)
             if not any(True for s in ends for _ in self._label_rows(s, _SOME, False)):
                 rule = "is no member, or no field of one, of the samples at the beginning and end"
@@ -221,7 +221,6 @@ class ShardDataset(Dataset[Item]):
         return f"{shown(self.names[shard])}: {key}"
 
     def _read(self, shard: int, place: int) -> Item | None:
-        self.reads += 1
         name = shown(self.names[shard])
         key = ""  # empty until the shard is read: an error before that is the shard's
         try:
@@ -231,19 +230,20 @@ class ShardDataset(Dataset[Item]):
             key = f": {found}"
             return self.decode(members, int(self.shards[shard].lengths[place]))
         except Unusable as error:
-            self._note(name + key, str(error))
+            self.skipped.add(name + key, str(error), within=self.names[shard])
             return None
 
-    def _note(self, name: str, reason: str) -> None:
-        """List a sample that cannot be read; end the run if these are too many."""
-        self.skipped.add(name, reason)
-        self.bad += 1
-        if self.bad > self.max_bad_share * max(self.reads, _FEW):
-            raise TooMuchBad(
-                f"data.root={self.root}: {self.bad:,} of {self.reads:,} samples that this process "
-                f"read are unusable, more than data.max_bad_share={self.max_bad_share:g} allows "
-                f"(the last: {name}: {reason}); mend it, or raise data.max_bad_share."
-            )
+    def count_items(self, index: int, usable: bool) -> tuple[int, int]:
+        """See ``Numbered``. A sample that was missing at the start does not count again."""
+        return 1, int(not usable and not self._was_missing(*self._place(index)))
+
+    def _was_missing(self, shard: int, place: int) -> bool:
+        """Whether the tar was missing at the start, or broke off before this sample."""
+        size = self.shards[shard].size
+        with suppress(Unusable):
+            entry = self._index(shard).entries[place]
+            return int(entry["offset"]) + int(entry["bytes"]) > size
+        return size == 0
 
     def _span(self, shard: int, place: int) -> bytes:
         """The bytes of a sample."""

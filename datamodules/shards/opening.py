@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,6 +19,7 @@ from d2v_pretrain.atomic_files import atomic
 from d2v_pretrain.errors import ConfigError
 from datamodules.datasets.scan import Unusable
 from datamodules.parallel import advance, spread
+from datamodules.shards import retries
 from datamodules.shards.fetch import fetch
 from datamodules.shards.index import Index, index_path, is_whole, load, save, scan
 from datamodules.shards.names import PIPE, is_remote, shown
@@ -34,6 +36,7 @@ class Shard(NamedTuple):
     Args:
         idx: where the index is.
         tar_bytes, tar_crc: size and CRC-32 of the tar.
+        size: bytes of the tar that are there, less than ``tar_bytes`` if it breaks off.
         lengths: length of each sample, 0 for samples that cannot be used.
         bad: number of samples that are known to be unreadable.
     """
@@ -41,6 +44,7 @@ class Shard(NamedTuple):
     idx: Path
     tar_bytes: int
     tar_crc: int
+    size: int
     lengths: np.ndarray
     bad: int
 
@@ -74,9 +78,15 @@ def open_all(names: Sequence[str], cache: Cache, reasons: dict[str, str]) -> lis
 def _at_once(
     look: Callable[[str], Shard | None], names: Sequence[str], title: str
 ) -> list[Shard | None]:
+    first = look(names[0])  # alone, so that a store that does not answer is told once
     with ThreadPoolExecutor(_THREADS) as pool:
-        found = pool.map(look, names)
-        return list(track(found, title, len(names), console=Console(stderr=True), transient=True))
+        found = chain([first], pool.map(look, names[1:]))
+        try:
+            bar = track(found, title, len(names), console=Console(stderr=True), transient=True)
+            return list(bar)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
 
 
 def _look(name: str, cache: Cache, reasons: dict[str, str]) -> Shard | None:
@@ -116,7 +126,7 @@ def _look_far(name: str, cache: Cache, reasons: dict[str, str]) -> Shard | None:
         # If the index cannot be downloaded, it will be made from the shard itself.
         errors = (Unusable, Damaged, OSError)
         with cache.alone(name), suppress(*errors), atomic(path) as temporary:
-            fetch(index_path(head) + mark + query, temporary)
+            fetch(index_path(head) + mark + query, temporary, retries.AT_START)
             load(temporary)
     found = _load([path], reasons)
     return found and _shard(*found, found[1].tar_bytes)
@@ -137,9 +147,8 @@ def _shard(path: Path, index: Index, size: int) -> Shard:
     """The part of an index to keep, if its tar has ``size`` bytes now."""
     lengths = index.entries["length"].copy()
     beyond = index.entries["offset"] + index.entries["bytes"] > size
-    return Shard(
-        path, index.tar_bytes, index.tar_crc, lengths, int((beyond | (lengths == 0)).sum())
-    )
+    bad = int((beyond | (lengths == 0)).sum())
+    return Shard(path, index.tar_bytes, index.tar_crc, size, lengths, bad)
 
 
 def _make(names: list[str], cache: Cache, reasons: dict[str, str]) -> None:
@@ -161,7 +170,7 @@ def _make_here(name: str, cache: Cache) -> dict[str, str]:
     try:
         save(index, Path(index_path(name)))
     except OSError:
-        save(index, cache.path(os.path.abspath(name), ".idx"))
+        _save_in(cache, name, index)
     advance(index.tar_bytes)
     return {f"{name}: {sample}": reason for sample, reason in refused.items()}
 
@@ -173,5 +182,18 @@ def _make_far(name: str, cache: Cache) -> dict[str, str]:
     except Unusable as error:
         rule, remedy = f"has no index beside it and {error}", "check the address, or leave it out"
         raise ConfigError("data.root", shown(name), rule, remedy) from None
-    save(index, cache.path(name, ".idx"))
+    _save_in(cache, name, index)
     return {f"{shown(name)}: {sample}": reason for sample, reason in refused.items()}
+
+
+def _save_in(cache: Cache, name: str, index: Index) -> None:
+    """Write the index of a shard into the cache.
+
+    Raises:
+        ConfigError: if the folder of the cache cannot take it.
+    """
+    url = name if is_remote(name) else os.path.abspath(name)
+    try:
+        save(index, cache.path(url, ".idx"))
+    except OSError as error:
+        raise cache.full(name, error) from None

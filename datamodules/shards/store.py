@@ -14,11 +14,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from d2v_pretrain.atomic_files import atomic
-from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.errors import ConfigError, refuse_address
 from d2v_pretrain.redaction import reveal
 from datamodules.datasets.scan import Unusable
 from datamodules.shards.fetch import fetch
 from datamodules.shards.names import is_remote, shown
+from datamodules.shards.retries import Refused
 
 Sum = tuple[int, int]  # size in bytes and CRC-32 of a shard
 _OPEN = 64  # files that a process keeps open
@@ -36,12 +37,18 @@ class Cache:
     Args:
         folder: where the copies are, on a disk of the node.
         gigabytes: size that the copies may take together.
+
+    Raises:
+        ConfigError: if the folder is an address.
     """
 
     def __init__(self, folder: str, gigabytes: float) -> None:
+        refuse_address("data.cache_folder", folder)
         self.folder, self.limit = Path(folder).expanduser(), gigabytes * 1e9
         self.locks: dict[str, threading.Lock] = defaultdict(threading.Lock)
         self.pid = os.getpid()
+        # Shards whose store did not answer: who waits for them is not to wait as long again.
+        self.failed: dict[str, ConfigError] = {}
 
     def path(self, url: str, ending: str = _CACHED) -> Path:
         """The file for the copy of a shard; every address has another file name."""
@@ -82,6 +89,7 @@ class Cache:
 
         Raises:
             Unusable: if it cannot be downloaded, or is not the shard that was indexed.
+            ConfigError: if its store does not answer, or the folder cannot take it.
         """
         path = self.path(url)
         for _ in range(_EVICTED):
@@ -110,6 +118,8 @@ class Cache:
         }
 
     def _fetch(self, url: str, path: Path, expected: Sum | None) -> None:
+        if url in self.failed:
+            raise self.failed[url]
         try:
             self._make_room(expected[0] if expected else 0, path)
             with atomic(path, path.with_suffix(".part")) as part:
@@ -118,8 +128,17 @@ class Cache:
                     if expected in (None, (part.stat().st_size, crc)):
                         return
                 raise Unusable("is not the shard that was indexed: size or checksum differ")
-        except OSError as error:  # the disk is full, or the folder cannot be written
-            raise Unusable(f"cannot be kept in {self.folder} ({error.strerror or error})") from None
+        except OSError as error:
+            raise self.full(url, error) from None
+        except ConfigError as error:
+            self.failed[url] = error
+            raise
+
+    def full(self, url: str, error: OSError) -> ConfigError:
+        """The error to raise if the folder cannot take a file."""
+        rule = f"cannot take what belongs to {shown(url)} ({error.strerror or error})"
+        remedy = "free space there or give another folder, and type the same command"
+        return ConfigError("data.cache_folder", self.folder, rule, remedy)
 
     def _make_room(self, more: int, keep: Path) -> None:
         """Delete shards until ``more`` bytes fit, the least recently used first, but never
@@ -194,7 +213,7 @@ class Store:
     def _keep_fetching(self, wanted: queue.SimpleQueue[int]) -> None:
         while True:
             number = wanted.get()
-            with suppress(Unusable):  # whoever reads the shard will report it
+            with suppress(Unusable, ConfigError):  # whoever reads the shard will report it
                 os.close(self.cache.open(self.names[number], self.sums[number]))
 
     def _open(self, number: int) -> int:
@@ -212,6 +231,10 @@ class Store:
             raise Unusable(self.gone[number])
         try:
             return self.cache.open(name, self.sums[number])
+        except Refused as error:
+            rule = f"may not be read any more: it {error}"
+            remedy = "renew the credentials and type the same command"
+            raise ConfigError("data.root", shown(name), rule, remedy) from None
         except Unusable as error:
             self.gone[number] = str(error)
             raise

@@ -73,10 +73,19 @@ class TextShards(ShardDataset[Any], TextDataset):
         return filter(None, self.lines())
 
     def lines(self) -> Iterator[str]:
-        """The lines of the texts in order; a document ends at an empty line or with its text."""
-        for text in filter(None, map(self.read, range(len(self)))):
-            yield from map(str.strip, text.splitlines())
-            yield ""
+        """The lines of the texts in order; a document ends at an empty line or with its text.
+
+        Raises:
+            ConfigError: at the end, if too many texts could not be read.
+        """
+        bad = 0
+        for index in range(len(self)):
+            text = self.read(index)
+            bad += self.count_items(index, text is not None)[1]
+            if text:
+                yield from map(str.strip, text.splitlines())
+                yield ""
+        self.check_share(bad, len(self))
 
     def describe(self) -> str:
         return f"{self.place}: {len(self):,} {'blocks' if self.in_tokens else 'texts'}"

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import layer_norm
 
-from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.errors import ConfigError, DataError
 from d2v_pretrain.rng import Use, fold_in
 from d2v_pretrain.types import Batch, ProbeTask
 from datamodules.datasets.base import Dataset, Item, Numbered
-from datamodules.datasets.probe_tasks import FixedBatches, Labelled
+from datamodules.datasets.probe_tasks import FixedBatches, Labelled, Split
 
 
 class Samples(Numbered):
@@ -53,6 +53,11 @@ class Samples(Numbered):
         """What the order of a run takes shards from: the dataset if each item is one sample, else
         self."""
         return self
+
+    @property
+    @abstractmethod
+    def stored(self) -> Dataset[Any]:
+        """The dataset that the samples are made of, before its items were joined."""
 
     @abstractmethod
     def read(self, index: int, epoch: int, longest: int | None = None) -> Tensor | None:
@@ -146,6 +151,10 @@ class Transform(Samples, Generic[Item]):
     def numbered(self) -> Numbered:
         return self.dataset
 
+    @property
+    def stored(self) -> Dataset[Item]:
+        return self.dataset.unjoined
+
     def read(self, index: int, epoch: int, longest: int | None = None) -> Tensor | None:
         item = self.dataset.read(index)
         return None if item is None else self.train_view(item, index, epoch, longest)
@@ -186,11 +195,14 @@ class Transform(Samples, Generic[Item]):
         """The dataset's classifications, compared with ``raw_baseline``."""
         return [self._probe_task(task) for task in self.dataset.labelled()]
 
+    def _batches(self, split: Split[Item]) -> FixedBatches[Item]:
+        return FixedBatches(split, self.probe_view, self.fill, check=self.stored.check_share)
+
     def _probe_task(self, task: Labelled[Item]) -> ProbeTask:
         return ProbeTask(
             name=task.name,
-            train=FixedBatches(task.train, self.probe_view, self.fill),
-            test=FixedBatches(task.test, self.probe_view, self.fill),
+            train=self._batches(task.train),
+            test=self._batches(task.test),
             classes=task.classes,
             raw_baseline=self.raw_baseline,
             raw_baseline_name=self.raw_baseline_name,
@@ -242,9 +254,15 @@ class CropTransform(Transform[np.ndarray]):
 
     def placeholder(self, length: int | None) -> Tensor:
         """Zeros, with as many channels as the first item that can be read."""
+        return torch.zeros(*self._channels, self.crop if length is None else length)
+
+    @cached_property
+    def _channels(self) -> tuple[int, ...]:
         items = map(self.dataset.read, range(len(self.dataset)))
-        first = next(item for item in items if item is not None)
-        return torch.zeros(*first.shape[:-1], self.crop if length is None else length)
+        first = next((item for item in items if item is not None), None)
+        if first is None:
+            raise DataError(f"data={self.dataset.describe()} has no item that can be read.")
+        return first.shape[:-1]
 
 
 def normalise(signal: np.ndarray) -> Tensor:

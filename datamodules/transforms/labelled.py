@@ -10,6 +10,7 @@ from torch import Tensor
 
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.types import ProbeTask
+from datamodules.datasets.base import Dataset
 from datamodules.datasets.probe_tasks import FixedBatches
 from datamodules.transforms.base import Samples, Transform
 
@@ -52,6 +53,7 @@ class LabelledTransform(Samples):
         for index in range(len(self.split)):
             if (item := self.split.read(index)) is not None:
                 lengths[index] = self.transform.train_view(item, index, 0).shape[-1]
+        self.stored.check_share(len(self.split) - len(lengths), len(self.split))
         return np.array(list(lengths), np.int64), np.array(list(lengths.values()), np.int64)
 
     @property
@@ -61,6 +63,10 @@ class LabelledTransform(Samples):
     @cached_property
     def labels(self) -> np.ndarray:
         return self.split.labels[self._readable[0]].astype(np.int64)
+
+    @property
+    def stored(self) -> Dataset[Any]:
+        return self.transform.stored
 
     def __len__(self) -> int:
         return len(self._readable[0])

@@ -178,6 +178,7 @@ WRONG = {
     "resume=maybe": "auto or never",
     "name=a/b": "name of a folder",
     "init_from=nowhere.ckpt": "is not a file",
+    "folder=s3://bucket/run": "is an address, and this can only be a folder of this machine",
     "data=folder": "data.root=??? has no value; type data.root=",
     "experiment=text_data2vec2_base data.root=.": "is not for modality=audio",
     "experiment=audio_data2vec2_base objective=data2vec1": "is not for objective=data2vec1",

@@ -243,6 +243,28 @@ def test_global_batch_must_be_a_multiple() -> None:
         PretrainDataModule(vision(), micro_batch=4, global_batch=10, seed=0)
 
 
+def test_windows_of_shards_need_shards() -> None:
+    rule = "window_shards=8 has no effect on samples that are not in shards; leave it out"
+    with pytest.raises(ConfigError, match=rule):
+        PretrainDataModule(vision(), micro_batch=4, global_batch=8, seed=0, window_shards=8)
+
+
+def test_labelled_items_that_cannot_be_read_are_too_many() -> None:
+    """One alone is not; a share that is exceeded is, at the end of the batches."""
+
+    class Some(Waves):
+        max_bad_share = 0.2
+
+    for bad, fails in ((1, False), (2, False), (3, True)):
+        told = Split(lambda i, bad=bad: None if i < bad else np.zeros((3, 8, 8)), np.zeros(10))
+        batches = FixedBatches(told, torch.from_numpy, check=Some([5]).check_share)
+        if not fails:
+            assert sum(len(batch) for batch in batches) == 10 - bad
+            continue
+        with pytest.raises(ConfigError, match=r"max_bad_share=0.2 does not allow 3 .* of 10"):
+            list(batches)
+
+
 def test_items_of_fixed_batches_may_all_be_unreadable() -> None:
     assert list(FixedBatches(Split(lambda i: None, np.zeros(3)), torch.from_numpy)) == []
 

@@ -94,3 +94,25 @@ def test_a_folder_that_is_not_there_is_told(
         assert "data.root" not in told
     assert main(["verify", f"input={tmp_path}"]) == 2
     assert "has no .tar file in it" in said(capsys)
+
+
+@pytest.mark.parametrize("command", ["audio", "vision", "text"])
+def test_an_output_that_is_an_address_is_refused(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    command: str,
+) -> None:
+    """Before anything is read; a folder called s3: is not made."""
+    monkeypatch.chdir(tmp_path)
+    assert main([command, "input=nowhere", "output=s3://bucket/set"]) == 2
+    assert "output=s3://bucket/set is an address, and" in said(capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["index", "verify"])
+def test_an_input_that_is_an_address_is_refused(
+    capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    assert main([command, "input=s3://bucket/set"]) == 2
+    assert "input=s3://bucket/set is an address" in said(capsys)

@@ -19,10 +19,9 @@ from PIL import Image
 from d2v_pretrain.errors import ConfigError
 from datamodules.order import EpochOrder
 from datamodules.shards.audio import AudioShards
-from datamodules.shards.dataset import TooMuchBad
 from datamodules.shards.index import build_index, load
 from datamodules.transforms.audio import AudioTransform
-from tests.shards.tiny_shards import audio, batches, images, png, sounds, write
+from tests.shards.tiny_shards import audio, batches, images, png, sounds, texts, write
 
 
 @pytest.fixture
@@ -118,18 +117,47 @@ def test_too_much_is_missing_at_the_start(tmp_path: Path, made: Path) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-def test_too_much_goes_bad_while_training(tmp_path: Path, made: Path, workers: int) -> None:
-    transform = AudioTransform(audio(made, tmp_path, max_bad_share=0.05), 5, 0)
-    plan = EpochOrder(transform.dataset.shard_sizes, 0, 1, transform.lengths)
-    for tar in made.glob("*.tar"):
-        tar.unlink()
+def test_shards_that_go_bad_while_training_are_counted(
+    tmp_path: Path, made: Path, workers: int
+) -> None:
+    """Those that were missing at the start, or broke off before a sample, do not count again."""
+    cut(made / "s-001.tar")
+    (made / "s-002.tar").unlink()
+    transform = AudioTransform(audio(made, tmp_path), 5, 0)
+    plan = EpochOrder(transform.dataset.shard_sizes, 0, 2, transform.lengths)
+    other(made / "s-003.tar")
     [loader] = batches(transform, plan, workers)
-    for _ in range(5):
-        next(loader)
-    rule = r"^data.root=\S+/a: 6 of 6 samples that this process read are unusable, .*"
-    rule += r"raise data.max_bad_share.$"
-    with pytest.raises(TooMuchBad, match=rule):
-        next(loader)
+    seen = list(itertools.islice(loader, 11))
+    lost = [i for b in seen if b.weight is not None for i in b.ids[b.weight == 0].tolist()]
+    assert sorted(lost) == [7, 8, *range(9, 12), *range(12, 18)]
+    assert sum(batch.items for batch in seen) == transform.numbered.item_count == 21
+    assert sum(batch.bad for batch in seen) == 6, "the samples of s-003"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_folder_of_shards_that_is_moved_away(tmp_path: Path, made: Path, workers: int) -> None:
+    """The batch says so, in place of a list of bad samples; nothing of it has weight."""
+    transform = AudioTransform(audio(made, tmp_path), 5, 0)
+    plan = EpochOrder(transform.dataset.shard_sizes, 0, 3, transform.lengths)
+    made.rename(tmp_path / "elsewhere")
+    [loader] = batches(transform, plan, workers)
+    batch = next(loader)
+    assert "data.root=" in batch.fault and f"the folder {made} is not there" in batch.fault
+    assert batch.weight is not None and not batch.weight.any() and batch.bad == 0
+    assert (tmp_path / "skipped.jsonl").read_text() == ""
+    made.mkdir()
+    [loader] = batches(transform, plan, workers)
+    assert "none of its 5 files is there" in next(loader).fault, "as an empty mount point"
+
+
+def test_texts_that_cannot_be_read_are_too_many(tmp_path: Path) -> None:
+    """When they are tokenised, before training; as the folder of text files, which is scanned."""
+    rows = [(f"{n}.txt", b"a text" if n % 4 else b"\xff\xfe") for n in range(20)]
+    write(tmp_path / "a" / "0.tar", rows)
+    assert len(list(texts(tmp_path / "a", tmp_path, max_bad_share=0.3).texts())) == 15
+    rule = r"max_bad_share=0.2 does not allow 5 unusable of 20 items: .*0.tar: 16 \(.*lists all"
+    with pytest.raises(ConfigError, match=rule):
+        list(texts(tmp_path / "a", tmp_path, max_bad_share=0.2).texts())
 
 
 def test_permission_denied(tmp_path: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:

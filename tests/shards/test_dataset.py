@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import pickle
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -16,7 +17,7 @@ import soundfile
 import torch
 from PIL import Image
 
-from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.errors import ConfigError, DataError
 from datamodules.module import PretrainDataModule
 from datamodules.order import EpochOrder
 from datamodules.transforms.audio import AudioTransform
@@ -79,6 +80,24 @@ def test_a_folder_that_cannot_be_written_gets_its_indexes_in_the_cache(
     )  # the second time nothing is read again
     assert len(audio(tmp_path / "a", tmp_path)) == count
     assert not list((tmp_path / "a").glob("*.idx"))
+
+
+def test_a_cache_that_cannot_take_an_index_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From another process too."""
+    sounds(tmp_path / "a")
+
+    def refuse(index: object, path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("datamodules.shards.opening.save", refuse)
+    with pytest.raises(ConfigError, match=r"cache_folder=\S+ cannot take .*No space left") as told:
+        len(audio(tmp_path / "a", tmp_path))
+    again = pickle.loads(pickle.dumps(told.value))
+    assert str(again) == str(told.value) and again.key == "data.cache_folder"
+    sent = pickle.loads(pickle.dumps(DataError(f"Traceback …\nDataError: {again}\n")))
+    assert isinstance(sent, DataError) and str(sent) == str(again)
 
 
 PAIRS = [(0, 1), (0, 2), (1, 1), (2, 2), (3, 4)]

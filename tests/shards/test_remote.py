@@ -8,6 +8,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -20,9 +21,9 @@ from d2v_pretrain.errors import ConfigError
 from datamodules.datasets.scan import Unusable
 from datamodules.module import MicroBatches
 from datamodules.order import EpochOrder, StepSampler
-from datamodules.shards import fetch
+from datamodules.shards import fetch, retries
 from datamodules.shards.index import build_index
-from datamodules.shards.names import shown
+from datamodules.shards.names import expand, shown
 from datamodules.shards.store import Cache
 from datamodules.transforms.audio import AudioTransform
 from tests.shards.server import nginx, serving
@@ -33,9 +34,10 @@ PATTERN = "/s-{000..004}.tar"
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "WAIT", 0.002)
     monkeypatch.setattr(fetch, "STALL", 0.4)
-    monkeypatch.setattr(fetch, "TRIES", 30)
+    monkeypatch.setattr(retries, "WAIT", 0.002)
+    monkeypatch.setattr(retries, "TRIES", 30)
+    monkeypatch.setattr(retries, "AT_START", 30)
 
 
 def indexed(root: Path) -> Path:
@@ -189,7 +191,7 @@ def test_what_is_gone_there(tmp_path: Path) -> None:
 
 
 def test_tries_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch, "TRIES", 3)
+    monkeypatch.setattr(retries, "TRIES", 3)
     with serving(indexed(tmp_path / "a"), temper=1.0) as server:
         server.draw.choice = lambda _: "500"  # type: ignore[method-assign]
         with pytest.raises(Unusable, match=r"3 times tried .*HTTP Error 500"):
@@ -206,8 +208,10 @@ def test_a_disk_that_is_full_or_cannot_be_written(
         dataset = audio(server.url + PATTERN, tmp_path, max_bad_share=0.9)
         assert len(dataset) == 21
         monkeypatch.setattr(fetch.zlib, "crc32", _full)
-        assert dataset.read(0) is None and server.asked["s-000.tar"] == 1
-        assert "No space left" in (tmp_path / "skipped.jsonl").read_text()
+        full = rf"data.cache_folder={tmp_path}/cache cannot take .* \S+tar \(No space left"
+        with pytest.raises(ConfigError, match=full):
+            dataset.read(0)
+        assert server.asked["s-000.tar"] == 1 and (tmp_path / "skipped.jsonl").read_text() == ""
         assert not list((tmp_path / "cache").glob("*.part"))
         (tmp_path / "file").touch()
         with pytest.raises(ConfigError, match=r"data.cache_folder=\S+file cannot be written"):
@@ -226,6 +230,87 @@ def test_pipes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     )
     same_as_here(root, tmp_path, [flaky.format(root / f"s-00{i}.tar") for i in range(5)], 1)
     assert capfd.readouterr().err.count("the command ended with code 3; trying again") == 5
+
+
+@pytest.mark.parametrize("code, tries", [(3, 3), (127, 1)])
+def test_a_pipe_whose_command_fails(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], code: int, tries: int
+) -> None:
+    """Soon, and told each time; a command that is not there is not tried again."""
+    command = f"echo asked >> {tmp_path}/asked; exit {code}"
+    with pytest.raises(ConfigError, match=rf"has no index beside it and .*code {code}"):
+        len(audio([f"pipe:{command}"], tmp_path))
+    assert (tmp_path / "asked").read_text().count("asked") == tries
+    assert capfd.readouterr().err.count("trying again") == tries - 1
+
+
+def test_an_empty_download_is_not_kept(tmp_path: Path) -> None:
+    root = indexed(tmp_path / "a")
+    (root / "s-002.tar").write_bytes(b"")
+    (root / "s-003.idx").unlink(), (root / "s-003.tar").write_bytes(b"")
+    with serving(root) as server:
+        dataset = audio(server.url + "/s-002.tar", tmp_path)
+        assert dataset.read(0) is None and "is empty" in (tmp_path / "skipped.jsonl").read_text()
+        with pytest.raises(ConfigError, match=r"s-003.tar has no index beside it and is empty"):
+            len(audio(server.url + "/s-003.tar", tmp_path))
+    kept = {file.suffix for file in (tmp_path / "cache").iterdir()}
+    assert kept == {".idx", ".lock"}
+
+
+def test_a_store_that_does_not_answer_stops_the_run_and_blames_no_sample(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is listed: with the server back, every sample is read."""
+    monkeypatch.setattr(retries, "TRIES", 3)
+    with serving(indexed(tmp_path / "a")) as server:
+        there = AudioTransform(audio(server.url + PATTERN, tmp_path), 5, 0)
+        plan = EpochOrder(there.dataset.shard_sizes, 0, 3, there.lengths)
+    [loader] = batches(there, plan, workers=1)
+    batch = next(loader)
+    assert "does not answer: 3 times tried" in batch.fault and "refused" in batch.fault
+    assert batch.weight is not None and not batch.weight.any()
+    assert (tmp_path / "skipped.jsonl").read_text() == ""
+
+
+def test_a_folder_of_a_web_server_is_read_from_its_manifest(tmp_path: Path) -> None:
+    root = indexed(tmp_path / "a")
+    with serving(root) as server:
+        rule = r"names no shards: a folder of a web server cannot be listed.*404"
+        rule += r".*type all names, such as 'http://\S+/shard-\{000000..000127\}.tar'"
+        with pytest.raises(ConfigError, match=rule):
+            len(audio(server.url, tmp_path))
+        rows = [{"name": tar.name} for tar in sorted(root.glob("*.tar"))]
+        (root / "manifest.json").write_text(json.dumps({"shards": rows}))
+        same_as_here(root, tmp_path, f"{server.url}/", 0)
+
+
+@pytest.mark.parametrize("manifest", [False, True])
+def test_a_folder_of_a_store(tmp_path: Path, manifest: bool) -> None:
+    """Its tars, and those that only the manifest still names."""
+    root, store = indexed(tmp_path / "a"), fsspec.filesystem("memory")
+    folder = f"folder{manifest}"
+    for file in root.iterdir():
+        store.pipe(f"/{folder}/{file.name}", file.read_bytes())
+    store.pipe(f"/{folder}/notes.txt", b"")
+    if manifest:
+        rows = [{"name": name} for name in ("s-000.tar", "s-009.tar")]
+        store.pipe(f"/{folder}/manifest.json", json.dumps({"shards": rows}).encode())
+    found = expand(f"memory://{folder}")
+    assert [name[-9:] for name in found] == [f"s-00{n}.tar" for n in (*range(5), *[9] * manifest)]
+    if not manifest:
+        same_as_here(root, tmp_path, f"memory://{folder}/", 0)
+    with pytest.raises(ConfigError, match="cannot be listed: it is not there"):
+        expand("memory://nowhere")
+
+
+def test_a_store_whose_package_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    for end in ("", "/{0..3}.tar", "/*.tar"):
+        rule = r"needs a package that is not installed .*s3fs.*; type pip install -e '\.\[s3\]'"
+        with pytest.raises(ConfigError, match=rule):
+            len(audio(f"s3://bucket/set{end}", tmp_path))
+    with pytest.raises(ConfigError, match="Protocol not known: nonsense"):
+        expand("nonsense://bucket/set")
 
 
 def test_any_store_that_fsspec_knows(tmp_path: Path) -> None:
