@@ -18,6 +18,7 @@ from d2v_pretrain.checkpoint import file as checkpoint
 from d2v_pretrain.checkpoint.saved_run import Run, find
 from d2v_pretrain.config import compose, stored
 from d2v_pretrain.config.explain import MISTAKES, in_words
+from d2v_pretrain.config.literal import quoted
 from d2v_pretrain.errors import ConfigError, nearest
 from d2v_pretrain.export import PREPARATION
 from d2v_pretrain.extract import number_of_layers, token_features
@@ -190,9 +191,7 @@ def _spelled(value: Any) -> str:
     text = str(value)
     if text.replace("_", "").isalnum() and not text[0].isdigit():
         return text  # a bare word, which may also be the choice of a group
-    # Inside quotes, Hydra reads a backslash as an escape only in front of a quote.
-    doubled = re.sub(r"(\\+)(?='|$)", r"\1\1", text)
-    return "'" + doubled.replace("'", "\\'") + "'"
+    return quoted(text)
 
 
 def load(
