@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any
 
 from hydra.utils import get_object, instantiate
 
@@ -23,6 +23,12 @@ _POSITIVE_OR_ABSENT = ("transform.crop_seconds", "layer_decay")
 _NUMBERS = ("weight_decay", "ema.start", "ema.end", "ema.steps")
 _FROM_ZERO = ("warmup", "workers", "seed")
 _SWITCHES = ("profile", "checkpoint.asynchronous")
+TRAINER_WORDS = {
+    "precision": ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"),
+    "accelerator": ("auto", "cpu", "gpu", "cuda", "mps"),
+    "strategy": ("auto", "ddp"),
+}
+OLD_PRECISIONS = ("16", "32", "64", "bf16")  # other words of Lightning's for the first ones
 _LARGEST = 2**63  # whole numbers must be below it: files and torch hold 64 bits
 
 
@@ -214,17 +220,8 @@ def check_devices(cfg: Any) -> None:
 
 def _check_trainer_words(trainer: Any) -> None:
     """Check the words that Lightning would refuse only after the data were read."""
-    from lightning.fabric.connector import _PRECISION_INPUT
-
-    precisions = [str(word) for part in get_args(_PRECISION_INPUT) for word in get_args(part)]
-    shown = [word for word in precisions if "-" in word and not word.startswith("transformer")]
-    accelerators, strategies = ["auto", "cpu", "gpu", "cuda", "mps"], ["auto", "ddp"]
-    for key, known, words in (
-        ("precision", precisions, shown),
-        ("accelerator", accelerators, accelerators),
-        ("strategy", strategies, strategies),
-    ):
-        value = trainer[key]
+    for key, words in TRAINER_WORDS.items():
+        value, known = trainer[key], {*words, *(OLD_PRECISIONS if key == "precision" else ())}
         if isinstance(value, str | int | float | None) and str(value) not in known:
             rule = f"is not there{nearest(str(value), words)}"
             raise ConfigError(f"trainer.{key}", value, rule, f"choose one of {', '.join(words)}")

@@ -37,12 +37,16 @@ def source(name: str) -> Path:
         raise ConfigError("init_from", name, rule, remedy)
     if path.is_dir() and not (path / bundle.CONFIG).is_file():
         raise _no_model(path)
-    if path.is_file() and checkpoint.step_of(path) < 0:
-        with path.open("rb") as file:
-            if not file.read(2).startswith(_BEGINNINGS):
-                rule = "is neither a checkpoint of ours nor one of fairseq or BEiT"
-                raise ConfigError("init_from", name, rule)
+    if not path.is_dir() and checkpoint.step_of(path) < 0 and not _is_of_torch(path):
+        raise ConfigError("init_from", name, "cannot be read as a checkpoint")
     return path
+
+
+def _is_of_torch(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(2).startswith(_BEGINNINGS)
 
 
 def _no_model(path: Path) -> ConfigError:
