@@ -40,6 +40,11 @@ def quoted(text: str) -> str:
     return "'" + doubled.replace("'", "\\'").replace("${", "\\${") + "'"
 
 
+def for_shell(key: str, text: str) -> str:
+    """What to type in a shell so that ``key`` is exactly this text."""
+    return '"' + re.sub(r'([\\$"`])', r"\\\1", f"{key}={quoted(text)}") + '"'
+
+
 def _is_readable(word: str) -> bool:
     try:
         OverridesParser.create().parse_override(word)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from d2v_pretrain.config.compose import load
 from d2v_pretrain.config.explain import in_words
-from d2v_pretrain.config.literal import literal, quoted
+from d2v_pretrain.config.literal import for_shell, literal, quoted
 
 AWKWARD = [
     "runs/a/checkpoints/step=20.ckpt",
@@ -48,6 +49,13 @@ def test_quoted_is_the_text(text: str) -> None:
     assert load(["modality=audio", "data=folder", f"data.root={quoted(text)}"]).data.root == text
 
 
+@pytest.mark.parametrize("text", [*AWKWARD, "a,b", "[a,b]", "a${HOME}", '"double"', "`x`"])
+def test_what_is_shown_works_in_a_shell(text: str) -> None:
+    command = f"printf %s {for_shell('data.root', text)}"
+    word = subprocess.run(["sh", "-c", command], capture_output=True, text=True, check=True).stdout
+    assert load(["modality=audio", "data=folder", word]).data.root == text
+
+
 def test_what_hydra_reads_stays_hydras() -> None:
     for word in (
         "transform.scale=[0.5,1]",
@@ -69,7 +77,7 @@ def test_what_hydra_reads_stays_hydras() -> None:
     ("word", "sentence"),
     [
         ("data.root=${x}", "data.root=${x} cannot be worked out: Interpolation key 'x' not found"),
-        ("data.root=${x}", "type \"data.root='\\\\\\${x}'\""),
+        ("data.root=${x}", 'type "' + r"data.root='\\\${x}'" + '"'),
         ("data.root=a,b", "has commas, between which stand the values of a sweep; type -m too, or"),
         ("data.root=a,b", "\"data.root='a,b'\""),
         ("data.root=[a", "is not of the form key=value; to take it as a text, type"),
