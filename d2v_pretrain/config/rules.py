@@ -50,7 +50,7 @@ def check_numbers(cfg: Any) -> None:
         for key in keys:
             _check_positive(key, at(cfg, key), whole, nullable)
     for keys, whole in ((_WHOLE_OR_ABSENT, True), (_POSITIVE_OR_ABSENT, False)):
-        for key in (key for key in keys if at(cfg, key) is not None):
+        for key in (key for key in keys if isinstance(at(cfg, key), int | float)):
             _check_positive(key, at(cfg, key), whole, nullable=False)
     for key in _NUMBERS:
         if isinstance(at(cfg, key), bool) or not isinstance(at(cfg, key), int | float):
@@ -221,7 +221,7 @@ def check_devices(cfg: Any) -> None:
 def _check_trainer_words(trainer: Any) -> None:
     """Check the words that Lightning would refuse only after the data were read."""
     for key, words in TRAINER_WORDS.items():
-        value, known = trainer[key], {*words, *(OLD_PRECISIONS if key == "precision" else ())}
+        value, known = at(trainer, key), {*words, *(OLD_PRECISIONS if key == "precision" else ())}
         if isinstance(value, str | int | float | None) and str(value) not in known:
             rule = f"is not there{nearest(str(value), words)}"
             raise ConfigError(f"trainer.{key}", value, rule, f"choose one of {', '.join(words)}")

@@ -35,7 +35,7 @@ WRONG = [
     ("modality=audio", "objective.clones=0", "objective.clones=0 must be a positive whole number"),
     ("modality=audio", "encoder.heads=0", "encoder.heads=0 must be a positive whole number"),
     ("modality=audio", "trainer.precision=bf16-mixd", "did you mean bf16-mixed"),
-    ("modality=audio", "trainer.accelerator=gpuu", "(did you mean gpu or cpu?)"),
+    ("modality=audio", "trainer.accelerator=gpuu", "(did you mean gpu?)"),
     ("modality=audio", "trainer.strategy=deepspeed", "trainer.strategy=deepspeed is not there"),
     ("modality=audio", "trainer.devices=0", "trainer.devices=0 must be a positive whole number"),
     (
