@@ -6,7 +6,7 @@ import codecs
 import sys
 
 # What stands for characters that this program prints itself.
-_ASCII = str.maketrans({"±": "+-", "…": "...", "→": "->", "·": "."})
+_ASCII = str.maketrans({"±": "+-", "…": "...", "→": "->", "·": ".", "█": "#"})
 _HANDLER = "d2v_pretrain.spelled"
 
 

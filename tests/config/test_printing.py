@@ -15,7 +15,7 @@ import os, sys
 from d2v_pretrain.config.printing import print_anything
 print_anything()
 print_anything()
-print("0.9 ±0.1 … done → ü 音")
+print("0.9 ±0.1 … done → ü 音 █")
 print(os.fsdecode(b"f\\xe9.wav"), file=sys.stderr)
 from rich.console import Console
 from rich.table import Table
@@ -43,14 +43,14 @@ def test_nothing_that_is_printed_ends_a_run(environment: dict[str, str], tmp_pat
     done = run(tmp_path, PROGRAM, **environment)
     assert done.returncode == 0, done.stderr
     first, *table = done.stdout.decode("ascii").splitlines()
-    assert first == "0.9 +-0.1 ... done -> \\xfc \\u97f3"
+    assert first == "0.9 +-0.1 ... done -> \\xfc \\u97f3 #"
     assert any("+-0.1 \\xfc" in row for row in table)
     assert done.stderr.decode("ascii").strip() == "f\\udce9.wav"
 
 
 def test_other_terminals_print_as_before(tmp_path: Path) -> None:
     done = run(tmp_path, PROGRAM, PYTHONIOENCODING="utf-8")
-    assert done.stdout.decode().startswith("0.9 ±0.1 … done → ü 音\n")
+    assert done.stdout.decode().startswith("0.9 ±0.1 … done → ü 音 █\n")
     assert done.stderr.decode().strip() == "f\\udce9.wav", "no valid text in any encoding"
 
 
