@@ -30,7 +30,7 @@ def check_folder(folder: Path) -> None:
             with tempfile.NamedTemporaryFile(dir=there, prefix=".writable-"):
                 pass
         except OSError as error:
-            rule = f"cannot be written ({error.strerror}: {there})"
+            rule = f"cannot be written ({error.strerror})"
             remedy = "with that mended, or another folder=DIR, type the same command"
             raise ConfigError("folder", folder, rule, remedy) from None
 
