@@ -13,10 +13,10 @@ All numbers are printed and written to ``benchmarks/results/data.json``."""
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import os
-import sys
 import tarfile
 import tempfile
 import time
@@ -247,7 +247,11 @@ def measure(modality: str, folder: Path, n: int) -> dict[str, dict[str, float]]:
 def main() -> None:
     """Measure everything, print it, and write it to ``RESULTS``."""
     torch.set_num_threads(1)
-    n = int(sys.argv[1]) if len(sys.argv) > 1 else 60
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("n", nargs="?", type=int, default=60, help="number of files (60)")
+    n = parser.parse_args().n
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         for modality in MADE:

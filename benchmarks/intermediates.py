@@ -103,3 +103,7 @@ def _decoder(
         extra = model.student.extra_tokens
         named["student_alibi_bias"] = model.student.bias(grid, mask.kept, extra)
     return named
+
+
+if __name__ == "__main__":
+    print(__doc__)

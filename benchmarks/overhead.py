@@ -9,9 +9,9 @@ to ``benchmarks/results/overhead.json``."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -150,10 +150,15 @@ def save(folder: str) -> dict[str, float]:
 
 def main() -> None:
     """Measure everything, print it, and write it to ``RESULTS``."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", nargs="?", default=".", help="where checkpoints are saved (.)")
+    folder = parser.parse_args().folder
     torch.set_num_threads(1)
     register_resolvers()
     steps = {modality: tiny_step(modality) for modality in MODALITIES}
-    agreed, many, saving = agreement(), readers(), save(sys.argv[1] if len(sys.argv) > 1 else ".")
+    agreed, many, saving = agreement(), readers(), save(folder)
     for modality, s in steps.items():
         share = (s["stream"] + agreed) / s["step"]
         print(

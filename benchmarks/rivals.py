@@ -95,3 +95,7 @@ def rivals(folder: Path, ending: str, rows: int) -> dict[str, Callable[[int], It
         return iter(DataLoader(dataset, rows, shuffle=True, collate_fn=batched, generator=order))
 
     return {"webdataset": streamed, "DataLoader over files": loaded}
+
+
+if __name__ == "__main__":
+    print(__doc__)

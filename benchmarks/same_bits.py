@@ -27,6 +27,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from d2v_pretrain.config.printing import print_anything
+
 HERE = Path(__file__).parent.parent
 ROWS = [
     (modality, objective)
@@ -40,6 +42,7 @@ CLOCK = ("time", "seconds", "per_s", "_s", "wait", "memory", "mfu", "_gb")
 
 def main() -> int:
     """Compare with the revision on the command line, and return 1 if anything differs."""
+    print_anything()
     if len(sys.argv) < 2 or {"-h", "--help"} & set(sys.argv):
         print(__doc__)
         return 0

@@ -4,7 +4,6 @@ arrays, images or texts."""
 from __future__ import annotations
 
 import json
-import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from d2v_pretrain.checkpoint import ownership
 from d2v_pretrain.checkpoint.saved_run import Run, find
 from d2v_pretrain.config import compose, stored
 from d2v_pretrain.config.explain import MISTAKES, in_words
+from d2v_pretrain.config.literal import quoted
 from d2v_pretrain.errors import ConfigError, nearest
 from d2v_pretrain.export import PREPARATION
 from d2v_pretrain.extract import number_of_layers, token_features
@@ -194,9 +194,7 @@ def _spelled(value: Any) -> str:
     text = str(value)
     if text.replace("_", "").isalnum() and not text[0].isdigit():
         return text  # a bare word, which may also be the choice of a group
-    # Inside quotes, Hydra reads a backslash as an escape only in front of a quote.
-    doubled = re.sub(r"(\\+)(?='|$)", r"\1\1", text)
-    return "'" + doubled.replace("'", "\\'") + "'"
+    return quoted(text)
 
 
 def load(

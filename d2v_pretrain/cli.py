@@ -22,6 +22,7 @@ from d2v_pretrain.config import show
 from d2v_pretrain.config.compose import choices, data_sets, register_resolvers
 from d2v_pretrain.config.explain import MISTAKES, in_words
 from d2v_pretrain.config.options import refuse_dashes, table
+from d2v_pretrain.config.printing import print_anything
 from d2v_pretrain.config.recipes import USUAL, config_folder, for_hydra
 from d2v_pretrain.config.typed_groups import settle
 from d2v_pretrain.errors import ConfigError, nearest
@@ -151,6 +152,7 @@ _UNWRITABLE = {
 
 def main() -> None:
     """``d2v-pretrain``: run the command that is the first word, or print what there is."""
+    print_anything()
     first, *words = sys.argv[1:] or ["-h"]
     if first in ("-h", "--help"):
         print(OVERVIEW.format(commands=table(list(COMMANDS.items()))), end="")
@@ -178,6 +180,7 @@ def train(words: list[str], page: str = PRETRAIN, without: Sequence[str] = ("lab
         page: printed for ``-h``.
         without: settings that are left out of that page.
     """
+    print_anything()
     if {"-h", "--help"} & set(words):
         rows = [row for row in _settings() if row[0].partition("=")[0] not in without]
         print(page.format(settings=table(rows)), end="")

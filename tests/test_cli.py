@@ -71,6 +71,18 @@ WRONG = {
         "cannot be written (Not a directory)"
     ),
     "modality=audio data=folder data.root=no/such": "data.root=no/such is not a folder",
+    "modality=audio workers=-1": "workers=-1 must be a whole number from 0",
+    "modality=audio seed=-1": "seed=-1 must be a whole number from 0",
+    "modality=audio lr=nan": "lr=nan must be a finite number",
+    "modality=audio trainer.precision=fp16": "trainer.precision=fp16 is not there",
+    "modality=audio trainer.devices=-1": "trainer=ddp takes all GPUs",
+    "modality=audio name=..": "name=.. must be usable as the name of a folder",
+    "modality=audio init_from=runs/a/checkpoints/step=20.ckpt": "step=20.ckpt is not a file or",
+    "modality=audio init_from=some-org/some.name": (
+        "and no model of this name is in the local hub cache; give the path of a checkpoint, or "
+        "type hf download some-org/some.name first"
+    ),
+    "modality=audio logger=wandb": "nobody is logged in here; type wandb login once",
 }
 
 
@@ -207,6 +219,9 @@ def test_a_mistake_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))  # where a login would be
+    monkeypatch.delenv("WANDB_MODE", raising=False)
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
     with pytest.raises(SystemExit) as stop:
         type_in(monkeypatch, tmp_path, typed.split())
     lines = capfd.readouterr().err.strip().splitlines()

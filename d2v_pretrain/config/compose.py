@@ -14,7 +14,7 @@ from d2v_pretrain.config.recipes import (
     folders_of,
     for_hydra,
 )
-from d2v_pretrain.config.rules import RULES, check_data, check_numbers
+from d2v_pretrain.config.rules import RULES, check_data, check_finite, check_numbers
 from d2v_pretrain.config.typed_groups import settle
 from d2v_pretrain.errors import ConfigError
 
@@ -132,6 +132,7 @@ def check(cfg: DictConfig) -> None:
     """
     from hydra.utils import instantiate
 
+    check_finite(OmegaConf.to_container(cfg, resolve=False))
     for rule in (check_data, _check_missing, check_numbers, _check_constructors, *RULES):
         rule(cfg)
     instantiate(cfg.task).check(cfg)

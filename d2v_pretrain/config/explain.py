@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 from d2v_pretrain.config.compose import choices, config_folder, load
+from d2v_pretrain.config.literal import for_shell
 from d2v_pretrain.config.recipes import folders_of
 from d2v_pretrain.errors import ConfigError, nearest
 
@@ -37,13 +38,12 @@ def in_words(error: Exception, typed: Sequence[str] | None = None) -> ConfigErro
     if isinstance(error, MissingConfigException):
         return _no_such_choice(error, typed)
     if isinstance(error, OverrideParseException):
-        return ConfigError(
-            error.override,
-            "",
-            "is not of the form key=value",
-            "put values with spaces or commas in quotes",
-        )
+        return _not_readable(error.override)
     message = str(error)
+    if found := re.search(r"Ambiguous value for argument '(.*)'", message):
+        key, _, value = found[1].partition("=")
+        rule = "has commas, between which stand the values of a sweep"
+        return ConfigError(key, value, rule, f"type -m too, or {for_shell(key, value)}")
     if found := re.search(r"You must specify '(\S+)'", message):
         return ConfigError(
             found[1], "???", "has no value", f"choose one of {', '.join(choices(found[1]))}"
@@ -51,9 +51,7 @@ def in_words(error: Exception, typed: Sequence[str] | None = None) -> ConfigErro
     if found := re.search(r"Could not override '([^'\s]+)'", message):
         return _no_such_key(found[1], typed)
     if isinstance(error, InterpolationResolutionError):
-        return ConfigError(
-            str(error.full_key), "", f"cannot be worked out: {message.splitlines()[0]}"
-        )
+        return _not_resolved(error, typed)
     if (
         isinstance(error, HydraException)
         and cause is not None
@@ -61,6 +59,24 @@ def in_words(error: Exception, typed: Sequence[str] | None = None) -> ConfigErro
     ):
         raise error  # a constructor failed: a fault of the program, shown with its trace
     return ConfigError("configuration", "", message.splitlines()[0])
+
+
+def _not_readable(word: str) -> ConfigError:
+    key, equals, value = word.partition("=")
+    remedy = f"to take it as a text, type {for_shell(key, value)}" if equals else "type key=value"
+    return ConfigError(key, value, "is not of the form key=value", remedy)
+
+
+def _not_resolved(error: InterpolationResolutionError, typed: Sequence[str]) -> ConfigError:
+    """The error for ``${…}``, with the typed word that holds it, if one does."""
+    holding = [word for word in typed if "${" in word]
+    same = [word for word in holding if word.lstrip("+~").startswith(f"{error.full_key}=")]
+    word = next(iter(same or holding), f"{error.full_key}=")
+    key, _, value = word.lstrip("+~").partition("=")
+    text = value.strip("'").replace("\\${", "${")
+    rule = f"cannot be worked out: {str(error).splitlines()[0]}"
+    remedy = f"where a text is meant and no setting, type {for_shell(key, text)}"
+    return ConfigError(key, value, rule, remedy if value else "")
 
 
 def _no_such_choice(error: MissingConfigException, words: Sequence[str]) -> ConfigError:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
+from d2v_pretrain.config.printing import print_anything
 from d2v_pretrain.errors import ConfigError, nearest
 from d2v_pretrain.redaction import conceal_tracebacks, redact
 
@@ -96,6 +97,7 @@ def run(command: Callable[[list[str]], Any], kind: type) -> None:
         command: called with the words.
         kind: its options, for the page.
     """
+    print_anything()
     typed = sys.argv[1:]
     if not typed or {"-h", "--help"} & set(typed):
         print(page(kind))

@@ -17,6 +17,7 @@ from typing import Any
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
+from d2v_pretrain.config.literal import literal
 from d2v_pretrain.errors import ConfigError, nearest
 from d2v_pretrain.redaction import conceal_word
 
@@ -107,6 +108,7 @@ def for_hydra(typed: Sequence[str]) -> list[str]:
     """
     typed = [conceal_word(word) for word in typed]
     typed = [f"recipe={w[11:]}" if w.startswith("experiment=") else w for w in typed]
+    typed = [literal(word) for word in typed]
     folders = folders_of(typed)
     given = dict(word.split("=", 1) for word in typed if "=" in word and word[0] not in "-+~")
     naming = {key: given[key] for key in NAMING if key in given}

@@ -3,20 +3,33 @@ its value and a remedy."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from hydra.utils import get_object, instantiate
 
 from d2v_pretrain.config.recipes import folders_of, usable_data
-from d2v_pretrain.errors import ConfigError, refuse_address
+from d2v_pretrain.errors import ConfigError, nearest, refuse_address
 
-_WHOLE = ("steps", "global_batch", "micro_batch", "log_every", "checkpoint.keep_last")
+_WHOLE: tuple[str, ...] = ("steps", "global_batch", "micro_batch", "log_every")
+_WHOLE += ("checkpoint.keep_last", "trainer.num_nodes")
+_WHOLE += ("encoder.width", "encoder.depth", "encoder.heads")
 _WHOLE_OR_NULL = ("checkpoint.keep_every", "max_tokens", "window_shards", "checkpoint.every_steps")
+_WHOLE_OR_ABSENT = ("objective.clones", "transform.size", "transform.vocab_size")
 _POSITIVE = ("lr", "ema.steps")
 _POSITIVE_OR_NULL = ("clip", "max_hours", "checkpoint.every_minutes")
-_NUMBERS = ("warmup", "weight_decay", "ema.start", "ema.end", "ema.steps")
+_POSITIVE_OR_ABSENT = ("transform.crop_seconds", "layer_decay")
+_NUMBERS = ("weight_decay", "ema.start", "ema.end", "ema.steps")
+_FROM_ZERO = ("warmup", "workers", "seed")
+_SWITCHES = ("profile", "checkpoint.asynchronous")
+TRAINER_WORDS = {
+    "precision": ("32-true", "bf16-mixed", "16-mixed", "bf16-true", "16-true", "64-true"),
+    "accelerator": ("auto", "cpu", "gpu", "cuda", "mps"),
+    "strategy": ("auto", "ddp"),
+}
+OLD_PRECISIONS = ("16", "32", "64", "bf16")  # other words of Lightning's for the first ones
+_LARGEST = 2**63  # whole numbers must be below it: files and torch hold 64 bits
 
 
 def at(cfg: Any, key: str) -> Any:
@@ -28,20 +41,31 @@ def at(cfg: Any, key: str) -> Any:
 
 def check_numbers(cfg: Any) -> None:
     """Check that counts and sizes are positive numbers, and that the warm-up fits into the run."""
-    for keys, nullable in (
-        (_WHOLE, False),
-        (_WHOLE_OR_NULL, True),
-        (_POSITIVE, False),
-        (_POSITIVE_OR_NULL, True),
+    for keys, whole, nullable in (
+        (_WHOLE, True, False),
+        (_WHOLE_OR_NULL, True, True),
+        (_POSITIVE, False, False),
+        (_POSITIVE_OR_NULL, False, True),
     ):
         for key in keys:
-            whole = keys in (_WHOLE, _WHOLE_OR_NULL)
             _check_positive(key, at(cfg, key), whole, nullable)
+    for keys, whole in ((_WHOLE_OR_ABSENT, True), (_POSITIVE_OR_ABSENT, False)):
+        for key in (key for key in keys if isinstance(at(cfg, key), int | float)):
+            _check_positive(key, at(cfg, key), whole, nullable=False)
     for key in _NUMBERS:
         if isinstance(at(cfg, key), bool) or not isinstance(at(cfg, key), int | float):
             raise ConfigError(key, at(cfg, key), "must be a number")
-    if not isinstance(cfg.seed, int):
-        raise ConfigError("seed", cfg.seed, "must be a whole number")
+    if cfg.weight_decay < 0:
+        raise ConfigError("weight_decay", cfg.weight_decay, "must be at least 0")
+    for key in _FROM_ZERO:
+        value = at(cfg, key)
+        if type(value) is not int or not 0 <= value < _LARGEST:
+            raise ConfigError(key, value, "must be a whole number from 0 to 2^63 - 1")
+    if not 0 <= (at(cfg, "transform.flip") or 0) <= 1:
+        raise ConfigError("transform.flip", cfg.transform.flip, "must lie between 0 and 1")
+    for key in _SWITCHES:
+        if not isinstance(at(cfg, key), bool):
+            raise ConfigError(key, at(cfg, key), "must be true or false")
     if cfg.warmup >= cfg.steps:
         raise ConfigError("warmup", cfg.warmup, f"must be less than steps={cfg.steps}")
     if not 0 <= cfg.ema.start <= cfg.ema.end <= 1:
@@ -56,13 +80,31 @@ def _check_positive(key: str, value: Any, whole: bool, nullable: bool) -> None:
     if not number or isinstance(value, bool) or value <= 0:
         rule = f"must be a positive {'whole number' if whole else 'number'}"
         raise ConfigError(key, value, rule + (" or null" if nullable else ""))
+    if value >= _LARGEST:
+        raise ConfigError(key, value, "must be below 2^63")
+
+
+def check_finite(typed: Any, prefix: str = "") -> None:
+    """Check that no value is NaN or infinite.
+
+    Args:
+        typed: nested mappings and lists, before interpolation.
+        prefix: of the keys, with a dot at its end.
+    """
+    pairs = typed.items() if isinstance(typed, dict) else enumerate(typed)
+    for key, value in pairs:
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{prefix}{key}", value, "must be a finite number")
+        if isinstance(value, dict | list):
+            check_finite(value, f"{prefix}{key}.")
 
 
 def check_going_on(cfg: Any) -> None:
     """Check ``resume``, name and folder of the run, and what it starts from."""
     if cfg.resume not in ("auto", "never"):
         raise ConfigError("resume", cfg.resume, "must be auto or never")
-    if not str(cfg.name) or set(str(cfg.name)) & set('/\\:*?"<>| '):
+    wrong = cfg.name is None or str(cfg.name) in ("", ".", "..")
+    if wrong or set(str(cfg.name)) & set('/\\:*?"<>| '):
         raise ConfigError(
             "name",
             cfg.name,
@@ -70,10 +112,9 @@ def check_going_on(cfg: Any) -> None:
             "leave out spaces and slashes",
         )
     refuse_address("folder", cfg.folder)
-    if cfg.init_from is not None and not Path(cfg.init_from).exists():
-        raise ConfigError(
-            "init_from", cfg.init_from, "is not a file or folder", "give the path of a checkpoint"
-        )
+    for key in ("folder", "data.root"):
+        if at(cfg, key) == "":
+            raise ConfigError(key, "", "must not be empty", f"type {key}=DIR")
 
 
 def check_sizes(cfg: Any) -> None:
@@ -157,6 +198,7 @@ def check_parts(cfg: Any) -> None:
 def check_devices(cfg: Any) -> None:
     """Check that the devices exist, and that the global batch can be divided among them."""
     trainer = cfg.trainer
+    _check_trainer_words(trainer)
     if trainer.accelerator == "gpu":
         import torch
 
@@ -175,6 +217,19 @@ def check_devices(cfg: Any) -> None:
             rule,
             f"type global_batch={nearest}, or another micro_batch",
         )
+
+
+def _check_trainer_words(trainer: Any) -> None:
+    """Check the words that Lightning would refuse only after the data were read."""
+    for key, words in TRAINER_WORDS.items():
+        value, known = at(trainer, key), {*words, *(OLD_PRECISIONS if key == "precision" else ())}
+        if isinstance(value, str | int | float | None) and str(value) not in known:
+            rule = f"is not there{nearest(str(value), words)}"
+            raise ConfigError(f"trainer.{key}", value, rule, f"choose one of {', '.join(words)}")
+    devices = trainer.devices
+    if isinstance(devices, str | float | bool | None) or (isinstance(devices, int) and devices < 1):
+        rule = "must be a positive whole number"
+        raise ConfigError("trainer.devices", devices, rule, "trainer=ddp takes all GPUs")
 
 
 RULES: tuple[Callable[[Any], None], ...] = (

@@ -44,7 +44,7 @@ def settle(cfg: DictConfig, words: Sequence[str]) -> None:
             _fill(whole, row.values[group])
             _put(cfg, group, whole, typed, f"{group}={choice}")
     for group, choice in chosen.items():
-        _check_resolves(cfg, group, choice)
+        _check_resolves(cfg, group, choice, typed)
 
 
 def _with_target(node: DictConfig, prefix: str = "") -> Iterator[tuple[str, DictConfig]]:
@@ -80,11 +80,13 @@ def _fill(node: DictConfig, pinned: DictConfig) -> None:
             _fill(value, pinned[key])
 
 
-def _check_resolves(cfg: DictConfig, group: str, choice: str) -> None:
+def _check_resolves(cfg: DictConfig, group: str, choice: str, typed: Sequence[Override]) -> None:
     """Refuse a typed group that reads a value which this run does not have."""
     try:
         OmegaConf.to_container(cfg[group], resolve=True)
     except OmegaConfBaseException as error:
+        if any(w.key_or_group.startswith(f"{group}.") and "${" in str(w.input_line) for w in typed):
+            raise  # a value that was typed, and not the group, reads it
         found = re.search(r"key '([\w.]+)' not found", str(error))
         what = found[1] if found else _absent_key(error) or str(error).splitlines()[0]
         rule = f"needs {what}, which modality={cfg['modality']} does not have"

@@ -23,6 +23,7 @@ from d2v_pretrain.checkpoint import ownership
 from d2v_pretrain.config import stored
 from d2v_pretrain.config.compose import check
 from d2v_pretrain.config.identity import check_same_run
+from d2v_pretrain.config.printing import print_anything
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.models.encoder import Encoder
 from d2v_pretrain.redaction import concealed, redact, revealed
@@ -31,8 +32,9 @@ from d2v_pretrain.training.callbacks.bad_data import BadData
 from d2v_pretrain.training.callbacks.metrics import JsonlLogger
 from d2v_pretrain.training.callbacks.preemption import Preemption
 from d2v_pretrain.training.callbacks.saving import Saving
+from d2v_pretrain.training.destinations import check_folder, check_logger
 from d2v_pretrain.training.environment import write_environment
-from d2v_pretrain.training.init_from import load_weights, read
+from d2v_pretrain.training.init_from import load_weights, read, source
 from d2v_pretrain.training.log import log
 from d2v_pretrain.training.module import TrainingModule
 from d2v_pretrain.training.preflight import preflight
@@ -57,12 +59,15 @@ def pretrain(cfg: DictConfig) -> Trainer | None:
         ConfigError: for mistakes in ``cfg`` before anything is allocated, and for mistakes in the
             data after they were read.
     """
+    print_anything()
     task: Task = instantiate(cfg.task)
     task.before(cfg)
     check(cfg)
     _check_job(cfg)
     _quiet_lightning()
     folder = Path(cfg.folder)
+    check_folder(folder)
+    check_logger(cfg.logger, os.environ)
     ownership.join()
     last = _where_to_start(cfg, folder)
     step = 0 if last is None else checkpoint.step_of(last)
@@ -195,7 +200,7 @@ def build_module(cfg: DictConfig, last: Path | None = None) -> TrainingModule:
     updates = f"{cfg.steps:,} updates of {cfg.global_batch} samples"
     log(f"{size:.1f} M parameters in the encoder, {updates}")
     if cfg.init_from is not None and last is None:
-        load_student(module, Path(cfg.init_from))
+        load_student(module, source(str(cfg.init_from)))
     return module
 
 

@@ -14,6 +14,7 @@ from d2v_pretrain.config.recipes import usual
 from d2v_pretrain.config.rules import METHOD_RULES
 from d2v_pretrain.config.stored import checked
 from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.training.init_from import source
 from d2v_pretrain.training.log import log
 from d2v_pretrain.weights.gate import MODELS, TRANSFORMS, Gate, check_places
 
@@ -29,11 +30,13 @@ class Task:
         """Complete the configuration before it is checked."""
 
     def check(self, cfg: DictConfig) -> None:
-        """Check the rules between settings that hold for this task alone.
+        """Check what the run starts from, and rules that hold for this task alone.
 
         Raises:
             ConfigError: a rule is broken.
         """
+        if cfg.init_from is not None:
+            source(str(cfg.init_from))
 
     def reports(self, cfg: DictConfig) -> list[str]:
         """Files that the callbacks of this task write into the run's folder at its end."""
@@ -52,6 +55,7 @@ class Pretraining(Task):
     """Self-supervised pretraining of an encoder, with a probe of its frozen features at the end."""
 
     def check(self, cfg: DictConfig) -> None:
+        super().check(cfg)
         for rule in METHOD_RULES:
             rule(cfg)
 
@@ -72,7 +76,7 @@ class Finetuning(Task):
         Raises:
             ConfigError: the checkpoint is of another modality.
         """
-        if cfg.init_from is None or checkpoint.step_of(file := Path(cfg.init_from)) < 0:
+        if cfg.init_from is None or checkpoint.step_of(file := source(str(cfg.init_from))) < 0:
             return
         run = Run(file.absolute().parent.parent, file, Gate.typed(cfg.trust))
         if run.content.get("modality") != cfg["modality"]:

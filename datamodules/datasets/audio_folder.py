@@ -70,6 +70,8 @@ class AudioFolder(Dataset[np.ndarray]):
     @cached_property
     def files(self) -> dict[str, Stretch]:
         """The usable files by name, each as one stretch from its first frame to its last."""
+        if self.labels is not None:
+            self.labels.rows()  # a mistake in the table need not wait for the scan of all files
         ignore = [self.labels.path] if self.labels else []
         return scan(self.root, ENDINGS, self._check, self.skipped, self.max_bad_share, ignore)
 

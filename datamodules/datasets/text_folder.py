@@ -45,6 +45,8 @@ class TextFolder(TextDataset):
     @cached_property
     def files(self) -> list[str]:
         """The usable files."""
+        if self.labels is not None:
+            self.labels.rows()  # a mistake in the table need not wait for the scan of all files
         ignore = [self.labels.path] if self.labels else []
         return list(scan(self.root, ENDINGS, check, self.skipped, self.max_bad_share, ignore))
 

@@ -17,6 +17,7 @@ from rich.console import Console
 from d2v_pretrain.config import options
 from d2v_pretrain.config.compose import check, load
 from d2v_pretrain.config.explain import MISTAKES, in_words
+from d2v_pretrain.config.printing import print_anything
 from d2v_pretrain.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ class Options:
 
 def main() -> int:
     """Run it; returns the exit code."""
+    print_anything()
     typed = sys.argv[1:]
     if not typed or {"-h", "--help"} & set(typed):
         print(options.page(Options))

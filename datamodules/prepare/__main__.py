@@ -9,6 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 from d2v_pretrain.config import options
+from d2v_pretrain.config.printing import print_anything
 from d2v_pretrain.errors import ConfigError, nearest
 from datamodules.prepare import audio, settings, text, verify, vision
 from datamodules.prepare.output import Finished, Output
@@ -32,6 +33,7 @@ def main(words: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0, 1 if ``verify`` found faults, 2 for wrong use, 130 after Ctrl-C.
     """
+    print_anything()
     words = sys.argv[1:] if words is None else list(words)
     if not words or {"-h", "--help", "help"} & set(words):
         asked = [word for word in words if word in settings.COMMANDS] or list(settings.COMMANDS)

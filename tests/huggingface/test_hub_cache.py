@@ -17,6 +17,7 @@ from d2v_pretrain import (
 )
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.huggingface import hub_cache
+from d2v_pretrain.training.init_from import source
 
 NAME = "somebody/tiny-text"
 
@@ -64,3 +65,12 @@ def test_a_name_that_is_not_there(name: str, snapshot: Path) -> None:
 def test_without_the_hub_client(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     assert hub_cache.model_folder(NAME) == Path(NAME)
+
+
+def test_a_run_starts_from_it(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="is no folder with a model"):
+        source(NAME)
+    (snapshot / "config.json").write_text("{}")
+    assert source(NAME).resolve() == snapshot.resolve()
+    with pytest.raises(ConfigError, match="type hf download somebody/other first"):
+        source("somebody/other")
