@@ -1,4 +1,4 @@
-"""log(): one line for the user."""
+"""log() and warn(): one line for the user."""
 
 from __future__ import annotations
 
@@ -10,3 +10,9 @@ from rich import get_console
 def log(text: str) -> None:
     """Print a line on rank 0; ``[bold]…[/]`` and the like are Rich's markup."""
     get_console().print(text, soft_wrap=True, highlight=False)
+
+
+@rank_zero_only
+def warn(text: str) -> None:
+    """Print a plain line in yellow on rank 0; nothing in it is markup."""
+    get_console().print(text, style="yellow", soft_wrap=True, highlight=False, markup=False)

@@ -16,21 +16,20 @@ from lightning.pytorch.profilers import PyTorchProfiler
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from d2v_pretrain.atomic_files import atomic
 from d2v_pretrain.checkpoint import file as checkpoint
 from d2v_pretrain.config.compose import check
-from d2v_pretrain.config.identity import check_same_run
-from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.models.encoder import Encoder
 from d2v_pretrain.rng import seed_default
 from d2v_pretrain.training.callbacks.metrics import JsonlLogger
 from d2v_pretrain.training.callbacks.preemption import Preemption
 from d2v_pretrain.training.callbacks.saving import Saving
-from d2v_pretrain.training.environment import write_environment
 from d2v_pretrain.training.init_from import load_weights, read
 from d2v_pretrain.training.log import log
 from d2v_pretrain.training.module import TrainingModule
 from d2v_pretrain.training.preflight import preflight
 from d2v_pretrain.training.ranks import is_lost, leave_together, post_mortem
+from d2v_pretrain.training.start import check_data, check_fits, find_start, record, tell_changes
 from d2v_pretrain.training.tasks import Task
 
 CPU = torch.device("cpu")
@@ -56,29 +55,35 @@ def pretrain(cfg: DictConfig) -> Trainer | None:
     _check_job(cfg)
     _quiet_lightning()
     folder = Path(cfg.folder)
-    last = _where_to_start(cfg, folder)
-    step = 0 if last is None else checkpoint.step_of(last)
+    start = find_start(cfg, folder)
+    last = start.checkpoint
     log(f"[bold]{cfg.name}[/] in {folder}")
-    if last is not None and task.is_finished(cfg, folder, step):
+    if last is not None and task.is_finished(cfg, folder, start.step):
+        if any(change.key == "data.root" for change in start.changes):
+            check_data(start, build_data(cfg).fingerprint)  # type: ignore[attr-defined]
         more = "Type steps=… for more, or name=… for a new run."
-        log(f"{last} is at step {step:,}: finished. {more}")
+        log(f"{last} is at step {start.step:,}: finished. {more}")
         return None
     datamodule = build_data(cfg)
     log(datamodule.describe())  # type: ignore[attr-defined]
+    check_data(start, datamodule.fingerprint)  # type: ignore[attr-defined]
     task.after_data(cfg, datamodule)
     if last is not None:
-        log(f"going on from {last}, step {step:,} of {cfg.steps:,}")
+        log(f"going on from {last}, step {start.step:,} of {cfg.steps:,}")
+        tell_changes(start, cfg)
     module = build_module(cfg, last)
+    check_fits(module, start)
     module.config = OmegaConf.to_yaml(cfg, resolve=True)
-    trainer = build_trainer(cfg, folder)
+    trainer = build_trainer(cfg, folder, start.step)
     per_step, world = datamodule.micro_batches_per_step, trainer.world_size  # type: ignore[attr-defined]
     trainer.accumulate_grad_batches = per_step // world
     each = f"{per_step // world} on each of {world}"
     log(f"an update is {per_step} micro-batches of up to {cfg.micro_batch} samples: {each}")
     if trainer.is_global_zero:
         folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
-        write_environment(folder)
+        with atomic(folder / "config.yaml") as temporary:
+            temporary.write_text(module.config, "utf-8")
+        record(start, cfg, folder)
     _fit(trainer, module, datamodule, last, folder)
     if (reason := stopped(trainer)) is not None:
         at = f"{trainer.global_step:,} of {cfg.steps:,}"
@@ -166,13 +171,20 @@ def load_student(module: TrainingModule, path: Path) -> None:
     log(load_weights(module.objective.encoders, read(path)))
 
 
-def build_trainer(cfg: DictConfig, folder: Path) -> Trainer:
+def build_trainer(cfg: DictConfig, folder: Path, step: int = 0) -> Trainer:
     """Lightning's Trainer with our logger, checkpoints and callbacks. It does not shuffle (the
     datamodule does) and does not validate.
+
+    Args:
+        cfg: see ``pretrain``.
+        folder: the run's folder.
+        step: that the run goes on from.
     """
-    loggers: list[Logger] = [JsonlLogger(folder)]
+    loggers: list[Logger] = [jsonl := JsonlLogger(folder)]
     if cfg.logger:
-        loggers.append(instantiate(cfg.logger, _convert_="all"))
+        logger = instantiate(cfg.logger, _convert_="all")
+        ours = isinstance(logger, partial)  # they have to know what is logged already
+        loggers.append(logger(step=step, logged=jsonl.last_step()) if ours else logger)
     nodes = [node for node in cfg.callbacks.values() if node is not None]
     callbacks = [instantiate(node, _convert_="all") for node in nodes]
     if cfg.probe is not None:
@@ -212,20 +224,3 @@ def _quiet_lightning() -> None:
         ".*`srun` command is available",  # preflight reports a job that was started without srun
     ):
         warnings.filterwarnings("ignore", message)
-
-
-def _where_to_start(cfg: DictConfig, folder: Path) -> Path | None:
-    """The checkpoint to continue from, or None for the beginning."""
-    if cfg.resume == "never":
-        if any(folder.glob("checkpoints/*.ckpt")) or (folder / "metrics.jsonl").exists():
-            remedy = "type name=… for a new run, or resume=auto"
-            raise ConfigError("resume", "never", f"would overwrite {folder}", remedy)
-        return None
-    last, rejected = checkpoint.newest_valid(folder / "checkpoints")
-    for path, reason in rejected:
-        log(f"[yellow]{path} {reason}; passed over[/]")
-    if last is not None:
-        old = OmegaConf.to_container(OmegaConf.create(checkpoint.config_of(last)))
-        new = OmegaConf.to_container(cfg, resolve=True)
-        check_same_run(old, new)  # type: ignore[arg-type]
-    return last

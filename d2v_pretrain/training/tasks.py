@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +40,20 @@ class Task:
 
     def is_finished(self, cfg: DictConfig, folder: Path, step: int) -> bool:
         """Whether a run in ``folder`` with a checkpoint of ``step`` has nothing left to do."""
-        written = all((folder / report).exists() for report in self.reports(cfg))
-        return step >= cfg.steps and written
+        written = (_step_of_report(folder / report) for report in self.reports(cfg))
+        return step >= cfg.steps and all(reported == step for reported in written)
 
     def after_data(self, cfg: DictConfig, datamodule: Any) -> None:
         """Complete the configuration by what only the data can tell, before the model is built."""
+
+
+def _step_of_report(file: Path) -> int | None:
+    """The step at which a report such as ``probe.json`` was made; None if there is no whole one."""
+    try:
+        report = json.loads(file.read_text("utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return report.get("step") if isinstance(report, dict) else None
 
 
 class Pretraining(Task):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -16,6 +17,10 @@ from d2v_pretrain.atomic_files import atomic
 from d2v_pretrain.checkpoint.lightning import AtomicCheckpointIO
 from d2v_pretrain.training.callbacks.metrics import Meter
 from d2v_pretrain.training.ranks import Agreement
+
+# In the run's folder: the step of the last checkpoint that was saved. A run whose checkpoints are
+# gone does not start over in its folder.
+SAVED = "saved.json"
 
 
 class Saving(Checkpoint, Meter):
@@ -107,7 +112,10 @@ class Saving(Checkpoint, Meter):
         self.saved, self.last = trainer.global_step, time.monotonic()
 
     def _keep(self, path: Path) -> None:
-        """After a file was written, link its other names to it and delete older files."""
+        """After a file was written, note its step, link its other names to it and delete older
+        files."""
+        with atomic(self.folder.parent / SAVED) as temporary:
+            temporary.write_text(json.dumps({"step": _step(path)}) + "\n")
         point(path.with_name("last.ckpt"), path)
         if self.is_best:
             point(path.with_name("best.ckpt"), path)

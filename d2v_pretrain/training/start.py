@@ -1,0 +1,224 @@
+"""Where a run starts: from which checkpoint, what has changed since it was saved, and whether its
+folder can be written.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from d2v_pretrain.atomic_files import append, mend, unwritable
+from d2v_pretrain.checkpoint import file as checkpoint
+from d2v_pretrain.config.identity import (
+    Change,
+    changes,
+    check_same_run,
+    equals_at_once,
+    following_steps,
+)
+from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.training.callbacks.saving import SAVED
+from d2v_pretrain.training.environment import write_environment
+from d2v_pretrain.training.log import log, warn
+
+CHANGES = "changes.jsonl"  # in the run's folder; see ``record``
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run starts.
+
+    Args:
+        checkpoint: that it goes on from; None for the beginning.
+        step: of that checkpoint.
+        changes: settings that differ from those of the checkpoint.
+    """
+
+    checkpoint: Path | None = None
+    step: int = 0
+    changes: list[Change] = field(default_factory=list)
+
+    @property
+    def deliberate(self) -> list[Change]:
+        """Changes that are made because the user typed ``resume=with_changes``."""
+        return [change for change in self.changes if not change.is_free]
+
+
+def find_start(cfg: DictConfig, folder: Path) -> Start:
+    """Find the newest undamaged checkpoint, and compare its settings with those of this start.
+
+    Raises:
+        ConfigError: the folder cannot be written; ``resume=never`` and there is a run; other
+            settings make it another run; all checkpoints that were saved are damaged or gone.
+    """
+    for place in (folder, folder / "checkpoints"):
+        check_writable(place)
+    saved = _last_saved(folder)
+    if cfg.resume == "never":
+        if saved or any(folder.glob("checkpoints/*.ckpt")) or (folder / "metrics.jsonl").exists():
+            remedy = "type name=… for a new run, or resume=auto"
+            raise ConfigError("resume", "never", f"would overwrite {folder}", remedy)
+        return Start()
+    last, rejected = checkpoint.newest_valid(folder / "checkpoints")
+    faults = [f"{path} {reason}" for path, reason in rejected]
+    if last is None:
+        if saved or rejected:
+            _refuse_to_start_over(folder, saved, faults)
+        return Start()
+    for text in faults:
+        warn(f"{text}; passed over")
+    step = checkpoint.step_of(last)
+    if step < saved and not rejected:
+        warn(f"a checkpoint of step {saved:,} had been saved, and is gone: step {step:,} is next")
+    old = OmegaConf.to_container(OmegaConf.create(checkpoint.config_of(last)))
+    found = changes(old, cfg)  # type: ignore[arg-type]
+    check_same_run(found, cfg.name, cfg.resume == "with_changes")
+    return Start(last, step, found)
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder in which no file can be written, before anything is built. A folder that does
+    not exist yet is not made; the folder above it is tried instead.
+
+    Raises:
+        ConfigError: the system refuses; the sentence says why.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    try:
+        with tempfile.TemporaryFile(dir=there) as file:
+            file.write(bytes(4096))
+            file.flush()
+    except OSError as error:
+        raise unwritable(error, folder, "folder") from error
+
+
+def check_fits(module: nn.Module, start: Start) -> None:
+    """Refuse deliberate changes under which the weights of the checkpoint do not fit the module.
+
+    Raises:
+        ConfigError: naming the first change and the first weight that does not fit.
+    """
+    if start.checkpoint is None or not start.deliberate:
+        return
+    saved = checkpoint.shapes_of(start.checkpoint)
+    ours = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    for name in sorted({*saved, *ours}):
+        if saved.get(name) != ours.get(name):
+            first, *others = start.deliberate
+            sizes = f"{_size(saved.get(name))} in the checkpoint and {_size(ours.get(name))} now"
+            rule = f"does not fit the weights of {start.checkpoint}: {name} is {sizes}"
+            rule += f" (also changed: {', '.join(c.key for c in others)})" if others else ""
+            remedy = "type name=… init_from=… for a new run that starts from these weights"
+            raise ConfigError(first.key, first.new, rule, remedy)
+
+
+def check_data(start: Start, fingerprint: str) -> None:
+    """Refuse data that are not those of the checkpoint.
+
+    Args:
+        start: where the run starts.
+        fingerprint: of the data of this start.
+
+    Raises:
+        ConfigError: the data are others.
+    """
+    if start.checkpoint is not None and checkpoint.data_of(start.checkpoint) != fingerprint:
+        rule = f"is {fingerprint}, but this run was started on "
+        rule += f"{checkpoint.data_of(start.checkpoint)}, and the position in the data does not "
+        remedy = "restore the same files, or start a new run with name=… init_from=…"
+        raise ConfigError("data", "", f"{rule}carry over", remedy)
+
+
+def tell_changes(start: Start, cfg: DictConfig) -> None:
+    """Print what differs from the checkpoint, and what another number of steps means."""
+    free = [change for change in start.changes if change.is_free and change.key != "steps"]
+    if start.deliberate:
+        log(f"[bold]changed from step {start.step:,} on[/], as resume=with_changes asks for:")
+        _print_table(start.deliberate)
+    if free:
+        log("changed, and still the same run:")
+        _print_table(free)
+    for change in start.changes:
+        if change.key == "steps":
+            _tell_steps(change, start, cfg)
+
+
+def _tell_steps(change: Change, start: Start, cfg: DictConfig) -> None:
+    following = following_steps(cfg, change.old)
+    log(f"steps is {change.new:,}; it was {change.old:,}.")
+    if following:
+        log(f"These settings follow steps, and change from step {start.step:,} on:")
+        _print_table(following)
+    if start.deliberate:
+        return
+    if equals_at_once(cfg, change.old, start.step):
+        text = "All schedules were the same up to here, so this run equals, bit for bit, one of"
+        log(f"{text} {change.new:,} steps at once.")
+    else:
+        text = f"Up to step {start.step:,} they had their old values, so this run differs from one"
+        log(f"{text} of {change.new:,} steps at once.")
+
+
+def record(start: Start, cfg: DictConfig, folder: Path) -> None:
+    """Write this start into the run's folder: ``environment.json``, and a line in ``changes.jsonl``
+    for each thing that has changed since the checkpoint was saved.
+
+    A line is ``{"step", "kind", "key", "old", "new"}``; ``kind`` is ``deliberate``, ``free``,
+    ``steps`` (it follows steps) or ``environment``. Lines of steps that are trained again are
+    removed.
+    """
+    environment = write_environment(folder, start.step)
+    if environment:
+        log("changed in the environment, and still the same run:")
+        _print_table([Change(*difference) for difference in environment])
+    lines = [_line(start, "free" if c.is_free else "deliberate", c) for c in start.changes]
+    for change in start.changes:
+        if change.key == "steps":
+            lines += [_line(start, "steps", c) for c in following_steps(cfg, change.old)]
+    lines += [_line(start, "environment", Change(*difference)) for difference in environment]
+    _, told = mend(folder / CHANGES, lambda row: row["step"] < start.step)
+    for text in told:
+        warn(text)
+    if lines:
+        append(folder / CHANGES, "".join(json.dumps(line) + "\n" for line in lines))
+
+
+def _line(start: Start, kind: str, change: Change) -> dict[str, Any]:
+    return {"step": start.step, "kind": kind} | vars(change)
+
+
+def _print_table(rows: list[Change]) -> None:
+    """Print changes as a table: setting, old value, new value."""
+    width = max(len(change.key) for change in rows)
+    old = max(len(str(change.old)) for change in rows)
+    for change in rows:
+        warn(f"  {change.key:<{width}}  {change.old!s:<{old}}  ->  {change.new}")
+
+
+def _last_saved(folder: Path) -> int:
+    """The step of the last checkpoint that was saved here; 0 if none was, as far as is known."""
+    try:
+        return int(json.loads((folder / SAVED).read_text("utf-8"))["step"])
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
+    except (ValueError, KeyError, TypeError):
+        warn(f"{folder / SAVED} is damaged; the next checkpoint writes it anew")
+        return 0
+
+
+def _refuse_to_start_over(folder: Path, saved: int, faults: list[str]) -> None:
+    until = f"up to step {saved:,} at least" if saved else "before"
+    why = "; ".join(faults) or "the folder has none"
+    rule = f"has no whole checkpoint, and the run was trained {until} ({why})"
+    remedy = "put a copy of one back, or type name=… for a new run"
+    raise ConfigError("checkpoints", folder / "checkpoints", rule, remedy)
+
+
+def _size(shape: Any) -> str:
+    return "absent" if shape is None else str(tuple(shape))
