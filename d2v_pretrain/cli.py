@@ -19,8 +19,8 @@ from d2v_pretrain.atomic_files import CAUSES, unwritable
 from d2v_pretrain.config import show
 from d2v_pretrain.config.compose import choices, complete, data_sets, register_resolvers
 from d2v_pretrain.config.explain import MISTAKES, in_words
-from d2v_pretrain.config.options import refuse_dashes, table
 from d2v_pretrain.config.naming import for_sweep
+from d2v_pretrain.config.options import refuse_dashes, table
 from d2v_pretrain.config.recipes import USUAL, config_folder, for_hydra
 from d2v_pretrain.errors import ConfigError, nearest
 from d2v_pretrain.training.signals import EXIT_REQUEUE, STOP
@@ -177,10 +177,11 @@ def train(words: list[str], page: str = PRETRAIN, without: Sequence[str] = ("lab
             print(show.job([word for word in words if word not in options]), end="")
             return
         typed = for_hydra(words)
-        if options := [word for word in typed if word in ("-m", "--multirun")]:
-            typed = for_sweep([word for word in typed if word not in options])
+        many = [word for word in typed if word in ("-m", "--multirun")]
+        if many:
+            typed = for_sweep([word for word in typed if word not in many])
         # After an option between overrides, argparse takes no further overrides.
-        sys.argv[1:] = [*options[:1], *typed]
+        sys.argv[1:] = [*many, *typed]
         hydra.main(str(config_folder()), "pretrain", version_base="1.3")(_task)()
     except MISTAKES as error:
         _stop(error)

@@ -104,11 +104,27 @@ def changes(old: Mapping[str, Any], cfg: DictConfig) -> list[Change]:
     """
     before, after = _flat(old), _resolved(cfg)
     differing = _differing(before, after)
-    causes = [key for key in differing if not _follows(cfg, key)]
-    unexplained = _differing(before, _resolved(_with_values(cfg, causes, before)))
-    keys = [key for key in differing if key in causes or key in unexplained]
-    compared = [key for key in keys if not _is_under(key, UNCOMPARED)]
-    return [Change(key, before.get(key), after.get(key)) for key in compared]
+    new_keys = [key for key in differing if key not in before]
+    found: list[str] = []
+    for depth in range(3):
+        # With what was found set back, whatever only follows it has its old value again.
+        now = _resolved(_with_values(cfg, [*found, *new_keys], before)) if depth else after
+        unexplained = _differing(before, now)
+        found += [key for key in differing if key in unexplained and _depth(cfg, key) == depth]
+    # Where another class is chosen, its arguments are other ones, which need no mention.
+    one_side = {key for key in found if (key in before) != (key in after)}
+    swapped = {key for key in one_side if _is_of_other_class(key, before, after)}
+    keys = [key for key in differing if key in found and key not in swapped]
+    return [
+        Change(key, before.get(key), after.get(key))
+        for key in keys
+        if not _is_under(key, UNCOMPARED)
+    ]
+
+
+def _is_of_other_class(key: str, before: Mapping[str, Any], after: Mapping[str, Any]) -> bool:
+    target = f"{key.rpartition('.')[0]}._target_"
+    return target in before and target in after and before[target] != after[target]
 
 
 def check_same_run(found: Sequence[Change], name: str, deliberate: bool) -> None:
@@ -143,8 +159,8 @@ def following_steps(cfg: DictConfig, old_steps: int) -> list[Change]:
     before = _resolved(_with_values(cfg, ["steps"], {"steps": old_steps}))
     after = _resolved(cfg)
     keys = [key for key in _differing(before, after) if key != "steps"]
-    own = [key for key in keys if not _follows(cfg, key.rpartition(".")[0])]
-    return [Change(key, before.get(key), after.get(key)) for key in own]
+    shown = [key for key in keys if _depth(cfg, key) < 2]
+    return [Change(key, before.get(key), after.get(key)) for key in shown]
 
 
 def equals_at_once(cfg: DictConfig, old_steps: int, step: int) -> bool:
@@ -152,11 +168,10 @@ def equals_at_once(cfg: DictConfig, old_steps: int, step: int) -> bool:
     run with the ``steps`` of ``cfg`` does: all its schedules have had the same values.
     """
     old = _with_values(cfg, ["steps"], {"steps": old_steps})
-    nodes = (
-        {key: OmegaConf.to_container(c[key], resolve=True) for key in ("module", "datamodule")}
-        for c in (old, cfg)
+    return all(
+        _same_until(*(OmegaConf.to_container(c[key], resolve=True) for c in (old, cfg)), step=step)
+        for key in ("module", "datamodule")
     )
-    return _same_until(*nodes, step)
 
 
 def _same_until(a: Any, b: Any, step: int) -> bool:
@@ -210,16 +225,19 @@ def _differing(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]
     return [key for key in keys if before.get(key) != after.get(key)]
 
 
-def _follows(cfg: DictConfig, key: str) -> bool:
-    """Whether the value at ``key``, or a node above it, is an interpolation (``${…}``)."""
+def _depth(cfg: DictConfig, key: str) -> int:
+    """0 if a configuration holds a value itself, 1 if the value is an interpolation (``${…}``), 2
+    if it is below a node that is one."""
     node: Any = cfg
-    for part in key.split(".") if key else ():
-        if not isinstance(node, DictConfig) or part not in node.keys():
-            return False
+    *parents, last = key.split(".")
+    for part in parents:
+        if not isinstance(node, DictConfig) or part not in list(node):
+            return 0
         if OmegaConf.is_interpolation(node, part):
-            return True
+            return 2
         node = node[part]
-    return False
+    known = isinstance(node, DictConfig) and last in list(node)
+    return 1 if known and OmegaConf.is_interpolation(node, last) else 0
 
 
 def _is_under(key: str, parents: Sequence[str]) -> bool:

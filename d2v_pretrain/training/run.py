@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import warnings
@@ -26,10 +27,10 @@ from d2v_pretrain.training.callbacks.preemption import Preemption
 from d2v_pretrain.training.callbacks.saving import Saving
 from d2v_pretrain.training.init_from import load_weights, read
 from d2v_pretrain.training.log import log
-from d2v_pretrain.training.module import TrainingModule
+from d2v_pretrain.training.module import TrainingModule, check_same_data
 from d2v_pretrain.training.preflight import preflight
 from d2v_pretrain.training.ranks import is_lost, leave_together, post_mortem
-from d2v_pretrain.training.start import check_data, check_fits, find_start, record, tell_changes
+from d2v_pretrain.training.start import check_fits, find_start, record, tell_changes
 from d2v_pretrain.training.tasks import Task
 
 CPU = torch.device("cpu")
@@ -51,26 +52,27 @@ def pretrain(cfg: DictConfig) -> Trainer | None:
     """
     task: Task = instantiate(cfg.task)
     task.before(cfg)
+    composed = copy.deepcopy(cfg)
     check(cfg)
     _check_job(cfg)
     _quiet_lightning()
     folder = Path(cfg.folder)
-    start = find_start(cfg, folder)
+    start = find_start(composed, folder)
     last = start.checkpoint
     log(f"[bold]{cfg.name}[/] in {folder}")
     if last is not None and task.is_finished(cfg, folder, start.step):
         if any(change.key == "data.root" for change in start.changes):
-            check_data(start, build_data(cfg).fingerprint)  # type: ignore[attr-defined]
+            check_same_data(checkpoint.data_of(last), build_data(cfg).fingerprint)  # type: ignore[attr-defined]
         more = "Type steps=… for more, or name=… for a new run."
         log(f"{last} is at step {start.step:,}: finished. {more}")
         return None
     datamodule = build_data(cfg)
     log(datamodule.describe())  # type: ignore[attr-defined]
-    check_data(start, datamodule.fingerprint)  # type: ignore[attr-defined]
     task.after_data(cfg, datamodule)
     if last is not None:
+        check_same_data(checkpoint.data_of(last), datamodule.fingerprint)  # type: ignore[attr-defined]
         log(f"going on from {last}, step {start.step:,} of {cfg.steps:,}")
-        tell_changes(start, cfg)
+        tell_changes(start)
     module = build_module(cfg, last)
     check_fits(module, start)
     module.config = OmegaConf.to_yaml(cfg, resolve=True)
@@ -83,7 +85,7 @@ def pretrain(cfg: DictConfig) -> Trainer | None:
         folder.mkdir(parents=True, exist_ok=True)
         with atomic(folder / "config.yaml") as temporary:
             temporary.write_text(module.config, "utf-8")
-        record(start, cfg, folder)
+        record(start, folder)
     _fit(trainer, module, datamodule, last, folder)
     if (reason := stopped(trainer)) is not None:
         at = f"{trainer.global_step:,} of {cfg.steps:,}"

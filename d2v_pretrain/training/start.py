@@ -38,11 +38,16 @@ class Start:
         checkpoint: that it goes on from; None for the beginning.
         step: of that checkpoint.
         changes: settings that differ from those of the checkpoint.
+        following: settings that change because ``steps`` does.
+        equals_at_once: whether a change of ``steps`` gives the run that it would have been with
+            the new number from its beginning.
     """
 
     checkpoint: Path | None = None
     step: int = 0
     changes: list[Change] = field(default_factory=list)
+    following: list[Change] = field(default_factory=list)
+    equals_at_once: bool = False
 
     @property
     def deliberate(self) -> list[Change]:
@@ -52,6 +57,11 @@ class Start:
 
 def find_start(cfg: DictConfig, folder: Path) -> Start:
     """Find the newest undamaged checkpoint, and compare its settings with those of this start.
+
+    Args:
+        cfg: the configuration, before anything was built from it: building resolves interpolations
+            in place, and then it cannot be told what follows what.
+        folder: the run's folder.
 
     Raises:
         ConfigError: the folder cannot be written; ``resume=never`` and there is a run; other
@@ -79,7 +89,11 @@ def find_start(cfg: DictConfig, folder: Path) -> Start:
     old = OmegaConf.to_container(OmegaConf.create(checkpoint.config_of(last)))
     found = changes(old, cfg)  # type: ignore[arg-type]
     check_same_run(found, cfg.name, cfg.resume == "with_changes")
-    return Start(last, step, found)
+    if all(change.key != "steps" for change in found):
+        return Start(last, step, found)
+    then: int = old["steps"]  # type: ignore[index, call-overload, assignment]
+    same = all(change.is_free for change in found) and equals_at_once(cfg, then, step)
+    return Start(last, step, found, following_steps(cfg, then), same)
 
 
 def check_writable(folder: Path) -> None:
@@ -118,24 +132,7 @@ def check_fits(module: nn.Module, start: Start) -> None:
             raise ConfigError(first.key, first.new, rule, remedy)
 
 
-def check_data(start: Start, fingerprint: str) -> None:
-    """Refuse data that are not those of the checkpoint.
-
-    Args:
-        start: where the run starts.
-        fingerprint: of the data of this start.
-
-    Raises:
-        ConfigError: the data are others.
-    """
-    if start.checkpoint is not None and checkpoint.data_of(start.checkpoint) != fingerprint:
-        rule = f"is {fingerprint}, but this run was started on "
-        rule += f"{checkpoint.data_of(start.checkpoint)}, and the position in the data does not "
-        remedy = "restore the same files, or start a new run with name=… init_from=…"
-        raise ConfigError("data", "", f"{rule}carry over", remedy)
-
-
-def tell_changes(start: Start, cfg: DictConfig) -> None:
+def tell_changes(start: Start) -> None:
     """Print what differs from the checkpoint, and what another number of steps means."""
     free = [change for change in start.changes if change.is_free and change.key != "steps"]
     if start.deliberate:
@@ -146,26 +143,23 @@ def tell_changes(start: Start, cfg: DictConfig) -> None:
         _print_table(free)
     for change in start.changes:
         if change.key == "steps":
-            _tell_steps(change, start, cfg)
+            _tell_steps(change, start)
 
 
-def _tell_steps(change: Change, start: Start, cfg: DictConfig) -> None:
-    following = following_steps(cfg, change.old)
-    log(f"steps is {change.new:,}; it was {change.old:,}.")
-    if following:
+def _tell_steps(change: Change, start: Start) -> None:
+    log(f"steps={change.new}, and it was {change.old}.")
+    if start.following:
         log(f"These settings follow steps, and change from step {start.step:,} on:")
-        _print_table(following)
-    if start.deliberate:
-        return
-    if equals_at_once(cfg, change.old, start.step):
-        text = "All schedules were the same up to here, so this run equals, bit for bit, one of"
+        _print_table(start.following)
+    if start.equals_at_once:
+        text = "Up to here all schedules are the same, so this run equals, bit for bit, one of"
         log(f"{text} {change.new:,} steps at once.")
     else:
-        text = f"Up to step {start.step:,} they had their old values, so this run differs from one"
+        text = f"Up to step {start.step:,} other values were in use, so this run differs from one"
         log(f"{text} of {change.new:,} steps at once.")
 
 
-def record(start: Start, cfg: DictConfig, folder: Path) -> None:
+def record(start: Start, folder: Path) -> None:
     """Write this start into the run's folder: ``environment.json``, and a line in ``changes.jsonl``
     for each thing that has changed since the checkpoint was saved.
 
@@ -178,9 +172,7 @@ def record(start: Start, cfg: DictConfig, folder: Path) -> None:
         log("changed in the environment, and still the same run:")
         _print_table([Change(*difference) for difference in environment])
     lines = [_line(start, "free" if c.is_free else "deliberate", c) for c in start.changes]
-    for change in start.changes:
-        if change.key == "steps":
-            lines += [_line(start, "steps", c) for c in following_steps(cfg, change.old)]
+    lines += [_line(start, "steps", change) for change in start.following]
     lines += [_line(start, "environment", Change(*difference)) for difference in environment]
     _, told = mend(folder / CHANGES, lambda row: row["step"] < start.step)
     for text in told:

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from d2v_pretrain.atomic_files import atomic
+from d2v_pretrain.atomic_files import append, atomic, json_lines, unwritable
 from d2v_pretrain.errors import ConfigError
 
 Info = TypeVar("Info")
@@ -37,6 +37,15 @@ class TooMuchBad(ConfigError):
         Exception.__init__(self, text.strip().rpartition("TooMuchBad: ")[2])
 
 
+class ListUnwritable(ConfigError):
+    """The list of skipped files cannot be written. The only argument is the message, as in
+    ``TooMuchBad``.
+    """
+
+    def __init__(self, text: str) -> None:
+        Exception.__init__(self, text.strip().rpartition("ListUnwritable: ")[2])
+
+
 class Skipped:
     """The list of skipped files: JSON lines ``{"file", "reason", "at": "start" | "training"}``.
 
@@ -53,16 +62,13 @@ class Skipped:
         restart of the run are kept."""
         if self.path is None:
             return
-        old = self.path.read_text("utf-8").splitlines() if self.path.exists() else []
-        met = [(line, json.loads(line)) for line in old]
-        kept = [line for line, row in met if row["at"] == "training" and row["file"] not in reasons]
-        self.known = {json.loads(line)["file"] for line in kept}
-        lines = [
-            json.dumps({"file": file, "reason": reason, "at": "start"})
-            for file, reason in reasons.items()
-        ]
+        met = [row for row in json_lines(self.path)[0] if row.get("at") == "training"]
+        kept = [row for row in met if row["file"] not in reasons]
+        self.known = {row["file"] for row in kept}
+        rows = [{"file": file, "reason": why, "at": "start"} for file, why in reasons.items()]
         with atomic(self.path) as temporary:  # all ranks write the same content
-            temporary.write_text("".join(line + "\n" for line in lines + kept), "utf-8")
+            lines = (json.dumps(row) + "\n" for row in rows + kept)
+            temporary.write_text("".join(lines), "utf-8")
 
     def add(self, file: str, reason: str) -> None:
         """Add a file that could not be read in training, unless a process of the run has added
@@ -73,13 +79,19 @@ class Skipped:
         if self.path is None:
             print(f"skipped {file}: {reason}", file=sys.stderr)
             return
-        with self.path.open("a+", encoding="utf-8") as lines:
+        with self.path.open("a") as lines:
             with suppress(OSError):  # on a disk without locks a file may be listed twice
                 fcntl.flock(lines, fcntl.LOCK_EX)
-            lines.seek(0)
-            if all(json.loads(line)["file"] != file for line in lines):
+            if all(row.get("file") != file for row in json_lines(self.path)[0]):
                 print(f"skipped {file}: {reason}", file=sys.stderr)
-                lines.write(json.dumps({"file": file, "reason": reason, "at": "training"}) + "\n")
+                self._append({"file": file, "reason": reason, "at": "training"})
+
+    def _append(self, row: dict[str, str]) -> None:
+        assert self.path is not None
+        try:
+            append(self.path, json.dumps(row) + "\n")
+        except OSError as error:
+            raise ListUnwritable(str(unwritable(error, self.path))) from error
 
 
 def scan(

@@ -176,8 +176,8 @@ class JsonlLogger(Logger):
 
     @rank_zero_only
     def rewind(self, step: int) -> None:
-        """Remove the lines after ``step``. Lines that a kill or a full disk has damaged are told and
-        taken out."""
+        """Remove the lines after ``step``, and those that a kill or a full disk has damaged; these
+        are told."""
         if not self.jsonl.exists():
             return
         rows, told = mend(self.jsonl, lambda row: row["step"] <= step)
