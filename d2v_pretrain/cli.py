@@ -12,12 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from d2v_pretrain.atomic_files import CAUSES, unwritable
 from d2v_pretrain.config import show
-from d2v_pretrain.config.compose import choices, complete, data_sets, register_resolvers
+from d2v_pretrain.config.compose import (
+    choices,
+    complete,
+    data_sets,
+    register_resolvers,
+    typed_words,
+)
 from d2v_pretrain.config.explain import MISTAKES, in_words
 from d2v_pretrain.config.naming import for_sweep
 from d2v_pretrain.config.options import refuse_dashes, table
@@ -219,7 +224,7 @@ def _task(cfg: DictConfig) -> None:
 
     try:
         register_resolvers()  # a launcher may have started this process
-        complete(cfg, HydraConfig.get().overrides.task)
+        complete(cfg, typed_words())
         trainer = pretrain(cfg)
         if trainer is not None and stopped(trainer) is not None:
             _requeue(trainer.is_global_zero)

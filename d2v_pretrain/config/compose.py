@@ -66,9 +66,7 @@ def run_name(chosen: Mapping[str, str | None], *, _root_: DictConfig) -> str:
     Args:
         chosen: group -> choice, as Hydra composed them.
     """
-    from hydra.core.hydra_config import HydraConfig
-
-    typed = [str(word) for word in HydraConfig.get().overrides.task]
+    typed = typed_words()
     folders = folders_of(typed)
     row = folders.recipe(str(chosen["recipe"]))
     groups = [key for key in map(naming.key_of, typed) if key in folders.groups()]
@@ -81,6 +79,14 @@ def run_name(chosen: Mapping[str, str | None], *, _root_: DictConfig) -> str:
             plain = load(words)
         keys = [key for key in keys if _differs(plain, _root_, key)]
     return naming.run_name(row, chosen, keys, _root_)
+
+
+def typed_words() -> list[str]:
+    """The words that Hydra has composed the configuration at hand from, as they were typed."""
+    from hydra.core.hydra_config import HydraConfig
+
+    # A word such as folder=out/${name} would be resolved otherwise.
+    return list(OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))  # type: ignore[arg-type]
 
 
 @contextmanager

@@ -168,10 +168,8 @@ def equals_at_once(cfg: DictConfig, old_steps: int, step: int) -> bool:
     run with the ``steps`` of ``cfg`` does: all its schedules have had the same values.
     """
     old = _with_values(cfg, ["steps"], {"steps": old_steps})
-    return all(
-        _same_until(*(OmegaConf.to_container(c[key], resolve=True) for c in (old, cfg)), step=step)
-        for key in ("module", "datamodule")
-    )
+    then, now = (OmegaConf.to_container(c.module, resolve=True) for c in (old, cfg))
+    return _same_until(then, now, step)
 
 
 def _same_until(a: Any, b: Any, step: int) -> bool:

@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from d2v_pretrain.checkpoint import file as checkpoint
 from d2v_pretrain.checkpoint.saved_run import Run
+from d2v_pretrain.config.compose import typed_words
 from d2v_pretrain.config.recipes import usual
 from d2v_pretrain.config.rules import METHOD_RULES
 from d2v_pretrain.errors import ConfigError
@@ -86,7 +86,7 @@ class Finetuning(Task):
         if old["modality"] != cfg["modality"]:
             rule = f"is of modality={old['modality']}"
             raise ConfigError("init_from", file, rule, "type that modality")
-        words = [word.lstrip("+~").partition("=")[0] for word in HydraConfig.get().overrides.task]
+        words = [word.lstrip("+~").partition("=")[0] for word in typed_words()]
         single = [word for word in words if word.startswith(("architecture.", "transform."))]
         typed = {word: OmegaConf.select(cfg, word) for word in single}
         groups = {word.partition(".")[0] for word in words if word not in typed}

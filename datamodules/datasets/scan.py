@@ -62,7 +62,11 @@ class Skipped:
         restart of the run are kept."""
         if self.path is None:
             return
-        met = [row for row in json_lines(self.path)[0] if row.get("at") == "training"]
+        old, broken, cut = json_lines(self.path)
+        if broken or cut:
+            number = len(broken) + bool(cut)
+            print(f"{self.path} had {number} damaged lines, left out now", file=sys.stderr)
+        met = [row for row in old if row.get("at") == "training" and "file" in row]
         kept = [row for row in met if row["file"] not in reasons]
         self.known = {row["file"] for row in kept}
         rows = [{"file": file, "reason": why, "at": "start"} for file, why in reasons.items()]
@@ -79,17 +83,14 @@ class Skipped:
         if self.path is None:
             print(f"skipped {file}: {reason}", file=sys.stderr)
             return
-        with self.path.open("a") as lines:
-            with suppress(OSError):  # on a disk without locks a file may be listed twice
-                fcntl.flock(lines, fcntl.LOCK_EX)
-            if all(row.get("file") != file for row in json_lines(self.path)[0]):
-                print(f"skipped {file}: {reason}", file=sys.stderr)
-                self._append({"file": file, "reason": reason, "at": "training"})
-
-    def _append(self, row: dict[str, str]) -> None:
-        assert self.path is not None
+        line = json.dumps({"file": file, "reason": reason, "at": "training"}) + "\n"
         try:
-            append(self.path, json.dumps(row) + "\n")
+            with self.path.open("a") as lines:
+                with suppress(OSError):  # on a disk without locks a file may be listed twice
+                    fcntl.flock(lines, fcntl.LOCK_EX)
+                if all(row.get("file") != file for row in json_lines(self.path)[0]):
+                    print(f"skipped {file}: {reason}", file=sys.stderr)
+                    append(self.path, line)
         except OSError as error:
             raise ListUnwritable(str(unwritable(error, self.path))) from error
 
