@@ -182,11 +182,10 @@ def build_trainer(cfg: DictConfig, folder: Path, step: int = 0) -> Trainer:
         folder: the run's folder.
         step: that the run goes on from.
     """
-    loggers: list[Logger] = [jsonl := JsonlLogger(folder)]
+    loggers: list[Logger] = [JsonlLogger(folder)]
     if cfg.logger:
         logger = instantiate(cfg.logger, _convert_="all")
-        ours = isinstance(logger, partial)  # they have to know what is logged already
-        loggers.append(logger(step=step, logged=jsonl.last_step()) if ours else logger)
+        loggers.append(logger(step=step) if isinstance(logger, partial) else logger)
     nodes = [node for node in cfg.callbacks.values() if node is not None]
     callbacks = [instantiate(node, _convert_="all") for node in nodes]
     if cfg.probe is not None:

@@ -170,10 +170,6 @@ class JsonlLogger(Logger):
         else:
             self._rebuild_csv(lines(self.jsonl))
 
-    def last_step(self) -> int:
-        """The last step that is logged; 0 if none is."""
-        return max((row["step"] for row in lines(self.jsonl) if "step" in row), default=0)
-
     @rank_zero_only
     def rewind(self, step: int) -> None:
         """Remove the lines after ``step``, and those that a kill or a full disk has damaged; these
