@@ -28,6 +28,7 @@ FREE = (
     "test_every",
     "recipe",
     "conf",
+    "trust",
     "architecture.checkpointing",
     "data.root",
     "data.skipped_path",

@@ -65,7 +65,7 @@ class WeightsAndBiases(WandbLogger):
             if row["step"] not in self.there:
                 numbers = {key: value for key, value in row.items() if value is not None}
                 numbers["trainer/global_step"] = numbers.pop("step")
-                self.experiment.log(numbers, step=row["step"])
+                self.experiment.log(numbers, step=row["step"], commit=True)
 
     @rank_zero_only
     def finalize(self, status: str) -> None:
@@ -88,7 +88,7 @@ class WeightsAndBiases(WandbLogger):
 def offline_steps(file: Path) -> Iterator[int]:
     """The steps in a file that Weights & Biases writes offline, up to where a kill has cut it."""
     from google.protobuf.message import DecodeError
-    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
     for content in _records(file.read_bytes()):
         try:
