@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from d2v_pretrain.checkpoint import file as checkpoint
 from d2v_pretrain.config.compose import load
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.training.run import pretrain
 from d2v_pretrain.training.tasks import Pretraining
+from datamodules.datasets.image_folder import ImageFolder
 from tests.resume.processes import COMMON, RUNS, differences, outcome
 
 OWN = ("steps", "log_every", "checkpoint", "warmup", "ema.steps", "micro_batch", "global_batch")
@@ -276,6 +278,20 @@ def test_another_folder_of_data_is_not_finished(train: Callable[..., Any]) -> No
     assert run("a") is not None and run("a") is None and run("b") is None
     with pytest.raises(ConfigError, match=r"position in the data does not carry over"):
         run("c")
+
+
+def test_another_folder_of_as_many_images_is_other_data(tmp_path: Path) -> None:
+    """A folder may move, and one without the same names is another."""
+
+    def checksum(folder: str, names: list[str]) -> int:
+        for name in names:
+            (tmp_path / folder).mkdir(exist_ok=True)
+            Image.new("RGB", (16, 16)).save(tmp_path / folder / name)
+        return int(ImageFolder(str(tmp_path / folder), 8, 0.1, None).checksums[0])
+
+    first = checksum("a", ["0.png", "1.png"])
+    assert checksum("moved", ["0.png", "1.png"]) == first
+    assert checksum("other", ["0.png", "2.png"]) != first
 
 
 def test_a_report_of_an_earlier_end_does_not_finish_a_longer_run(
