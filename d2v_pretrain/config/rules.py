@@ -61,7 +61,7 @@ def _check_positive(key: str, value: Any, whole: bool, nullable: bool) -> None:
 def check_going_on(cfg: Any) -> None:
     """Check ``resume``, the name of the run, and what it starts from."""
     if cfg.resume not in ("auto", "never", "with_changes"):
-        raise ConfigError("resume", cfg.resume, "must be auto, never or with_changes")
+        raise ConfigError("resume", cfg.resume, "must be auto or never, or with_changes")
     if not str(cfg.name) or set(str(cfg.name)) & set('/\\:*?"<>| '):
         raise ConfigError(
             "name",
