@@ -15,10 +15,7 @@ from typing import Any
 from d2v_pretrain.errors import ConfigError
 
 Row = dict[str, Any]
-_FREE_SPACE = (
-    "free some space (checkpoint.keep_last says how many checkpoints are kept), then type "
-)
-_FREE_SPACE += "the same command"
+_FREE_SPACE = "free some space, or keep fewer with checkpoint.keep_last; type the same command then"
 _OTHER_FOLDER = "mend that, or choose a run folder that can be written (folder=DIR)"
 # Why a file cannot be written -> in words, and what to do.
 CAUSES = {

@@ -52,7 +52,8 @@ def run_name(
     groups = [g for g in usual if chosen.get(g, usual[g]) != usual[g]]
     groups += [key for key in swept if key in chosen and key not in groups]
     choices = [_choice(chosen, group) for group in groups]
-    settings = sorted({*keys, *(key for key in swept if key not in chosen)})
+    named = {*keys, *(key for key in swept if key not in chosen)}
+    settings = sorted(named, key=lambda key: (key.count("."), key))
     parts = [row.name, *choices, *(_setting(cfg, key) for key in settings)]
     name = "_".join(parts)
     if len(name) <= _LONGEST:

@@ -162,6 +162,7 @@ def test_equal_at_once_against_the_schedules_themselves() -> None:
         ("lr=1e-3 seed=0", "audio_data2vec2_tiny"),  # the recipe's own values
         ("seed=1 clip=null", "audio_data2vec2_tiny_clip-null_seed1"),
         ("clip=null seed=1", "audio_data2vec2_tiny_clip-null_seed1"),
+        ("data.words=9 seed=1", "audio_data2vec2_tiny_seed1_data.words9"),
         ("masking=span masking.prob=.6", "audio_data2vec2_tiny_span_masking.prob0.6"),
         ("masking=span masking.prob=.65", "audio_data2vec2_tiny_span"),
         ("steps=7 trainer=cpu workers=1 probe=null log_every=1", "audio_data2vec2_tiny"),
