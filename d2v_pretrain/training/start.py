@@ -103,8 +103,8 @@ def check_writable(folder: Path) -> None:
     Raises:
         ConfigError: the system refuses; the sentence says why.
     """
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
         with tempfile.TemporaryFile(dir=there) as file:
             file.write(bytes(4096))
             file.flush()
