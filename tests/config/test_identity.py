@@ -94,7 +94,7 @@ def test_what_makes_another_run_is_named_and_refused(
     assert {change.key for change in found} == set().union(*words.values())
     assert not any(change.is_free for change in found)
     for change in found:
-        with pytest.raises(ConfigError, match="differs .*name=… for a new run") as refused:
+        with pytest.raises(ConfigError, match=r"differs .*name=… for a new run") as refused:
             check_same_run([change], "x", deliberate=False)
         assert refused.value.key == change.key
 
