@@ -105,11 +105,10 @@ def changes(old: Mapping[str, Any], cfg: DictConfig) -> list[Change]:
     """
     before, after = _flat(old), _resolved(cfg)
     differing = _differing(before, after)
-    new_keys = [key for key in differing if key not in before]
     found: list[str] = []
     for depth in range(3):
         # With what was found set back, whatever only follows it has its old value again.
-        now = _resolved(_with_values(cfg, [*found, *new_keys], before)) if depth else after
+        now = _resolved(_with_values(cfg, found, before)) if depth else after
         unexplained = _differing(before, now)
         found += [key for key in differing if key in unexplained and _depth(cfg, key) == depth]
     # Where another class is chosen, its arguments are other ones, which need no mention.
