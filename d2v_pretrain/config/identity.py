@@ -10,6 +10,7 @@ from typing import Any
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
+from d2v_pretrain.config import stored
 from d2v_pretrain.errors import ConfigError
 
 # Every setting makes a run what it is, also one that is added later, except these. They say where
@@ -199,9 +200,7 @@ def _with_values(cfg: DictConfig, keys: Sequence[str], values: Mapping[str, Any]
 
 
 def _resolved(cfg: DictConfig) -> dict[str, Any]:
-    plain = OmegaConf.to_container(cfg, resolve=True)
-    assert isinstance(plain, dict)
-    return _flat(plain)  # type: ignore[arg-type]
+    return _flat(stored.resolved(cfg))
 
 
 def _flat(node: Mapping[str, Any]) -> dict[str, Any]:

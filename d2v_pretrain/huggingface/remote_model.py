@@ -18,6 +18,18 @@ from d2v_pretrain.types import Batch
 from d2v_pretrain.weights.construct import construct
 
 
+def own_class(target: str) -> type:
+    """The class of this file with the last part of a dotted name.
+
+    Raises:
+        ValueError: config.json names anything else, such as a function.
+    """
+    found = globals().get(target.rpartition(".")[2])
+    if not (isinstance(found, type) and found.__module__ == __name__):
+        raise ValueError(f"config.json names {target}, which is no class of {__name__}")
+    return found
+
+
 class D2VConfig(PretrainedConfig):
     """How the encoder is constructed (``architecture``), what its input is called (``input_name``),
     and whether every image is standardised by itself (``standardise``)."""
@@ -45,9 +57,7 @@ class D2VModel(PreTrainedModel):
     def __init__(self, config: D2VConfig) -> None:
         super().__init__(config)
         self.main_input_name = config.input_name
-        self.encoder: Encoder = construct(
-            config.architecture, lambda target: globals()[target.rpartition(".")[2]]
-        )
+        self.encoder: Encoder = construct(config.architecture, own_class)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:

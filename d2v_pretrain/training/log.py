@@ -5,14 +5,17 @@ from __future__ import annotations
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from rich import get_console
 
+from d2v_pretrain.redaction import redact
+
 
 @rank_zero_only
 def log(text: str) -> None:
-    """Print a line on rank 0; ``[bold]…[/]`` and the like are Rich's markup."""
-    get_console().print(text, soft_wrap=True, highlight=False)
+    """Print a line on rank 0, without secrets; ``[bold]…[/]`` and the like are Rich's markup."""
+    get_console().print(redact(text), soft_wrap=True, highlight=False)
 
 
 @rank_zero_only
 def warn(text: str) -> None:
-    """Print a plain line in yellow on rank 0; nothing in it is markup."""
+    """Print a plain line in yellow on rank 0, without secrets; nothing in it is markup."""
+    text = redact(text)
     get_console().print(text, style="yellow", soft_wrap=True, highlight=False, markup=False)

@@ -19,8 +19,10 @@ from rich.console import Console
 
 from d2v_pretrain.atomic_files import atomic
 from d2v_pretrain.checkpoint import file as checkpoint
+from d2v_pretrain.config import stored
 from d2v_pretrain.config.compose import check
 from d2v_pretrain.models.encoder import Encoder
+from d2v_pretrain.redaction import redact, revealed
 from d2v_pretrain.rng import seed_default
 from d2v_pretrain.training.callbacks.metrics import JsonlLogger
 from d2v_pretrain.training.callbacks.preemption import Preemption
@@ -75,7 +77,7 @@ def pretrain(cfg: DictConfig) -> Trainer | None:
         tell_changes(start)
     module = build_module(cfg, last)
     check_fits(module, start)
-    module.config = OmegaConf.to_yaml(cfg, resolve=True)
+    module.config = stored.text_of(cfg)
     trainer = build_trainer(cfg, folder, start.step)
     per_step, world = datamodule.micro_batches_per_step, trainer.world_size  # type: ignore[attr-defined]
     trainer.accumulate_grad_batches = per_step // world
@@ -116,7 +118,7 @@ def _fit(
     except Exception as error:
         console = Console(stderr=True)
         for number, line in enumerate(post_mortem(error)):
-            console.print(line, style="red", soft_wrap=True, highlight=False, markup=False)
+            console.print(redact(line), style="red", soft_wrap=True, highlight=False, markup=False)
             if number == 0:
                 newest = checkpoint.newest_valid(folder / "checkpoints")[0] or "the start"
                 line = f"with the cause mended, the same command goes on from {newest}"
@@ -184,7 +186,8 @@ def build_trainer(cfg: DictConfig, folder: Path, step: int = 0) -> Trainer:
     """
     loggers: list[Logger] = [JsonlLogger(folder)]
     if cfg.logger:
-        logger = instantiate(cfg.logger, _convert_="all")
+        settings = revealed(OmegaConf.to_container(cfg.logger, resolve=True))
+        logger = instantiate(settings, _convert_="all")
         loggers.append(logger(step=step) if isinstance(logger, partial) else logger)
     nodes = [node for node in cfg.callbacks.values() if node is not None]
     callbacks = [instantiate(node, _convert_="all") for node in nodes]

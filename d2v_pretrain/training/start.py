@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from torch import nn
 
 from d2v_pretrain.atomic_files import append, mend, unwritable
 from d2v_pretrain.checkpoint import file as checkpoint
+from d2v_pretrain.config import stored
 from d2v_pretrain.config.identity import (
     Change,
     changes,
@@ -23,6 +24,7 @@ from d2v_pretrain.config.identity import (
     following_steps,
 )
 from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.redaction import concealed
 from d2v_pretrain.training.callbacks.saving import SAVED
 from d2v_pretrain.training.environment import write_environment
 from d2v_pretrain.training.log import log, warn
@@ -86,7 +88,7 @@ def find_start(cfg: DictConfig, folder: Path) -> Start:
     step = checkpoint.step_of(last)
     if step < saved and not rejected:
         warn(f"a checkpoint of step {saved:,} had been saved, and is gone: step {step:,} is next")
-    old = OmegaConf.to_container(OmegaConf.create(checkpoint.config_of(last)))
+    old = concealed(stored.plain(checkpoint.config_of(last), last))
     found = changes(old, cfg)  # type: ignore[arg-type]
     check_same_run(found, cfg.name, cfg.resume == "with_changes")
     if all(change.key != "steps" for change in found):

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from d2v_pretrain.atomic_files import append, atomic, json_lines, unwritable
 from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.redaction import redact
 
 Info = TypeVar("Info")
 _PART = 100  # files that a thread checks at a time
@@ -69,7 +70,10 @@ class Skipped:
         met = [row for row in old if row.get("at") == "training" and "file" in row]
         kept = [row for row in met if row["file"] not in reasons]
         self.known = {row["file"] for row in kept}
-        rows = [{"file": file, "reason": why, "at": "start"} for file, why in reasons.items()]
+        rows = [
+            {"file": redact(file), "reason": redact(why), "at": "start"}
+            for file, why in reasons.items()
+        ]
         with atomic(self.path) as temporary:  # all ranks write the same content
             lines = (json.dumps(row) + "\n" for row in rows + kept)
             temporary.write_text("".join(lines), "utf-8")
@@ -77,6 +81,7 @@ class Skipped:
     def add(self, file: str, reason: str) -> None:
         """Add a file that could not be read in training, unless a process of the run has added
         it."""
+        file, reason = redact(file), redact(reason)
         if file in self.known:
             return
         self.known.add(file)

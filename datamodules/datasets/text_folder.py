@@ -50,9 +50,14 @@ class TextFolder(TextDataset):
 
     def texts(self) -> Iterator[str]:
         """The lines that are not empty, stripped."""
+        return filter(None, self.lines())
+
+    def lines(self) -> Iterator[str]:
+        """All lines, stripped; a document ends at an empty line or with its file."""
         for file in self.files:
             with open(file, encoding="utf-8-sig") as lines:
-                yield from filter(None, map(str.strip, lines))
+                yield from map(str.strip, lines)
+            yield ""
 
     def describe(self) -> str:
         return f"{self.root}: {len(self.files):,} text files"

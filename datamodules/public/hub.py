@@ -74,8 +74,13 @@ class HubTexts(TextDataset):
 
     def texts(self) -> Iterator[str]:
         """The lines that are not empty, stripped."""
+        return filter(None, self.lines())
+
+    def lines(self) -> Iterator[str]:
+        """All lines, stripped; a document ends at an empty line or with its row."""
         for text in self._column(self.rows, "data.text_column", self.text):
-            yield from filter(None, map(str.strip, text.splitlines()))
+            yield from map(str.strip, text.splitlines())
+            yield ""
 
     def describe(self) -> str:
         return f"{self.root}, {self.split}: {len(self.rows):,} texts"

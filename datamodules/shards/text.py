@@ -70,8 +70,13 @@ class TextShards(ShardDataset[Any], TextDataset):
 
     def texts(self) -> Iterator[str]:
         """The lines of the texts that are not empty, in order."""
+        return filter(None, self.lines())
+
+    def lines(self) -> Iterator[str]:
+        """The lines of the texts in order; a document ends at an empty line or with its text."""
         for text in filter(None, map(self.read, range(len(self)))):
-            yield from filter(None, map(str.strip, text.splitlines()))
+            yield from map(str.strip, text.splitlines())
+            yield ""
 
     def describe(self) -> str:
         return f"{self.place}: {len(self):,} {'blocks' if self.in_tokens else 'texts'}"
