@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import runpy
@@ -14,17 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import hydra
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from d2v_pretrain.atomic_files import CAUSES, unwritable
 from d2v_pretrain.checkpoint import ownership
 from d2v_pretrain.config import show
-from d2v_pretrain.config.compose import choices, data_sets, register_resolvers
+from d2v_pretrain.config.compose import (
+    choices,
+    complete,
+    data_sets,
+    register_resolvers,
+    typed_words,
+)
 from d2v_pretrain.config.explain import MISTAKES, in_words
+from d2v_pretrain.config.naming import for_sweep
 from d2v_pretrain.config.options import refuse_dashes, table
 from d2v_pretrain.config.printing import print_anything
 from d2v_pretrain.config.recipes import USUAL, config_folder, for_hydra
-from d2v_pretrain.config.typed_groups import settle
 from d2v_pretrain.errors import ConfigError, nearest
 from d2v_pretrain.redaction import conceal_tracebacks, redact
 from d2v_pretrain.training.signals import EXIT_REQUEUE, STOP, Stopped
@@ -80,7 +85,7 @@ whole configuration and trains nothing; `-m` trains a run for each combination o
 Examples:
   d2v-pretrain pretrain modality=audio data=folder data.root=DIR name=mine steps=20000
   d2v-pretrain pretrain recipe=vision_data2vec2_base data.root=DIR trainer=ddp
-  d2v-pretrain pretrain -m modality=text seed=0,1,2 'name=text_${{seed}}'
+  d2v-pretrain pretrain -m modality=text seed=0,1,2
 """
 FINETUNE = """Train a classifier on labelled data. All weights of the encoder are trained.
 
@@ -123,7 +128,8 @@ SETTINGS = {
     "trainer": "hardware: GPU if there is one (auto), or several GPUs (ddp, fsdp)",
     "logger": "where metrics go besides metrics.jsonl",
     "probe": "null leaves out the probe at the end",
-    "resume": "auto goes on with a run of this name; never refuses to overwrite it",
+    "resume": "auto goes on with a run of this name, with_changes takes new settings for it; never "
+    "refuses to overwrite it",
     "init_from": "weights to start from: a checkpoint, bundle, transformers folder or fairseq file",
     "max_hours": "stop in time, with a checkpoint",
     "checkpoint.every_steps": "save every so many updates",
@@ -139,15 +145,6 @@ _HYDRA_FLAGS = (
     *("--hydra-help", "--shell-completion", "--experimental-rerun"),
     *("--config-path", "--config-name", "--config-dir"),
 )
-_UNWRITABLE = {
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.ENOTDIR,
-    errno.EEXIST,
-}
 
 
 def main() -> None:
@@ -195,9 +192,12 @@ def train(words: list[str], page: str = PRETRAIN, without: Sequence[str] = ("lab
             options = ("--cfg", "-c", "job", "--cfg=job", "--resolve")
             print(show.job([word for word in words if word not in options]), end="")
             return
-        # After an option between overrides, argparse takes no further overrides.
         typed = for_hydra(words)
-        sys.argv[1:] = sorted(typed, key=lambda word: word not in ("-m", "--multirun"))
+        many = [word for word in typed if word in ("-m", "--multirun")]
+        if many:
+            typed = for_sweep([word for word in typed if word not in many])
+        # After an option between overrides, argparse takes no further overrides.
+        sys.argv[1:] = [*many, *typed]
         hydra.main(str(config_folder()), "pretrain", version_base="1.3")(_task)()
     except MISTAKES as error:
         _stop(error)
@@ -237,7 +237,8 @@ def _task(cfg: DictConfig) -> None:
     STOP.ends.append(ownership.release)
     outlive_terminal()
     try:
-        settle(cfg, HydraConfig.get().overrides.task)
+        register_resolvers()  # a launcher may have started this process
+        complete(cfg, typed_words())
         with ownership.owned(Path(cfg.folder), lambda: STOP.reason is not None):
             # torch and Lightning take seconds, which a mistake in the words need not wait for.
             from d2v_pretrain.training.run import pretrain, stopped
@@ -253,11 +254,9 @@ def _task(cfg: DictConfig) -> None:
         _stop(error)  # here, because Hydra would print an additional line
     except OSError as error:
         STOP.uninstall()
-        if error.errno not in _UNWRITABLE or not _is_in(error.filename, cfg.folder):
+        if error.errno not in CAUSES or not _is_in(error.filename, cfg.folder):
             raise
-        rule = f"cannot be written ({error.strerror})"
-        remedy = "with that mended, or another folder=DIR, type the same command"
-        _stop(ConfigError("folder", cfg.folder, rule, remedy))
+        _stop(unwritable(error, error.filename or cfg.folder))
 
 
 def _leave_at_once() -> None:

@@ -7,7 +7,6 @@ comment. A second file for the checksum would not do, because two files cannot b
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import re
@@ -21,7 +20,7 @@ from typing import IO, Any, cast
 import torch
 from torch import Tensor
 
-from d2v_pretrain.atomic_files import atomic
+from d2v_pretrain.atomic_files import atomic, cause
 from d2v_pretrain.errors import ConfigError
 
 TEMPORARY = ".saving.tmp"  # one name per folder, so that a save overwrites what a kill left behind
@@ -29,14 +28,6 @@ _COMMENT = re.compile(rb"d2v_pretrain sha256=([0-9a-f]{64}) step=(\d{12})")
 _COMMENT_SIZE = len("d2v_pretrain sha256= step=") + 64 + 12
 _CHUNK = 1 << 22
 _PLAIN = (int, float, str, bool, bytes, complex, type(None), torch.Size, torch.dtype, torch.device)
-_FREE_SPACE = "free some space, or keep fewer with checkpoint.keep_last"
-_OTHER_FOLDER = "choose a run folder that can be written"
-_CAUSES = {
-    errno.ENOSPC: ("no space is left", _FREE_SPACE),
-    errno.EDQUOT: ("the disk quota is used up", _FREE_SPACE),
-    errno.EROFS: ("the file system is read-only", _OTHER_FOLDER),
-    errno.EACCES: ("permission is denied", _OTHER_FOLDER),
-}
 
 
 def write(
@@ -67,13 +58,11 @@ def write(
             _write_with_checksum(content, temporary)
             confirm()
     except OSError as error:
-        cause, remedy = _CAUSES.get(
-            error.errno or 0, (str(error.strerror or error), "look at the run folder")
-        )
         free = ""
         if path.parent.is_dir():
             free = f" ({shutil.disk_usage(path.parent).free / 1e9:.1f} GB free)"
-        rule = f"could not be written: {cause}{free}; what was saved before is intact"
+        why, remedy = cause(error)
+        rule = f"could not be written: {why}{free}; what was saved before is intact"
         raise ConfigError("checkpoint", path, rule, remedy) from error
 
 
@@ -106,6 +95,18 @@ def config_of(path: Path) -> str:
         remedy = "move it away, or start from its weights with name=… init_from=…"
         raise ConfigError("checkpoint", path, rule, remedy)
     return content["config"]
+
+
+def data_of(path: Path) -> str:
+    """The fingerprint of the data that a checkpoint was trained on, without reading its tensors."""
+    content = _loaded(path, "cpu", mmap=True)
+    return str(content["position"]["data"])
+
+
+def shapes_of(path: Path) -> dict[str, torch.Size]:
+    """The shapes of the weights in a checkpoint, by name, without reading them."""
+    content = _loaded(path, "cpu", mmap=True)
+    return {name: tensor.shape for name, tensor in content["state_dict"].items()}
 
 
 def _loaded(path: Path, map_location: Any, mmap: bool | None = None) -> dict[str, Any]:

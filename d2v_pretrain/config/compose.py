@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from d2v_pretrain.config.recipes import (
-    changed_choices,
-    config_folder,
-    folders_of,
-    for_hydra,
-)
+from d2v_pretrain.config import naming
+from d2v_pretrain.config.recipes import config_folder, folders_of, for_hydra
 from d2v_pretrain.config.rules import RULES, check_data, check_finite, check_numbers
 from d2v_pretrain.config.typed_groups import settle
 from d2v_pretrain.errors import ConfigError
@@ -53,6 +50,7 @@ def _patches(x: float, *, _root_: DictConfig) -> int:
 def register_resolvers() -> None:
     """Make our ``${...:}`` functions known to OmegaConf; may be called again."""
     OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+    OmegaConf.register_new_resolver("swept", naming.swept_part, replace=True)
     OmegaConf.register_new_resolver("share", _share, replace=True)
     OmegaConf.register_new_resolver("patches", _patches, replace=True)
     OmegaConf.register_new_resolver("replaces_masked", replaces_masked, replace=True)
@@ -61,18 +59,52 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver("devices_here", devices_here, replace=True)
 
 
-def run_name(chosen: Mapping[str, str | None]) -> str:
-    """The name of a run for which none is typed: the recipe's name, and each chosen group that
-    differs from the recipe.
+def run_name(chosen: Mapping[str, str | None], *, _root_: DictConfig) -> str:
+    """The name of a run for which none is typed: the recipe's name, each chosen group that differs
+    from the recipe, and each typed setting that makes it another run than the recipe's.
 
     Args:
         chosen: group -> choice, as Hydra composed them.
     """
+    typed = typed_words()
+    folders = folders_of(typed)
+    row = folders.recipe(str(chosen["recipe"]))
+    groups = [key for key in map(naming.key_of, typed) if key in folders.groups()]
+    keys = naming.naming_keys(typed, groups)
+    if keys:
+        choices = ((group, chosen.get(group)) for group in groups)
+        words = [f"{group}={choice or 'null'}" for group, choice in choices]
+        words += [word for word in typed if word.startswith("conf=")]
+        with _hydra_set_aside():
+            plain = load(words)
+        keys = [key for key in keys if _differs(plain, _root_, key)]
+    return naming.run_name(row, chosen, keys, _root_)
+
+
+def typed_words() -> list[str]:
+    """The words that Hydra has composed the configuration at hand from, as they were typed."""
     from hydra.core.hydra_config import HydraConfig
 
-    folders = folders_of(HydraConfig.get().overrides.task)
-    row = folders.recipe(str(chosen["recipe"]))
-    return "_".join([row.name, *changed_choices(dict(chosen), row)])
+    # A word such as folder=out/${name} would be resolved otherwise.
+    return list(OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False))  # type: ignore[arg-type]
+
+
+@contextmanager
+def _hydra_set_aside() -> Iterator[None]:
+    """Allow another configuration to be composed while Hydra is at work on one."""
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.hydra_config import HydraConfig
+
+    hydra, cfg = GlobalHydra.instance().hydra, HydraConfig.instance().cfg
+    GlobalHydra.instance().clear()
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra, HydraConfig.instance().cfg = hydra, cfg
+
+
+def _differs(one: DictConfig, other: DictConfig, key: str) -> bool:
+    return bool(OmegaConf.select(one, key) != OmegaConf.select(other, key))
 
 
 def replaces_masked(_root_: DictConfig) -> bool:
@@ -116,11 +148,21 @@ def load(typed: Sequence[str]) -> DictConfig:
         cfg = compose("pretrain", words, return_hydra_config=True)
     HydraConfig.instance().set_config(cfg)
     cfg = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    complete(cfg, words)
+    return cfg
+
+
+def complete(cfg: DictConfig, words: Sequence[str]) -> None:
+    """Let typed groups win (see ``settle``), and give the run its name.
+
+    Args:
+        cfg: composed by Hydra; changed in place.
+        words: that it was composed from.
+    """
     settle(cfg, words)
-    # Their resolvers read Hydra's global state, which the next call replaces.
+    # Their resolvers read Hydra's global state, which the next composition replaces.
     for key in ("recipe", "name"):
         cfg[key] = cfg[key]
-    return cfg
 
 
 def check(cfg: DictConfig) -> None:

@@ -207,16 +207,6 @@ def _class(folders: Folders, group: str, choice: str, key: str) -> Any:
     return get_object(OmegaConf.select(OmegaConf.load(file), key))
 
 
-def changed_choices(chosen: dict[str, Any], row: Recipe) -> list[str]:
-    """The choices that differ from the recipe's own, for the name of a run."""
-    changed = {
-        g: str(chosen[g]) for g, usual in row.groups.items() if chosen.get(g, usual) != usual
-    }
-    if "data" in changed:
-        changed["data"] = changed["data"].removeprefix(f"{row.groups['modality']}_")
-    return list(changed.values())
-
-
 def relative(path: Path) -> str:
     """A configuration file as a reader names it: ``conf/masking/block.yaml``."""
     home = config_folder()

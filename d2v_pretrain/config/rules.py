@@ -101,8 +101,8 @@ def check_finite(typed: Any, prefix: str = "") -> None:
 
 def check_going_on(cfg: Any) -> None:
     """Check ``resume``, name and folder of the run, and what it starts from."""
-    if cfg.resume not in ("auto", "never"):
-        raise ConfigError("resume", cfg.resume, "must be auto or never")
+    if cfg.resume not in ("auto", "never", "with_changes"):
+        raise ConfigError("resume", cfg.resume, "must be auto or never, or with_changes")
     wrong = cfg.name is None or str(cfg.name) in ("", ".", "..")
     if wrong or set(str(cfg.name)) & set('/\\:*?"<>| '):
         raise ConfigError(

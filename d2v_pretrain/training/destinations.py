@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from d2v_pretrain.atomic_files import unwritable
 from d2v_pretrain.errors import ConfigError
 
 _WANDB = "https://api.wandb.ai"
@@ -27,12 +28,11 @@ def check_folder(folder: Path) -> None:
     for place in (folder, folder / "checkpoints"):
         there = next(p for p in (place, *place.absolute().parents) if os.path.lexists(p))
         try:
-            with tempfile.NamedTemporaryFile(dir=there, prefix=".writable-"):
-                pass
+            with tempfile.TemporaryFile(dir=there) as file:
+                file.write(bytes(4096))
+                file.flush()
         except OSError as error:
-            rule = f"cannot be written ({error.strerror})"
-            remedy = "with that mended, or another folder=DIR, type the same command"
-            raise ConfigError("folder", folder, rule, remedy) from None
+            raise unwritable(error, place, "folder") from None
 
 
 def check_logger(logger: Mapping[str, Any] | None, environ: Mapping[str, str]) -> None:

@@ -7,13 +7,15 @@ import json
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from d2v_pretrain.atomic_files import atomic
+from d2v_pretrain.atomic_files import atomic, set_aside
 from d2v_pretrain.redaction import conceal_word
+from d2v_pretrain.training.log import warn
 
 PACKAGES = (
     "d2v-pretrain",
@@ -58,9 +60,46 @@ def _commit() -> str | None:
     return done.stdout.strip()
 
 
-def write_environment(folder: Path) -> None:
-    """Append this start to ``environment.json``, a list with one entry per start of the run."""
-    file = folder / "environment.json"
-    starts = json.loads(file.read_text()) if file.exists() else []
+def write_environment(folder: Path, step: int) -> list[tuple[str, Any, Any]]:
+    """Append this start to ``environment.json``, a list with one entry per start of the run.
+
+    Args:
+        folder: the run's folder.
+        step: that this start goes on from, kept in the entry.
+
+    Returns:
+        What differs from the start that has saved this step, as (name, old, new).
+    """
+    file, now = folder / "environment.json", environment() | {"step": step}
+    starts = _starts(file)
     with atomic(file) as temporary:
-        temporary.write_text(json.dumps([*starts, environment()], indent=2) + "\n")
+        temporary.write_text(json.dumps([*starts, now], indent=2) + "\n")
+    # A start that began at this step has not saved it.
+    before = [start for start in starts if start.get("step", 0) < step][-1:]
+    return [change for start in before for change in _differences(start, now)]
+
+
+def _starts(file: Path) -> list[dict[str, Any]]:
+    """The entries of the file so far. A damaged file is set aside, because a run must not fail on
+    what it only keeps for its reader."""
+    if not file.exists():
+        return []
+    try:
+        starts = json.loads(file.read_text("utf-8"))
+    except ValueError:
+        starts = None
+    if isinstance(starts, list) and all(isinstance(start, dict) for start in starts):
+        return starts
+    warn(f"{file} is damaged; set aside as {set_aside(file).name}")
+    return []
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """What differs between two entries, as (name, old, new); packages one by one."""
+    for key in sorted(old.keys() & new.keys() - {"command", "step", "packages"}):
+        if old[key] != new[key]:
+            yield key, old[key], new[key]
+    versions = old.get("packages") or {}
+    for package, version in new["packages"].items():
+        if versions.get(package) != version:
+            yield package, versions.get(package), version

@@ -17,6 +17,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from d2v_pretrain.objective.base import Objective
 from d2v_pretrain.training.internals import map_tensors, use_all_ranks_for_data
+from d2v_pretrain.training.optim import moments_only
 
 
 class Sharded(ModelParallelStrategy):
@@ -72,7 +73,9 @@ class Sharded(ModelParallelStrategy):
         """Load this rank's shards of a full optimizer state; moments are sharded like their
         parameter.
         """
+        groups = self.lightning_module.parameter_groups  # type: ignore[union-attr]
         for optimizer, saved in zip(self.optimizers, checkpoint["optimizer_states"]):
+            saved = moments_only(optimizer, saved, groups)  # type: ignore[arg-type]
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             numbers = [n for group in saved["param_groups"] for n in group["params"]]
             state = {

@@ -1,4 +1,4 @@
-"""log(): one line for the user."""
+"""log() and warn(): one line for the user."""
 
 from __future__ import annotations
 
@@ -12,3 +12,10 @@ from d2v_pretrain.redaction import redact
 def log(text: str) -> None:
     """Print a line on rank 0, without secrets; ``[bold]…[/]`` and the like are Rich's markup."""
     get_console().print(redact(text), soft_wrap=True, highlight=False)
+
+
+@rank_zero_only
+def warn(text: str) -> None:
+    """Print a plain line in yellow on rank 0, without secrets; nothing in it is markup."""
+    text = redact(text)
+    get_console().print(text, style="yellow", soft_wrap=True, highlight=False, markup=False)

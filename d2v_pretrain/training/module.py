@@ -18,6 +18,7 @@ from d2v_pretrain.training.internals import set_batches_done, skip_step_if
 from d2v_pretrain.training.optim import (
     AdamSteps,
     fairseq_eps,
+    moments_only,
     parameter_groups,
     scale_gradients,
     set_rates,
@@ -83,12 +84,18 @@ class TrainingModule(L.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """One optimizer for student and predictor; ``optimizer_step`` sets its learning rate."""
-        groups = parameter_groups([self.objective], self.weight_decay_on, self.objective.lr_scales)
-        optimizer = self.make_optimizer(groups)
+        optimizer = self.make_optimizer(self.parameter_groups(self.weight_decay_on))
+        optimizer.register_load_state_dict_pre_hook(
+            lambda optimizer, state: moments_only(optimizer, state, self.parameter_groups)
+        )
         assert optimizer.defaults.get("fused"), (
             "only torch's fused optimizers can skip a bad step without the host"
         )
         return optimizer
+
+    def parameter_groups(self, weight_decay_on: str) -> list[dict]:
+        """The groups of the objective's parameters, see ``optim.parameter_groups``."""
+        return parameter_groups([self.objective], weight_decay_on, self.objective.lr_scales)
 
     def on_train_start(self) -> None:
         """Run backward passes whose gradients are thrown away.
@@ -200,13 +207,25 @@ class TrainingModule(L.LightningModule):
             ConfigError: the data changed since the checkpoint was written, so that the position in
                 them means other samples.
         """
-        position, data = checkpoint["position"], self.trainer.datamodule.fingerprint  # type: ignore[attr-defined]
-        if data != position["data"]:
-            rule = f"is {data}, but this run was started on {position['data']}, and the position "
-            rule += "in the data does not carry over"
-            remedy = "restore the same files, or start a new run with name=… init_from=…"
-            raise ConfigError("data", "", rule, remedy)
+        position = checkpoint["position"]
+        check_same_data(position["data"], self.trainer.datamodule.fingerprint)  # type: ignore[attr-defined]
         self.updates, self.samples_seen = position["updates"], position["samples"]
         self.cursor = tuple(position["cursor"])
         self.trainer.datamodule.cursor = self.cursor  # type: ignore[attr-defined]
         set_batches_done(checkpoint, self.updates * self.trainer.accumulate_grad_batches)
+
+
+def check_same_data(then: str, now: str) -> None:
+    """Refuse data that are not those that a run was started on.
+
+    Args:
+        then, now: fingerprints of the data.
+
+    Raises:
+        ConfigError: they differ.
+    """
+    if then != now:
+        rule = f"is {now}, but this run was started on {then}, and the position "
+        rule += "in the data does not carry over"
+        remedy = "restore the same files, or start a new run with name=… init_from=…"
+        raise ConfigError("data", "", rule, remedy)

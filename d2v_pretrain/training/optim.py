@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +46,32 @@ def parameter_groups(
         {"params": params, "lr_scale": scale, "decays": decays}
         for (scale, decays), params in groups.items()
     ]
+
+
+def moments_only(
+    optimizer: torch.optim.Optimizer, state: dict[str, Any], groups: Callable[[str], list[dict]]
+) -> dict[str, Any]:
+    """A saved optimizer state with the settings of this optimizer, such as betas, in place of its
+    own, and with its moments at the parameters that they belong to.
+
+    torch takes the settings from the state, and numbers moments by the groups that it was saved
+    with, which are other ones after a change of ``weight_decay_on``.
+
+    Args:
+        optimizer: that the state is for.
+        state: saved, also with other settings.
+        groups: the parameter groups for a ``weight_decay_on``.
+    """
+    saved_on = "all" if all(group["decays"] for group in state["param_groups"]) else "matrices"
+    before = [parameter for group in groups(saved_on) for parameter in group["params"]]
+    numbers = {parameter: number for number, parameter in enumerate(before)}
+    now = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    moments = {
+        number: state["state"][numbers[parameter]]
+        for number, parameter in enumerate(now)
+        if numbers[parameter] in state["state"]
+    }
+    return {"state": moments, "param_groups": optimizer.state_dict()["param_groups"]}
 
 
 def set_rates(optimizer: torch.optim.Optimizer, lr: float, weight_decay: float, eps: float) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import os
 import signal
@@ -22,24 +23,22 @@ from d2v_pretrain.checkpoint import file as checkpoint
 from d2v_pretrain.checkpoint import ownership
 from d2v_pretrain.config import stored
 from d2v_pretrain.config.compose import check
-from d2v_pretrain.config.identity import check_same_run
 from d2v_pretrain.config.printing import print_anything
-from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.models.encoder import Encoder
-from d2v_pretrain.redaction import concealed, redact, revealed
+from d2v_pretrain.redaction import redact, revealed
 from d2v_pretrain.rng import seed_default
 from d2v_pretrain.training.callbacks.bad_data import BadData
 from d2v_pretrain.training.callbacks.metrics import JsonlLogger
 from d2v_pretrain.training.callbacks.preemption import Preemption
 from d2v_pretrain.training.callbacks.saving import Saving
-from d2v_pretrain.training.destinations import check_folder, check_logger
-from d2v_pretrain.training.environment import write_environment
+from d2v_pretrain.training.destinations import check_logger
 from d2v_pretrain.training.init_from import load_weights, read, source
 from d2v_pretrain.training.log import log
-from d2v_pretrain.training.module import TrainingModule
+from d2v_pretrain.training.module import TrainingModule, check_same_data
 from d2v_pretrain.training.preflight import preflight
 from d2v_pretrain.training.ranks import is_lost, leave_together, post_mortem
 from d2v_pretrain.training.signals import STOP, Stopped
+from d2v_pretrain.training.start import CHANGES, check_fits, find_start, record, tell_changes
 from d2v_pretrain.training.tasks import Task
 
 CPU = torch.device("cpu")
@@ -62,43 +61,48 @@ def pretrain(cfg: DictConfig) -> Trainer | None:
     print_anything()
     task: Task = instantiate(cfg.task)
     task.before(cfg)
+    composed = copy.deepcopy(cfg)
     check(cfg)
     _check_job(cfg)
     _quiet_lightning()
     folder = Path(cfg.folder)
-    check_folder(folder)
     check_logger(cfg.logger, os.environ)
     ownership.join()
-    last = _where_to_start(cfg, folder)
-    step = 0 if last is None else checkpoint.step_of(last)
+    start = find_start(composed, folder)
+    last = start.checkpoint
     log(f"[bold]{cfg.name}[/] in {folder}")
-    if last is not None and task.is_finished(cfg, folder, step):
+    if last is not None and task.is_finished(cfg, folder, start.step):
+        if any(change.key == "data.root" for change in start.changes):
+            check_same_data(checkpoint.data_of(last), build_data(cfg).fingerprint)  # type: ignore[attr-defined]
         more = "Type steps=… for more, or name=… for a new run."
-        log(f"{last} is at step {step:,}: finished. {more}")
+        log(f"{last} is at step {start.step:,}: finished. {more}")
         return None
     datamodule = build_data(cfg)
     log(datamodule.describe())  # type: ignore[attr-defined]
     task.after_data(cfg, datamodule)
     if last is not None:
-        log(f"going on from {last}, step {step:,} of {cfg.steps:,}")
+        check_same_data(checkpoint.data_of(last), datamodule.fingerprint)  # type: ignore[attr-defined]
+        log(f"going on from {last}, step {start.step:,} of {cfg.steps:,}")
+        tell_changes(start)
     module = build_module(cfg, last)
+    check_fits(module, start)
     module.config = stored.text_of(cfg)
-    trainer = build_trainer(cfg, folder)
+    trainer = build_trainer(cfg, folder, start.step)
     per_step, world = datamodule.micro_batches_per_step, trainer.world_size  # type: ignore[attr-defined]
     trainer.accumulate_grad_batches = per_step // world
     each = f"{per_step // world} on each of {world}"
     log(f"an update is {per_step} micro-batches of up to {cfg.micro_batch} samples: {each}")
-    undo = partial(_put_back, _contents(folder, "config.yaml", "environment.json"))
+    undo = partial(_put_back, _contents(folder, "config.yaml", "environment.json", CHANGES))
     if trainer.is_global_zero:
         folder.mkdir(parents=True, exist_ok=True)
         with atomic(folder / "config.yaml") as temporary:
             temporary.write_text(module.config, "utf-8")
-        write_environment(folder)
+        record(start, folder)
         STOP.ends.insert(0, undo)
     try:
         _fit(trainer, module, datamodule, last, folder)
     except Stopped:
-        if trainer.is_global_zero and trainer.global_step == step:
+        if trainer.is_global_zero and trainer.global_step == start.step:
             undo()
         raise
     if (reason := stopped(trainer)) is not None:
@@ -213,14 +217,20 @@ def load_student(module: TrainingModule, path: Path) -> None:
     log(load_weights(module.objective.encoders, read(path)))
 
 
-def build_trainer(cfg: DictConfig, folder: Path) -> Trainer:
+def build_trainer(cfg: DictConfig, folder: Path, step: int = 0) -> Trainer:
     """Lightning's Trainer with our logger, checkpoints and callbacks. It does not shuffle (the
     datamodule does) and does not validate.
+
+    Args:
+        cfg: see ``pretrain``.
+        folder: the run's folder.
+        step: that the run goes on from.
     """
     loggers: list[Logger] = [JsonlLogger(folder)]
     if cfg.logger:
         settings = revealed(OmegaConf.to_container(cfg.logger, resolve=True))
-        loggers.append(instantiate(settings, _convert_="all"))
+        logger = instantiate(settings, _convert_="all")
+        loggers.append(logger(step=step) if isinstance(logger, partial) else logger)
     nodes = [node for node in cfg.callbacks.values() if node is not None]
     # BadData is first: a step without data is neither logged nor saved.
     callbacks = [BadData(), *(instantiate(node, _convert_="all") for node in nodes)]
@@ -261,19 +271,3 @@ def _quiet_lightning() -> None:
         ".*`srun` command is available",  # preflight reports a job that was started without srun
     ):
         warnings.filterwarnings("ignore", message)
-
-
-def _where_to_start(cfg: DictConfig, folder: Path) -> Path | None:
-    """The checkpoint to continue from, or None for the beginning."""
-    if cfg.resume == "never":
-        if any(folder.glob("checkpoints/*.ckpt")) or (folder / "metrics.jsonl").exists():
-            remedy = "type name=… for a new run, or resume=auto"
-            raise ConfigError("resume", "never", f"would overwrite {folder}", remedy)
-        return None
-    last, rejected = checkpoint.newest_valid(folder / "checkpoints")
-    for path, reason in rejected:
-        log(f"[yellow]{path} {reason}; passed over[/]")
-    if last is not None:
-        old = stored.plain(checkpoint.config_of(last), last)
-        check_same_run(concealed(old), stored.resolved(cfg))
-    return last

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from d2v_pretrain.checkpoint import file as checkpoint
 from d2v_pretrain.checkpoint.saved_run import Run
+from d2v_pretrain.config.compose import typed_words
 from d2v_pretrain.config.recipes import usual
 from d2v_pretrain.config.rules import METHOD_RULES
 from d2v_pretrain.config.stored import checked
@@ -44,11 +45,20 @@ class Task:
 
     def is_finished(self, cfg: DictConfig, folder: Path, step: int) -> bool:
         """Whether a run in ``folder`` with a checkpoint of ``step`` has nothing left to do."""
-        written = all((folder / report).exists() for report in self.reports(cfg))
-        return step >= cfg.steps and written
+        written = (_step_of_report(folder / report) for report in self.reports(cfg))
+        return step >= cfg.steps and all(reported == step for reported in written)
 
     def after_data(self, cfg: DictConfig, datamodule: Any) -> None:
         """Complete the configuration by what only the data can tell, before the model is built."""
+
+
+def _step_of_report(file: Path) -> int | None:
+    """The step at which a report such as ``probe.json`` was made; None if there is no whole one."""
+    try:
+        report = json.loads(file.read_text("utf-8"))
+    except (FileNotFoundError, ValueError):
+        return None
+    return report.get("step") if isinstance(report, dict) else None
 
 
 class Pretraining(Task):
@@ -82,7 +92,7 @@ class Finetuning(Task):
         if run.content.get("modality") != cfg["modality"]:
             rule = f"is of modality={run.content.get('modality')}"
             raise ConfigError("init_from", file, rule, "type that modality")
-        words = [word.lstrip("+~").partition("=")[0] for word in HydraConfig.get().overrides.task]
+        words = [word.lstrip("+~").partition("=")[0] for word in typed_words()]
         single = [word for word in words if word.startswith(("architecture.", "transform."))]
         typed = {word: OmegaConf.select(cfg, word) for word in single}
         groups = {word.partition(".")[0] for word in words if word not in typed}

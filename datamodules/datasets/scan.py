@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
-from d2v_pretrain.atomic_files import atomic
+from d2v_pretrain.atomic_files import append, atomic, json_lines, unwritable
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.redaction import redact
 
@@ -26,6 +26,15 @@ _TRIED = 100  # files that are looked for, to tell whether all are gone
 
 class Unusable(Exception):
     """A file or sample that cannot be used; the message is the reason for the list."""
+
+
+class ListUnwritable(ConfigError):
+    """The list of skipped files cannot be written. The only argument is the message, as in
+    ``TooMuchBad``.
+    """
+
+    def __init__(self, text: str) -> None:
+        Exception.__init__(self, text.strip().rpartition("ListUnwritable: ")[2])
 
 
 class Skipped:
@@ -46,16 +55,20 @@ class Skipped:
         restart of the run are kept."""
         if self.path is None:
             return
-        old = self.path.read_text("utf-8").splitlines() if self.path.exists() else []
-        met = [(line, json.loads(line)) for line in old]
-        kept = [line for line, row in met if row["at"] == "training" and row["file"] not in reasons]
-        self.known = {json.loads(line)["file"] for line in kept}
-        lines = [
-            json.dumps({"file": redact(file), "reason": redact(reason), "at": "start"})
-            for file, reason in reasons.items()
+        old, broken, cut = json_lines(self.path)
+        if broken or cut:
+            number = len(broken) + bool(cut)
+            print(f"{self.path} had {number} damaged lines, left out now", file=sys.stderr)
+        met = [row for row in old if row.get("at") == "training" and "file" in row]
+        kept = [row for row in met if row["file"] not in reasons]
+        self.known = {row["file"] for row in kept}
+        rows = [
+            {"file": redact(file), "reason": redact(why), "at": "start"}
+            for file, why in reasons.items()
         ]
         with atomic(self.path) as temporary:  # all ranks write the same content
-            temporary.write_text("".join(line + "\n" for line in lines + kept), "utf-8")
+            lines = (json.dumps(row) + "\n" for row in rows + kept)
+            temporary.write_text("".join(lines), "utf-8")
 
     def watch(self, root: str, files: Sequence[str]) -> None:
         """Remember which files there are, for ``check_there``.
@@ -114,13 +127,16 @@ class Skipped:
         if self.path is None:
             print(f"skipped {file}: {reason}", file=sys.stderr)
             return
-        with self.path.open("a+", encoding="utf-8") as lines:
-            with suppress(OSError):  # on a disk without locks a file may be listed twice
-                fcntl.flock(lines, fcntl.LOCK_EX)
-            lines.seek(0)
-            if all(json.loads(line)["file"] != file for line in lines):
-                print(f"skipped {file}: {reason}", file=sys.stderr)
-                lines.write(json.dumps({"file": file, "reason": reason, "at": "training"}) + "\n")
+        line = json.dumps({"file": file, "reason": reason, "at": "training"}) + "\n"
+        try:
+            with self.path.open("a") as lines:
+                with suppress(OSError):  # on a disk without locks a file may be listed twice
+                    fcntl.flock(lines, fcntl.LOCK_EX)
+                if all(row.get("file") != file for row in json_lines(self.path)[0]):
+                    print(f"skipped {file}: {reason}", file=sys.stderr)
+                    append(self.path, line)
+        except OSError as error:
+            raise ListUnwritable(str(unwritable(error, self.path))) from error
 
 
 def scan(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from functools import cached_property
@@ -13,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from d2v_pretrain.atomic_files import atomic
+from d2v_pretrain.atomic_files import atomic, set_aside
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.types import BOS, EOS, PAD, Batch
 from datamodules.datasets.base import Numbered, TextDataset
@@ -88,8 +89,8 @@ class TextTransform(Transform[Any]):
             ConfigError: if it does not have as many ids as the model.
         """
         given = self.tokenizer or self.cache
-        if given and (self.tokenizer or Path(given).exists()):
-            vocabulary = tokenizer.load(Path(given))
+        vocabulary = self._stored()
+        if vocabulary is not None:
             if vocabulary.size != self.vocab_size:
                 rule = f"must be {vocabulary.size}, the size of {given} with its five special ids"
                 remedy = f"set it to {vocabulary.size}"
@@ -100,6 +101,20 @@ class TextTransform(Transform[Any]):
             with atomic(Path(self.cache)) as temporary:
                 trained.save(str(temporary))
         return Vocabulary(trained)
+
+    def _stored(self) -> Vocabulary | None:
+        """The tokenizer in ``tokenizer`` or ``cache``, if there is one. A damaged one in ``cache``
+        is set aside, because the same data train the same one again."""
+        if self.tokenizer:
+            return tokenizer.load(Path(self.tokenizer))
+        if not self.cache or not Path(self.cache).exists():
+            return None
+        try:
+            return tokenizer.load(Path(self.cache))
+        except ConfigError as error:
+            print(f"{error} It is set aside, and trained again.", file=sys.stderr)
+            set_aside(Path(self.cache))
+            return None
 
     @cached_property
     def tokens(self) -> np.ndarray:

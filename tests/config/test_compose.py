@@ -8,9 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from hydra.utils import instantiate
-from omegaconf import OmegaConf
 
-from d2v_pretrain.config import identity as provenance
 from d2v_pretrain.config import recipes
 from d2v_pretrain.config.compose import check, choices, config_folder, load
 from d2v_pretrain.config.recipes import folders_of, usable_data
@@ -222,25 +220,6 @@ def test_a_shorter_run_keeps_its_proportions() -> None:
     long, short = load(["modality=audio", "steps=1000"]), load(["modality=audio", "steps=100"])
     assert short.warmup * 10 == long.warmup
     assert short.ema.steps * 10 == long.ema.steps
-
-
-def test_the_same_run_may_change_its_place_but_not_its_data_order() -> None:
-    def plain(*overrides: str) -> dict:
-        return OmegaConf.to_container(load(["modality=audio", *overrides]), resolve=True)  # type: ignore[return-value]
-
-    started = plain()
-    provenance.check_same_run(
-        started, plain("steps=2000", "log_every=1", "trainer=cpu", "max_hours=1")
-    )
-    for change in (
-        "seed=1",
-        "global_batch=16",
-        "objective.clones=2",
-        "encoder.depth=5",
-        "transform.crop_seconds=2.0",
-    ):
-        with pytest.raises(ConfigError, match="type name=… for a new run"):
-            provenance.check_same_run(started, plain(change))
 
 
 def test_conf_is_found_in_a_clone_and_in_a_wheel(

@@ -147,7 +147,7 @@ def start(
 ) -> list[BaseProcess]:
     """Start a run on ``world`` ranks, as torchrun would; one rank is trained by trainer=cpu."""
     texts(cwd)
-    env = {"OMP_NUM_THREADS": "1"}
+    env = {"OMP_NUM_THREADS": "1", "WANDB_MODE": "offline"}
     ranks = []
     if world > 1:
         argv = [

@@ -12,13 +12,13 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, distributed
 
-from d2v_pretrain.atomic_files import atomic
+from d2v_pretrain.atomic_files import append, mend
 from d2v_pretrain.checkpoint import file as checkpoint
 from d2v_pretrain.checkpoint import ownership
 from d2v_pretrain.checkpoint.lightning import AtomicCheckpointIO
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.training.callbacks.metrics import Meter
-from d2v_pretrain.training.log import log
+from d2v_pretrain.training.log import log, warn
 from d2v_pretrain.types import Batch
 
 
@@ -59,11 +59,9 @@ class BadSteps(Meter):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Remove the lines of steps that are about to be repeated."""
         self.seen = trainer.global_step
-        if trainer.is_global_zero and self.file.exists():
-            lines = self.file.read_text().splitlines(keepends=True)
-            with atomic(self.file) as temporary:
-                kept = (line for line in lines if json.loads(line)["step"] <= self.seen)
-                temporary.write_text("".join(kept))
+        if trainer.is_global_zero:
+            for told in mend(self.file, lambda line: line["step"] <= self.seen)[1]:
+                warn(told)
 
     def count(self, trainer: Trainer, module: LightningModule, batch: Batch) -> None:
         """Store the flag of the step, which is not read yet, with the ids of its samples."""
@@ -119,8 +117,7 @@ class BadSteps(Meter):
                 distributed.all_gather_object(parts, parts[0])
             if trainer.is_global_zero:
                 line = {"step": step, "ids": [i for part in parts for i in part]}
-                with self.file.open("a") as file:
-                    file.write(json.dumps(line) + "\n")
+                append(self.file, json.dumps(line) + "\n")
 
     def _go_back(self, trainer: Trainer, module: LightningModule) -> None:
         io = trainer.strategy.checkpoint_io
@@ -133,7 +130,7 @@ class BadSteps(Meter):
             again = "although the run had gone back once"
             none = "and no checkpoint was saved before them"
             rule += f"{trainer.global_step}, {again if self.went_back else none}"
-            remedy = "type the same command with a lower lr, a longer warmup or a smaller clip; "
+            remedy = "add resume=with_changes with a lower lr, a longer warmup or a clip; "
             remedy += f"{self.file} has the samples"
             raise ConfigError("loss", "nan", rule, remedy)
         trainer.strategy.load_model_state_dict(good)

@@ -6,8 +6,10 @@ Nothing else in training copies numbers from the device to the host.
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,9 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from torch import Tensor
 
-from d2v_pretrain.atomic_files import atomic
+from d2v_pretrain.atomic_files import append, atomic, json_lines, mend
 from d2v_pretrain.checkpoint import ownership
+from d2v_pretrain.training.log import warn
 from d2v_pretrain.training.signals import Stopped
 from d2v_pretrain.types import Batch
 
@@ -210,39 +213,41 @@ class JsonlLogger(Logger):
         assert step is not None, "a line needs its step"
         ownership.confirm()
         line = {"step": step} | {k: v if math.isfinite(v) else None for k, v in metrics.items()}
-        self.jsonl.parent.mkdir(parents=True, exist_ok=True)
-        with self.jsonl.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        append(self.jsonl, json.dumps(line) + "\n")
         if set(line) <= set(self.columns):
-            with self.csv.open("a", newline="") as file:
-                csv.DictWriter(file, self.columns).writerow(line)
+            append(self.csv, _table(self.columns, [line]))
         else:
-            self._rebuild_csv()
+            self._rebuild_csv(lines(self.jsonl))
 
     @rank_zero_only
     def rewind(self, step: int) -> None:
-        """Remove the lines after ``step``, and a last line that a kill cut in half."""
+        """Remove the lines after ``step``, and those that a kill or a full disk has damaged; these
+        are told."""
         if not self.jsonl.exists():
             return
         ownership.confirm()
-        kept = [json.dumps(line) + "\n" for line in lines(self.jsonl) if line["step"] <= step]
-        if (text := "".join(kept)) != self.jsonl.read_text():
-            with atomic(self.jsonl) as temporary:
-                temporary.write_text(text)
-        self._rebuild_csv()
+        rows, told = mend(self.jsonl, lambda row: row["step"] <= step)
+        for text in told:
+            warn(text)
+        self._rebuild_csv(rows)
 
-    def _rebuild_csv(self) -> None:
+    def _rebuild_csv(self, rows: list[dict[str, Any]]) -> None:
         """Write the whole CSV anew, which a number that was not logged before makes necessary: the
         header is the first line.
         """
-        rows = lines(self.jsonl)
         self.columns = list(dict.fromkeys(key for row in rows for key in row))
-        with self.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.columns)
-            writer.writeheader()
-            writer.writerows(rows)
+        header = dict(zip(self.columns, self.columns))
+        with atomic(self.csv) as temporary:
+            temporary.write_text(_table(self.columns, [header, *rows]), newline="")
+
+
+def _table(columns: list[str], rows: Iterable[dict[str, Any]]) -> str:
+    """Rows as lines of a CSV file."""
+    text = io.StringIO(newline="")
+    csv.DictWriter(text, columns).writerows(rows)
+    return text.getvalue()
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    """The lines of a ``metrics.jsonl``, without a last one that has no newline (cut by a kill)."""
-    return [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+    """The whole lines of a ``metrics.jsonl``; none if there is no such file."""
+    return json_lines(path)[0]

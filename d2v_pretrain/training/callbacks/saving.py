@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -18,6 +19,10 @@ from d2v_pretrain.training.callbacks.bad_steps import BadSteps
 from d2v_pretrain.training.callbacks.metrics import Meter
 from d2v_pretrain.training.ranks import Agreement
 from d2v_pretrain.training.signals import STOP
+
+# In the run's folder: the step of the last checkpoint that was saved. A run whose checkpoints are
+# gone does not start over in its folder.
+SAVED = "saved.json"
 
 
 class Saving(Checkpoint, Meter):
@@ -123,7 +128,10 @@ class Saving(Checkpoint, Meter):
         self.saved, self.last, self.due = trainer.global_step, time.monotonic(), False
 
     def _keep(self, path: Path) -> None:
-        """After a file was written, link its other names to it and delete older files."""
+        """After a file was written, note its step, link its other names to it and delete older
+        files."""
+        with atomic(self.folder.parent / SAVED) as temporary:
+            temporary.write_text(json.dumps({"step": _step(path)}) + "\n")
         point(path.with_name("last.ckpt"), path)
         if self.is_best:
             point(path.with_name("best.ckpt"), path)
