@@ -11,6 +11,7 @@ from d2v_pretrain.errors import ConfigError
 from datamodules.datasets.base import TextDataset
 from datamodules.datasets.labels import LabelRow, labelled
 from datamodules.datasets.probe_tasks import Labelled
+from datamodules.datasets.text_folder import lines
 
 
 class HubTexts(TextDataset):
@@ -75,7 +76,7 @@ class HubTexts(TextDataset):
     def texts(self) -> Iterator[str]:
         """The lines that are not empty, stripped."""
         for text in self._column(self.rows, "data.text_column", self.text):
-            yield from filter(None, map(str.strip, text.splitlines()))
+            yield from lines(text)
 
     def describe(self) -> str:
         return f"{self.root}, {self.split}: {len(self.rows):,} texts"

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from datamodules.datasets.audio_folder import ENDINGS, waveform
 from datamodules.datasets.base import RATE
-from datamodules.datasets.scan import Unusable
+from datamodules.datasets.sound import ENDINGS, waveform
+from datamodules.datasets.unusable import Unusable
 from datamodules.shards.dataset import ShardDataset
 from datamodules.shards.tar import one_of
 

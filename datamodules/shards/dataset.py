@@ -16,12 +16,13 @@ from d2v_pretrain.errors import ConfigError
 from datamodules.datasets.base import Dataset, Item
 from datamodules.datasets.labels import LabelRow, labelled
 from datamodules.datasets.probe_tasks import Labelled
-from datamodules.datasets.scan import Skipped, TooMuchBad, Unusable
+from datamodules.datasets.scan import Skipped, TooMuchBad
+from datamodules.datasets.unusable import Unusable, reading
 from datamodules.shards.index import Index, load
 from datamodules.shards.names import expand, is_remote, shown
 from datamodules.shards.opening import Shard, open_all
 from datamodules.shards.store import Cache, Store
-from datamodules.shards.tar import Damaged, sample_of
+from datamodules.shards.tar import Damaged, further, sample_of
 
 _MAPPED = 1024  # indexes that a process keeps mapped
 _LABELLED = 5000  # samples whose labels a split of the probe looks at, at most
@@ -68,6 +69,7 @@ class ShardDataset(Dataset[Item]):
         self.label_key, self.test_shards = label_key, test_shards
         self.skipped, self.cache = Skipped(skipped_path), Cache(cache_folder, cache_gb)
         self.reads = self.bad = 0
+        self._looked = False  # whether this process has told of members that are not used
         self._mapped: OrderedDict[int, Index] = OrderedDict()
         self._kept: dict[int, np.ndarray] = {}
 
@@ -225,11 +227,16 @@ class ShardDataset(Dataset[Item]):
         name = shown(self.names[shard])
         key = ""  # empty until the shard is read: an error before that is the shard's
         try:
-            span = self._span(shard, place)
-            key = f": sample {place}"
-            found, members = sample_of(span)
-            key = f": {found}"
-            return self.decode(members, int(self.shards[shard].lengths[place]))
+            with reading("cannot be read"):
+                span = self._span(shard, place)
+                key = f": sample {place}"
+                found, members = sample_of(span)
+                key = f": {found}"
+                if not self._looked and (unused := further(members)):
+                    reason = f"the first such member is used, not {', '.join(unused)}"
+                    self.skipped.add(f"{name}{key}: further members", reason)
+                    self._looked = True
+                return self.decode(members, int(self.shards[shard].lengths[place]))
         except Unusable as error:
             self._note(name + key, str(error))
             return None
@@ -292,9 +299,10 @@ class ShardDataset(Dataset[Item]):
         extension, _, field = str(self.label_key).partition(".")
         for place in self._used(self.shards[shard])[:most].tolist():
             try:
-                members = sample_of(self._span(shard, place))[1]
-                label = members[extension].decode("utf-8").strip()
-                label = str(json.loads(label)[field]) if field else label
-            except (Unusable, KeyError, ValueError):  # no label, which is no fault of the sample
+                with reading("has no label"):
+                    members = sample_of(self._span(shard, place))[1]
+                    label = members[extension].decode("utf-8-sig").strip()
+                    label = str(json.loads(label)[field]) if field else label
+            except Unusable:  # no label, which is no fault of the sample
                 continue
             yield LabelRow(f"{shard}/{place}", label, test)

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from braceexpand import braceexpand
 
 from d2v_pretrain.errors import ConfigError
+from datamodules.datasets.unusable import Unusable, reading
 
 PIPE = "pipe:"
 _GIVE = (
@@ -93,9 +94,9 @@ def _in_folder(folder: str) -> set[str]:
 
 def _in_manifest(file: str) -> list[str]:
     try:
-        with open(file, encoding="utf-8") as text:
+        with reading("is no manifest of shards"), open(file, encoding="utf-8") as text:
             return [os.path.basename(row["name"]) for row in json.load(text)["shards"]]
-    except (OSError, ValueError, KeyError, TypeError):
+    except Unusable:
         return []  # a manifest of another program
 
 
