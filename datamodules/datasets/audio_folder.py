@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
@@ -79,14 +80,22 @@ class AudioFolder(Dataset[np.ndarray]):
     @cached_property
     def labelled_files(self) -> list[tuple[Stretch, LabelRow]]:
         """The rows of the table whose files exist, by the path below the root or, failing that, by
-        name."""
+        name. How many rows name no such file is printed."""
         if self.labels is None:
             return []
         paths = {os.path.relpath(file, self.root): whole for file, whole in self.files.items()}
         names = {os.path.basename(file): whole for file, whole in self.files.items()}
         rows = self.labels.rows()
-        found = [(paths.get(row.key) or names.get(os.path.basename(row.key)), row) for row in rows]
+
+        def find(key: str) -> Stretch | None:
+            return paths.get(key) or names.get(os.path.basename(key))
+
+        # Excel puts quotes around names with a comma in a table with tabs.
+        found = [(find(row.key) or find(row.key.strip(' "')), row) for row in rows]
         matched = [(whole, row) for whole, row in found if whole is not None]
+        if lost := [row.key for whole, row in found if whole is None]:
+            rest = f"{len(lost):,} of {len(rows):,} rows name no usable file in {self.root}"
+            print(f"data.labels={self.labels.path}: {rest}, such as {lost[0]}", file=sys.stderr)
         if len({row.test for _, row in matched}) < 2:
             rule = (
                 f"names {len(matched)} of the files in {self.root} in its {len(rows)} rows, "

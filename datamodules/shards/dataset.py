@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -19,10 +19,11 @@ from datamodules.datasets.probe_tasks import Labelled
 from datamodules.datasets.scan import Skipped, TooMuchBad
 from datamodules.datasets.unusable import Unusable, reading
 from datamodules.shards.index import Index, load
+from datamodules.shards.members import further, label_of
 from datamodules.shards.names import expand, is_remote, shown
 from datamodules.shards.opening import Shard, open_all
 from datamodules.shards.store import Cache, Store
-from datamodules.shards.tar import Damaged, further, sample_of
+from datamodules.shards.tar import Damaged, sample_of
 
 _MAPPED = 1024  # indexes that a process keeps mapped
 _LABELLED = 5000  # samples whose labels a split of the probe looks at, at most
@@ -69,7 +70,6 @@ class ShardDataset(Dataset[Item]):
         self.label_key, self.test_shards = label_key, test_shards
         self.skipped, self.cache = Skipped(skipped_path), Cache(cache_folder, cache_gb)
         self.reads = self.bad = 0
-        self._looked = False  # whether this process has told of members that are not used
         self._mapped: OrderedDict[int, Index] = OrderedDict()
         self._kept: dict[int, np.ndarray] = {}
 
@@ -232,10 +232,9 @@ class ShardDataset(Dataset[Item]):
                 key = f": sample {place}"
                 found, members = sample_of(span)
                 key = f": {found}"
-                if not self._looked and (unused := further(members)):
-                    reason = f"the first such member is used, not {', '.join(unused)}"
-                    self.skipped.add(f"{name}{key}: further members", reason)
-                    self._looked = True
+                if unused := further(members):
+                    reason = f"of {found} the first is used, not {', '.join(unused)}"
+                    self.skipped.add(f"{self.place}: further members", reason)  # once
                 return self.decode(members, int(self.shards[shard].lengths[place]))
         except Unusable as error:
             self._note(name + key, str(error))
@@ -287,22 +286,15 @@ class ShardDataset(Dataset[Item]):
             each = -(-_LABELLED // len(shards))
             rows += [row for shard in shards for row in self._label_rows(shard, each, test)]
         last = f"{self.test_shards} shards" if self.test_shards > 1 else "shard"
-        note = f"tested on the last {last}"
 
         def read(key: str) -> Item | None:
             return self._read(*map(int, key.split("/")))
 
-        return [labelled(self.label_key, rows, read, note)]
+        return [labelled(self.label_key, rows, read, f"tested on the last {last}")]
 
     def _label_rows(self, shard: int, most: int, test: bool) -> Iterator[LabelRow]:
         """Labels of the first samples of a shard; their keys are "shard/place"."""
-        extension, _, field = str(self.label_key).partition(".")
         for place in self._used(self.shards[shard])[:most].tolist():
-            try:
-                with reading("has no label"):
-                    members = sample_of(self._span(shard, place))[1]
-                    label = members[extension].decode("utf-8-sig").strip()
-                    label = str(json.loads(label)[field]) if field else label
-            except Unusable:  # no label, which is no fault of the sample
-                continue
-            yield LabelRow(f"{shard}/{place}", label, test)
+            with suppress(Unusable):  # a sample without a label is no bad one
+                label = label_of(sample_of(self._span(shard, place))[1], str(self.label_key))
+                yield LabelRow(f"{shard}/{place}", label, test)

@@ -17,16 +17,15 @@ from d2v_pretrain.atomic_files import atomic
 from datamodules.datasets.base import RATE
 from datamodules.datasets.sound import ENDINGS as AUDIO
 from datamodules.datasets.sound import header
-from datamodules.datasets.unusable import Unusable
+from datamodules.datasets.unusable import Unusable, reading
+from datamodules.shards.members import further, numbered
 from datamodules.shards.npy import ids_of
 from datamodules.shards.tar import (
     BLOCK,
     MOST,
     Damaged,
     Member,
-    further,
     is_unsafe,
-    numbered,
     parts,
     walk,
 )
@@ -240,6 +239,23 @@ def load(path: str | Path, verified: bool = False) -> Index:
     if not verified and crc != zlib.crc32(entries.tobytes(), zlib.crc32(head[_HEAD.size :])):
         raise Damaged("its checksum is wrong")
     return Index(entries, tar_bytes, tar_crc)
+
+
+def joins_numbered(tar: str, index: Index) -> bool:
+    """Whether an index, of an earlier version of this program, has numbered files as one sample.
+
+    Only the first sample is compared, because reading all of a tar would take long.
+    """
+    if not len(index.entries):
+        return False
+    first = index.entries[0]
+    try:
+        with reading("is not the tar of this index"), open(tar, "rb") as file:
+            file.seek(int(first["offset"]))
+            sample = next(_samples(walk(file, int(first["bytes"]))), None)
+    except (Unusable, OSError):
+        return False  # whoever reads the tar will say what is wrong with it
+    return sample is not None and sample.end < first["bytes"]
 
 
 def is_whole(tar: str) -> bool:
