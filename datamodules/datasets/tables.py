@@ -48,8 +48,10 @@ def read_table(path: str, columns: Sequence[str]) -> list[dict[str, str]]:
             rows = _rows(path, text, columns)
     except Unusable as error:
         raise ConfigError("data.labels", path, str(error), "give a UTF-8 table") from None
-    there = f"it has {', '.join(rows[0][1]) if rows else 'no rows'}"
     header = rows[0][1] if rows else []
+    while header and not header[-1]:  # Excel ends lines with separators
+        header.pop()
+    there = f"it has {', '.join(header) or 'no rows'}"
     for column in columns:
         if header.count(column) != 1:
             rule = f"must have {'a' if column not in header else 'only one'} column {column!r}"

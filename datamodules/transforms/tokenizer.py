@@ -108,7 +108,8 @@ def _everything_becomes_tokens(tokenizer: Tokenizer) -> list[str]:
             found.append(name)
             setattr(model, name, None)
     names = (*SPECIALS, "<mask>")
-    plain = [t for t in tokenizer.get_added_tokens_decoder().values() if t.content in names]
+    added = tokenizer.get_added_tokens_decoder().values()
+    plain = [token for token in added if token.content in names and not token.special]
     for token in plain:
         token.special = True
     tokenizer.add_special_tokens(plain)
