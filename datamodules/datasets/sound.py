@@ -15,8 +15,8 @@ from datamodules.datasets.resampling import check_rate, resampled
 from datamodules.datasets.unusable import Unusable, reading
 
 # Formats that libsndfile recognises by their content.
-ENDINGS = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".oga")
-ENDINGS += (".aiff", ".aif", ".aifc", ".au", ".caf", ".w64", ".rf64")
+_COMPRESSED = (".flac", ".ogg", ".mp3", ".opus", ".oga")
+ENDINGS = (".wav", *_COMPRESSED, ".aiff", ".aif", ".aifc", ".au", ".caf", ".w64", ".rf64")
 _BLOCK = 1 << 20  # numbers that are decoded at a time
 _PER_BYTE = 100  # frames; a header that says more is not believed, and the frames are counted
 _MOST = 1 << 32  # frames that are counted at most: 74 hours at 16 kHz
