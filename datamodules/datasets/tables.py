@@ -47,7 +47,7 @@ def read_table(path: str, columns: Sequence[str]) -> list[dict[str, str]]:
             text = _text(Path(path).read_bytes())
             rows = _rows(path, text, columns)
     except Unusable as error:
-        raise ConfigError("data.labels", path, str(error), "give a UTF-8 table") from None
+        raise ConfigError("data.labels", path, str(error), "mend it, or give another") from None
     header = rows[0][1] if rows else []
     while header and not header[-1]:  # Excel ends lines with separators
         header.pop()
@@ -101,7 +101,9 @@ def _parsed(text: str, separator: str) -> Iterator[Row]:
                 names = False
             line = rows.line_num + 1
     except csv.Error as error:
-        raise Unusable(f"has a wrong quote in the row from line {line} on ({error})") from None
+        raise Unusable(
+            f"has a quote that is not closed or not doubled from line {line} on ({error})"
+        ) from None
 
 
 @cache

@@ -48,8 +48,8 @@ def test_every_row_is_read(tmp_path: Path, encoding: str, name: str, quoting: in
     [
         (lambda rows: rows.__setitem__(8, "7.wav"), 9, "has 1 cells in line 9, and its header 3"),
         (lambda rows: rows.__setitem__(8, "a,7.wav,c1,test"), 9, "has 4 cells in line 9"),
-        (lambda rows: rows.__setitem__(8, '"7.wav,c1,test'), 9, "wrong quote in the row"),
-        (lambda rows: rows.__setitem__(8, '"7"x.wav,c1,test'), 9, "wrong quote in the row"),
+        (lambda rows: rows.__setitem__(8, '"7.wav,c1,test'), 9, "quote that is not closed"),
+        (lambda rows: rows.__setitem__(8, '"7"x.wav,c1,test'), 9, "quote that is not closed"),
         (lambda rows: rows.__setitem__(0, "name,label,split"), 1, "must have a column 'file'"),
         (lambda rows: rows.__setitem__(0, "file,label,split,label"), 1, "must have only one"),
     ],
