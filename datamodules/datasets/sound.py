@@ -20,7 +20,7 @@ ENDINGS = (".wav", *_COMPRESSED, ".aiff", ".aif", ".aifc", ".au", ".caf", ".w64"
 _BLOCK = 1 << 20  # numbers that are decoded at a time
 _PER_BYTE = 100  # frames; a header that says more is not believed, and the frames are counted
 _MOST = 1 << 32  # frames that are counted at most: 74 hours at 16 kHz
-_MISSING = 0.1  # seconds; some MP3 files say their length only about
+MISSING = 0.1  # seconds; some MP3 files say their length only about
 _OPPOSITE = 1e-3  # power of the mean of channels that cancel out, as a share of theirs
 _OGG_HEAD, _OGG_TAIL = 1 << 20, 1 << 16  # bytes in which the pages of an Ogg file are looked at
 _PAGE = re.compile(rb"OggS\0([\0-\7]).{8}(.{4})", re.DOTALL)  # flags and number of its stream
@@ -124,7 +124,7 @@ def _mixed(
             else:
                 parts.append(block[:, channel or 0])
         expected = wanted if believed or frames is not None else 0
-        if count < expected - _MISSING * sound.samplerate:
+        if count < expected - MISSING * sound.samplerate:
             raise Unusable(f"breaks off after {count:,} of {expected:,} frames")
         wave = np.concatenate(parts) if len(parts) != 1 else parts[0]
         power = squares / max(count, 1) - (total / max(count, 1)) ** 2
