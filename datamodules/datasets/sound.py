@@ -17,7 +17,7 @@ from datamodules.datasets.unusable import Unusable, reading
 # Formats that libsndfile recognises by their content.
 _COMPRESSED = (".flac", ".ogg", ".mp3", ".opus", ".oga")
 ENDINGS = (".wav", *_COMPRESSED, ".aiff", ".aif", ".aifc", ".au", ".caf", ".w64", ".rf64")
-_BLOCK = 1 << 20  # numbers that are decoded at a time
+_BLOCK = 1 << 22  # numbers that are decoded at a time: 43 s of 48 kHz stereo
 _PER_BYTE = 100  # frames; a header that says more is not believed, and the frames are counted
 _MOST = 1 << 32  # frames that are counted at most: 74 hours at 16 kHz
 MISSING = 0.1  # seconds; some MP3 files say their length only about

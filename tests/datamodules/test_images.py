@@ -61,6 +61,7 @@ ODD = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("kind", ODD)
 def test_exif_that_cannot_be_written_does_not_lose_the_image(tmp_path: Path, kind: str) -> None:
     file = tmp_path / "a.jpg"
@@ -76,7 +77,8 @@ def test_exif_that_cannot_be_written_does_not_lose_the_image(tmp_path: Path, kin
 def test_programs_and_formats_that_pillow_would_start_are_not_opened(tmp_path: Path) -> None:
     script = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n%%EOF\n"
     (tmp_path / "script.jpg").write_bytes(script)
-    assert Image.open(tmp_path / "script.jpg").format == "EPS", "Pillow would open it"
+    with Image.open(tmp_path / "script.jpg") as image:
+        assert image.format == "EPS", "Pillow would open it"
     for read in (decode, short_side):
         with pytest.raises(Unusable, match="cannot identify"):
             read(str(tmp_path / "script.jpg"))
