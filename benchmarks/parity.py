@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,7 +21,13 @@ from torch import Tensor
 
 from benchmarks.intermediates import trace
 from benchmarks.reference import Reference, build
-from d2v_pretrain.training.optim import fairseq_eps, scale_gradients, set_rates
+from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.training.optim import (
+    fairseq_eps,
+    parameter_groups,
+    scale_gradients,
+    set_rates,
+)
 from d2v_pretrain.types import Batch, Mask, Tokens
 from d2v_pretrain.weights import keymap
 
@@ -92,6 +99,10 @@ def load(reference: Reference, init: Tensors) -> None:
         for who in ("student", "teacher")
     }
     own = objective.state_dict()
+    absent = {part for who in parts for part in _names(reference, who) if part not in parts[who]}
+    if absent:
+        rule = "are not in init.safetensors, and the model of config.json has them"
+        raise ConfigError("parameters", ", ".join(sorted(absent)[:4]), rule)
     student = keymap.from_reference(parts["student"], reference.student, own)
     objective.load_state_dict(student, strict=False)
     objective.teacher.encoder.load_state_dict(objective.student.state_dict())
@@ -100,6 +111,12 @@ def load(reference: Reference, init: Tensors) -> None:
     encoder.load_state_dict(teacher, strict=False)
     missing = own_parameters(reference).keys() - student.keys()
     assert not missing, f"no recorded value for {sorted(missing)}"
+
+
+def _names(reference: Reference, who: str) -> Iterator[str]:
+    """The reference's names of all parameters of ``student`` or ``teacher``."""
+    for theirs in getattr(reference, who).values():
+        yield from (theirs,) if isinstance(theirs, str) else theirs
 
 
 def inputs(io: Tensors) -> tuple[Batch, Mask, Tensor | None]:
@@ -186,20 +203,11 @@ def _outside(reference: Reference, golden: Golden) -> Tensors:
 
 
 def _optimize(reference: Reference, golden: Golden) -> None:
-    """Step the reference's optimizer. Weight decay is for every parameter, but in data2vec 1.0
-    vision only for those with more than one axis."""
+    """Step the reference's optimizer, with the parameter groups of training. Weight decay is for
+    every parameter, but in data2vec 1.0 vision not for those with one axis and the CLS token."""
     settings, vision1 = golden.config["optimizer"], golden.config["recipe"] == "data2vec 1.0 vision"
-    groups: dict[bool, list[Tensor]] = {True: [], False: []}
-    for name, parameter in own_parameters(reference).items():
-        theirs = reference.student[name]
-        recorded = golden.init[f"student.{theirs if isinstance(theirs, str) else theirs[0]}"]
-        groups[recorded.ndim > 1 or not vision1].append(parameter)
-    listed = [
-        {"params": params, "lr_scale": 1.0, "decays": decays}
-        for decays, params in groups.items()
-        if params
-    ]
-    optimizer = torch.optim.AdamW(listed, betas=tuple(settings["betas"]))
+    groups = parameter_groups([reference.objective], "matrices" if vision1 else "all")
+    optimizer = torch.optim.AdamW(groups, betas=tuple(settings["betas"]))
     eps = settings["eps"] if vision1 else fairseq_eps(settings["eps"], settings["betas"][1], 1)
     set_rates(optimizer, settings["lr"], settings["weight_decay"], eps)
     optimizer.step()
@@ -229,7 +237,8 @@ def errors(computed: Tensors, answers: Tensors) -> dict[str, float]:
 
 
 def main() -> int:
-    """Compare, print a line for every tensor, and return 1 if an error is larger than allowed."""
+    """Compare, and print a line for every tensor. Returns 1 if an error is larger than allowed, and
+    2 if the model is none that can be built here."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -237,7 +246,11 @@ def main() -> int:
     parser.add_argument("--write", type=Path, help="write all tensors to this safetensors file")
     args = parser.parse_args()
     golden = Golden.read(args.folder)
-    computed = run(golden)
+    try:
+        computed = run(golden)
+    except ConfigError as error:
+        print(f"{args.folder}: {error}", file=sys.stderr)
+        return 2
     compared = computed | (after_recorded(golden) if golden.answers else {})
     table = errors(compared, golden.answers)
     bad = 0

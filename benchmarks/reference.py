@@ -7,15 +7,14 @@ tables that translate our parameter names into the reference's."""
 
 from __future__ import annotations
 
-import ast
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+from benchmarks.settings import Settings, block_of, conv_layers, decay_of, loss_of, targets_of
+from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.masking import BlockMask, RectangleMask, SpanMask, TokenMask
-from d2v_pretrain.models.block import Block
 from d2v_pretrain.models.encoder import Encoder
 from d2v_pretrain.models.positions import Alibi, ConvPositions, RelativeBias, SinCosPositions
 from d2v_pretrain.models.stems import AudioStem, TextStem, VisionStem
@@ -25,11 +24,18 @@ from d2v_pretrain.objective.predictors import ConvDecoder, Head
 from d2v_pretrain.objective.targets import Targets
 from d2v_pretrain.objective.teacher import Teacher
 from d2v_pretrain.objective.view import Drop, Replace
-from d2v_pretrain.schedules import Constant, Linear
+from d2v_pretrain.schedules import Constant
 from d2v_pretrain.weights import keymap
 from d2v_pretrain.weights.keymap import Names
 
-Settings = Mapping[str, Any]
+# Settings of the reference with the values that are built here, the reference's default first.
+_BUILT: dict[str, tuple[Any, ...]] = {
+    "layer_type": ("transformer",),
+    "conv_pos_batch_norm": (False,),
+    "pos_enc_type": ("abs",),
+    "activation_fn": ("gelu",),
+    "extractor_mode": ("default", "layer_norm"),
+}
 
 
 @dataclass(frozen=True)
@@ -60,7 +66,8 @@ def build(recipe: str, settings: Settings, extra: Settings) -> Reference:
             the targets, the loss and the teacher's decay for data2vec 1.0 vision.
 
     Raises:
-        KeyError: the recipe is not one of the six.
+        ConfigError: the recipe is not one of the six, or a setting asks for something that is not
+            built here.
     """
     builders: dict[str, Callable[[Settings, Settings], Reference]] = {
         "data2vec 1.0 audio": audio1,
@@ -70,39 +77,50 @@ def build(recipe: str, settings: Settings, extra: Settings) -> Reference:
         "data2vec 2.0 image": image2,
         "data2vec 2.0 text": text2,
     }
+    if recipe not in builders:
+        raise ConfigError("recipe", recipe, f"is none of {', '.join(builders)}")
+    for name, built in _BUILT.items():
+        if (value := settings.get(name, built[0])) not in built:
+            raise ConfigError(name, value, f"is not built here, only {', '.join(map(str, built))}")
     return builders[recipe](settings, extra)
 
 
-def conv_layers(spec: str) -> list[tuple[int, int, int]]:
-    """Turn text such as ``"[(512, 10, 5)] + [(512, 3, 2)] * 4"`` into the list of its five
-    (channels, kernel, stride), without evaluating it as code."""
-    layers: list[tuple[int, int, int]] = []
-    for part, times in re.findall(r"(\[[^\]]*\])\s*(?:\*\s*(\d+))?", spec):
-        layers += ast.literal_eval(part) * int(times or 1)
-    return layers
-
-
 def audio1(s: Settings, extra: Settings) -> Reference:
-    """The model that fairseq calls ``data2vec_audio``."""
+    """The model that fairseq calls ``data2vec_audio``, also with the extractor, the positions and
+    the block layout of wav2vec 2.0, which are fairseq's defaults."""
     width, depth = s["encoder_embed_dim"], s["encoder_layers"]
-    stem, ratio = conv_layers(s["conv_feature_layers"]), s["encoder_ffn_embed_dim"] / width
+    layers, ratio = conv_layers(s["conv_feature_layers"]), s["encoder_ffn_embed_dim"] / width
     dropouts = (s["dropout"], s["attention_dropout"], s["activation_dropout"])
+    group = s.get("extractor_mode", "default") == "default"
+    norm_first, convs = s.get("layer_norm_first", False), s.get("pos_conv_depth", 1)
+    norm, bias = "group" if group else "layer", s.get("conv_bias", False)
+    block = block_of(width, s["encoder_attention_heads"], ratio, dropouts)
     student = Encoder(
-        AudioStem(width, stem, s["conv_bias"], masked=True),
-        _block(width, s["encoder_attention_heads"], ratio, dropouts),
+        AudioStem(width, layers, bias, masked=True, norm=norm, mask_padding=False),
+        partial(block, norm_first=norm_first),
         width,
         depth,
-        positions=ConvPositions(width, s["pos_conv_depth"], s["conv_pos"], s["conv_pos_groups"]),
+        positions=ConvPositions(
+            width,
+            convs,
+            s["conv_pos"],
+            s["conv_pos_groups"],
+            layer_norm=convs > 1,
+            weight_norm=convs == 1,
+        ),
+        input_norm=not norm_first,
+        final_norm=norm_first,
         input_dropout=s["dropout"],
         layer_drop=s["encoder_layerdrop"],
         zero_padding=True,
     )
     copied = ("stem", "positions") if s["ema_layers_only"] else ("stem",)
-    teacher = partial(Teacher, decay=_decay(s), copied=copied, reads_student_stem=True)
+    teacher = partial(Teacher, decay=decay_of(s), copied=copied, reads_student_stem=True)
     policy = SpanMask(s["mask_prob"], s["mask_length"], equal=s["require_same_masks"])
-    head, targets = Head(width), _targets(s)
-    objective = Data2Vec(student, teacher, policy, Replace(), head, targets, _loss(s))
-    names = keymap.audio1(depth, len(stem), s["pos_conv_depth"])
+    head, targets = Head(width), targets_of(s)
+    objective = Data2Vec(student, teacher, policy, Replace(), head, targets, loss_of(s))
+    kinds = (group, bias, convs == 1, norm_first)
+    names = keymap.audio1(depth, len(layers), convs, *kinds)
     return Reference(objective, names, _names_below("encoder.", names))
 
 
@@ -114,17 +132,17 @@ def text1(s: Settings, extra: Settings) -> Reference:
     dropouts = (t["dropout"], t["attention_dropout"], t["activation_dropout"])
     student = Encoder(
         TextStem(width, vocabulary, t["max_source_positions"], t["dropout"]),
-        _block(width, e["attention_heads"], e["ffn_embed_dim"] / width, dropouts),
+        block_of(width, e["attention_heads"], e["ffn_embed_dim"] / width, dropouts),
         width,
         depth,
         input_norm=False,
         layer_drop=e["layerdrop"],
         zero_padding=True,
     )
-    teacher = partial(Teacher, decay=_decay(s), copied=("stem",))
+    teacher = partial(Teacher, decay=decay_of(s), copied=("stem",))
     policy = SpanMask(0.35, 4, fit=False, equal=False)
-    head, targets = Head(width, s["head_layers"], init="bert"), _targets(s)
-    objective = Data2Vec(student, teacher, policy, Replace(), head, targets, _loss(s))
+    head, targets = Head(width, s["head_layers"], init="bert"), targets_of(s)
+    objective = Data2Vec(student, teacher, policy, Replace(), head, targets, loss_of(s))
     names = keymap.text1(depth)
     return Reference(objective, names, _names_below("encoder.sentence_encoder.", names))
 
@@ -133,7 +151,7 @@ def vision1(s: Settings, extra: Settings) -> Reference:
     """The model ``data2vec_vision``, which is built on BEiT's code."""
     width, depth, side = s["embed_dim"], s["depth"], s["img_size"] // s["patch_size"]
     dropouts, eps = (0.0, s["attn_drop_rate"], 0.0), extra["norm_eps"]
-    block = _block(width, s["num_heads"], s["mlp_ratio"], dropouts, eps)
+    block = block_of(width, s["num_heads"], s["mlp_ratio"], dropouts, eps)
     pre_norm = partial(block, norm_first=True, layer_scale=s["init_values"], key_bias=False)
     student = Encoder(
         VisionStem(width, s["patch_size"], s["in_chans"], masked=True, init="trunc"),
@@ -172,7 +190,7 @@ def audio2(s: Settings, extra: Settings) -> Reference:
         "bias": Alibi(s["num_heads"]),
         "input_dropout": m["prenet_dropout"],
     }
-    teacher = partial(Teacher, decay=_decay(s), copied=("stem",), reads_student_stem=True)
+    teacher = partial(Teacher, decay=decay_of(s), copied=("stem",), reads_student_stem=True)
     names = keymap.audio2_stem(len(layers), conv)
     return _data2vec2(s, m, stem, parts, teacher, _blocks(m), names, "AUDIO")
 
@@ -182,7 +200,7 @@ def image2(s: Settings, extra: Settings) -> Reference:
     m, width = s["modalities"]["image"], s["embed_dim"]
     stem = VisionStem(width, m["patch_size"], m["in_chans"])
     parts = {"positions": SinCosPositions(width), "extra_tokens": m["num_extra_tokens"]}
-    teacher, names = partial(Teacher, decay=_decay(s)), keymap.image2_stem()
+    teacher, names = partial(Teacher, decay=decay_of(s)), keymap.image2_stem()
     return _data2vec2(s, m, stem, parts, teacher, _blocks(m), names, "IMAGE", dims=2)
 
 
@@ -192,7 +210,7 @@ def text2(s: Settings, extra: Settings) -> Reference:
     m, width = s["modalities"]["text"], s["embed_dim"]
     stem = TextStem(width, extra["vocab"]["size"], m["max_source_positions"], m["dropout"])
     parts, policy, names = {"input_norm": False}, TokenMask(m["mask_prob"]), keymap.text2_stem()
-    teacher = partial(Teacher, decay=_decay(s), copied=("stem",), reads_student_stem=True)
+    teacher = partial(Teacher, decay=decay_of(s), copied=("stem",), reads_student_stem=True)
     built = _data2vec2(s, m, stem, parts, teacher, policy, names, "TEXT", init="bert")
     # The reference's teacher is a bare list of blocks: names in it begin with a block's index.
     return replace(built, teacher=_names_below("blocks.", built.student))
@@ -224,8 +242,11 @@ def _data2vec2(
         decoder: arguments of ``ConvDecoder`` that differ between modalities.
     """
     width, d, eps = s["embed_dim"], m["decoder"], s["norm_eps"]
+    if s.get("layer_norm_first"):
+        rule = "is not built here: the reference's pre-norm blocks of data2vec 2 lack a residual"
+        raise ConfigError("layer_norm_first", True, rule)
     dropouts = (s["encoder_dropout"], s["attention_dropout"], s["activation_dropout"])
-    block = _block(width, s["num_heads"], s["mlp_ratio"], dropouts, eps)
+    block = block_of(width, s["num_heads"], s["mlp_ratio"], dropouts, eps)
     depth, drop = s["depth"] + m["prenet_depth"], s["layerdrop"]
     student = Encoder(stem, block, width, depth, layer_drop=drop, norm_eps=eps, **parts)
     layers = d.get("projection_layers", 1)
@@ -240,10 +261,11 @@ def _data2vec2(
         noise_std=m["mask_noise_std"],
         projection_layers=layers,
         projection_ratio=d.get("projection_ratio", 2.0),
+        mask_padding=False,
         **decoder,
     )
-    targets, clones = _targets(s), s["clone_batch"]
-    view, loss, cls = Drop(), _loss(s), s.get("cls_loss", 0.0)
+    targets, clones = targets_of(s), s["clone_batch"]
+    view, loss, cls = Drop(), loss_of(s), s.get("cls_loss", 0.0)
     objective = Data2Vec(student, teacher, policy, view, predictor, targets, loss, clones, cls)
     projections = ("",) if layers == 1 else (".0", ".2")
     names |= keymap.data2vec2(section, depth, m["prenet_depth"], d["decoder_layers"], projections)
@@ -262,38 +284,3 @@ def _names_below(prefix: str, names: Names) -> Names:
     return keymap.teacher_names(
         names, lambda name: name.removeprefix(prefix) if name.startswith(prefix) else None
     )
-
-
-def _block(
-    width: int, heads: int, ratio: float, dropouts: tuple[float, float, float], eps: float = 1e-5
-) -> Callable[..., Block]:
-    """``dropouts`` are for the residual branches, for attention weights, and inside the MLP."""
-    residual, attention, inner = dropouts
-    return partial(
-        Block,
-        width,
-        heads,
-        ratio,
-        dropout=residual,
-        attention_dropout=attention,
-        activation_dropout=inner,
-        norm_eps=eps,
-    )
-
-
-def _decay(s: Settings) -> Linear:
-    return Linear(s["ema_decay"], s["ema_end_decay"], s["ema_anneal_end_step"])
-
-
-def _loss(s: Settings) -> RegressionLoss:
-    scale = s.get("loss_scale") or 0.0
-    return RegressionLoss(s.get("loss_beta", 0.0), scale if scale > 0 else "sqrt_dim")
-
-
-def _targets(s: Settings) -> Targets:
-    layer = {"batch": "batch_norm_target_layer", "instance": "instance_norm_target_layer"}
-    layer |= {"group": "group_norm_target_layer", "layer": "layer_norm_target_layer"}
-    mean = {"layer": "layer_norm_targets", "instance": "instance_norm_targets"}
-    tensor = "block" if s.get("end_of_block_targets") else "ffn"
-    each, after = (tuple(n for n, key in table.items() if s.get(key)) for table in (layer, mean))
-    return Targets(s["average_top_k_layers"], tensor, each, after, count_padding=True)

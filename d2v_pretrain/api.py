@@ -6,10 +6,8 @@ from __future__ import annotations
 import json
 import re
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
-from importlib import import_module
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ from torch import Tensor
 
 from d2v_pretrain.checkpoint import file as checkpoint
 from d2v_pretrain.checkpoint.saved_run import Run, find
-from d2v_pretrain.config import compose
+from d2v_pretrain.config import compose, stored
 from d2v_pretrain.config.explain import MISTAKES, in_words
 from d2v_pretrain.errors import ConfigError, nearest
 from d2v_pretrain.export import PREPARATION
@@ -28,10 +26,7 @@ from d2v_pretrain.models.encoder import Encoder
 from d2v_pretrain.training import run as training
 from d2v_pretrain.training.signals import STOP
 from d2v_pretrain.weights import bundle
-from d2v_pretrain.weights.construct import construct
-
-# Besides the classes of the encoder, an exported folder may name only callables below this module.
-_TRANSFORMS = "datamodules.transforms."
+from d2v_pretrain.weights.gate import Gate, check_places, gate_of
 
 
 @dataclass(frozen=True)
@@ -68,15 +63,17 @@ class Pretrained:
         network: the encoder, a ``torch.nn.Module`` in evaluation mode; ``network.to("cuda")`` moves
             it to a GPU.
         probe: content of the run's ``probe.json``; None without one.
-        preparation: gives the configuration of the run's transform, without its dataset.
-        find: gives the transform's class by the name in that configuration.
+        source: the checkpoint or file that describes the run's transform.
+        preparation: gives the configuration of that transform, without its dataset.
+        gate: decides which classes that configuration may name.
     """
 
     folder: Path
     network: Encoder
     probe: Mapping[str, Any] | None
+    source: Path = field(repr=False)
     preparation: Callable[[], dict[str, Any]] = field(repr=False)
-    find: Callable[[str], Any] = field(repr=False)
+    gate: Gate = field(repr=False)
 
     def encoder(
         self, inputs: Any, sampling_rate: int | None = None, layers: int | None = None
@@ -104,10 +101,7 @@ class Pretrained:
         """
         top = number_of_layers(self.network, layers)
         settings = self.preparation()
-        module = import_module("datamodules.datasets.in_memory")  # by name: see the import rule
-        kind = self.find(settings["_target_"]).takes
-        settings["dataset"] = module.in_memory(kind, inputs, sampling_rate)
-        items = list(construct(settings, self.find).plain())
+        items = list(self.gate.prepared(settings, self.source, inputs, sampling_rate).plain())
         rows: list[Tensor] = [torch.empty(0)] * len(items)
         for length in {item.shape[-1] for item in items}:
             places = [n for n, item in enumerate(items) if item.shape[-1] == length]
@@ -152,10 +146,9 @@ def pretrain(
         if on_main_thread:
             STOP.uninstall()
     folder = Path(cfg.folder).absolute()
-    # The caller has just run these packages, so loading trusts them.
-    stored = checkpoint.config_of(find(str(folder)).file)
-    own = ",".join(sorted(set(re.findall(r"_target_: (\w+)", stored))))
-    return load(folder, trust=own)
+    # The caller has just run these classes with these settings, so loading trusts them.
+    typed = stored.resolved(cfg)
+    return _of_run(replace(find(str(folder), None, gate_of(typed)), typed=typed), None)
 
 
 def _words(modality: str | None, data: str | Path | None, settings: Mapping[str, Any]) -> list[str]:
@@ -221,17 +214,16 @@ def load(
     Raises:
         ConfigError: ``path`` is none of these, or is damaged.
     """
-    place = Path(path)
+    place, gate = Path(path), Gate.typed(trust)
     if (place / bundle.CONFIG).is_file():
-        return _exported(place, trust)
+        return _exported(place, gate)
     if place.is_file():
         if checkpoint.step_of(place) < 0:
             remedy = "train.py init_from=FILE starts a run from published weights"
             raise ConfigError("path", path, "is not one of our checkpoints", remedy)
-        packages = tuple(trust.split(",")) if trust else ()
-        return _of_run(Run(place.absolute().parent.parent, place, packages), which)
+        return _of_run(Run(place.absolute().parent.parent, place, gate), which)
     is_run = (place / "checkpoints").is_dir()
-    return _of_run(find(str(place.absolute() if is_run else path), step, trust), which)
+    return _of_run(find(str(place.absolute() if is_run else path), step, gate), which)
 
 
 def _of_run(run: Run, which: str | None) -> Pretrained:
@@ -242,34 +234,27 @@ def _of_run(run: Run, which: str | None) -> Pretrained:
             raise
         network = run.encoder("student")
     probe = run.report("probe.json")
-    return Pretrained(run.folder, network, probe, run.preparation, run.transform_class)
+    return Pretrained(run.folder, network, probe, run.file, run.preparation, run.gate)
 
 
-def _exported(folder: Path, trust: str | None) -> Pretrained:
-    packages = trust.split(",") if trust else []
+def _exported(folder: Path, gate: Gate) -> Pretrained:
     if bundle.is_bundle(folder):
-        network = bundle.load(folder, packages)
+        network = bundle.load(folder, gate.trust)
     else:
         network = convert.load(folder)[0].encoder_module
+    file = folder / PREPARATION
 
     def preparation() -> dict[str, Any]:
         try:
-            settings = json.loads((folder / PREPARATION).read_text("utf-8"))
+            text = file.read_text("utf-8")
         except (OSError, ValueError) as error:
             rule = f"has no {PREPARATION} that says how inputs are prepared ({error})"
             remedy = "export the run again with this version, or call .network with your own batch"
             raise ConfigError("path", folder, rule, remedy) from None
+        settings = stored.plain(text, file)
         if settings.get("tokenizer"):
-            settings["tokenizer"] = str(folder / settings["tokenizer"])
+            settings["tokenizer"] = str(folder / str(settings["tokenizer"]))
+        check_places(settings, None, folder, file)
         return settings
 
-    find_transform = partial(_transform_class, packages)
-    return Pretrained(folder, network.eval(), None, preparation, find_transform)
-
-
-def _transform_class(trust: Sequence[str], target: str) -> Callable[..., Any]:
-    """The transform of that name. A file must not be able to name anything else to be called."""
-    module, _, name = target.rpartition(".")
-    if not target.startswith(_TRANSFORMS) and target.partition(".")[0] not in trust:
-        raise ConfigError(PREPARATION, target, "is not a transform of datamodules")
-    return getattr(import_module(module), name)
+    return Pretrained(folder, network.eval(), None, file, preparation, gate)

@@ -23,6 +23,7 @@ from d2v_pretrain.config.options import refuse_dashes, table
 from d2v_pretrain.config.recipes import USUAL, config_folder, for_hydra
 from d2v_pretrain.config.typed_groups import settle
 from d2v_pretrain.errors import ConfigError, nearest
+from d2v_pretrain.redaction import conceal_tracebacks, redact
 from d2v_pretrain.training.signals import EXIT_REQUEUE, STOP
 
 COMMANDS = {
@@ -178,6 +179,7 @@ def train(words: list[str], page: str = PRETRAIN, without: Sequence[str] = ("lab
     # Without this variable, Hydra prints errors itself, some with a trace, and exits.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     register_resolvers()
+    conceal_tracebacks()
     try:
         refuse_dashes(words, _HYDRA_FLAGS)
         if _asks_for_cfg(words):
@@ -198,7 +200,8 @@ def _asks_for_cfg(words: Sequence[str]) -> bool:
 
 
 def _settings() -> list[tuple[str, str]]:
-    """``SETTINGS`` with their defaults and choices; the default is … where the recipe sets it."""
+    """``SETTINGS`` with their defaults and choices; the default is shown as "…" where
+    the recipe sets it."""
     values: Any = OmegaConf.to_container(OmegaConf.load(config_folder() / "pretrain.yaml"))
     values |= USUAL
     for group in values["defaults"]:
@@ -258,7 +261,7 @@ def _requeue(is_first: bool) -> None:
 
 
 def _stop(error: Exception) -> None:
-    print(f"error: {in_words(error)}", file=sys.stderr)
+    print(redact(f"error: {in_words(error)}"), file=sys.stderr)
     sys.exit(2)
 
 

@@ -1,9 +1,12 @@
-"""One ConfigError: key, value, rule, remedy; nearest(): what a misspelt name was meant to be."""
+"""One ConfigError: key, value, rule, remedy, without secrets; nearest(): what a misspelt name was
+meant to be."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+
+from d2v_pretrain.redaction import redact
 
 
 class ConfigError(ValueError):
@@ -19,7 +22,16 @@ class ConfigError(ValueError):
 
     def __init__(self, key: str, value: object, rule: str, remedy: str = "") -> None:
         self.key, self.value, self.rule, self.remedy = key, value, rule, remedy
-        super().__init__(f"{key}={value!s} {rule}" + (f"; {remedy}" if remedy else "") + ".")
+        text = f"{key}={value!s} {rule}" + (f"; {remedy}" if remedy else "") + "."
+        super().__init__(redact(text))
+
+
+class MissingFile(ConfigError, OSError):
+    """A file that is needed is not there. Also an ``OSError``, as transformers raises it."""
+
+
+class OutOfRange(ConfigError, IndexError):
+    """A ``ConfigError`` for an index that is not in a table, where torch raises ``IndexError``."""
 
 
 def nearest(name: str, known: Iterable[str], most: int = 2) -> str:

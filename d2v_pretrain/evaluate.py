@@ -16,7 +16,7 @@ from d2v_pretrain.config import options as commands
 from d2v_pretrain.config.options import Words
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.evaluation.probe import probe, table, verdict
-from d2v_pretrain.training.run import build_encoder
+from d2v_pretrain.weights.gate import Gate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,14 +63,14 @@ def main(typed: Sequence[str]) -> Path:
         ConfigError: no such run or checkpoint, or data without labels.
     """
     options = commands.read(Options, typed)
-    run = find(options.run, options.step, options.trust)
+    run = find(options.run, options.step, Gate.typed(options.trust))
     transform = run.transform(options.data, run.folder)
     data = transform.dataset.describe()
     tasks = transform.probe_tasks()
     if not tasks:
         remedy = "give data.labels=… or other data"
         raise ConfigError("data", data, "has no labels to probe", remedy)
-    encoders = {"random": build_encoder(run.cfg), "pretrained": run.encoder(options.which)}
+    encoders = {"random": run.untrained(), "pretrained": run.encoder(options.which)}
     results = [probe(task, encoders, options.layers) for task in tasks]
     console = Console(highlight=False)
     console.print(f"\nData: {data}\nThe {options.which} of {run.cfg.name} at step {run.step:,}")

@@ -20,8 +20,10 @@ from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.huggingface import convert, model_card, remote_code
 from d2v_pretrain.huggingface.export_inputs import Inputs, inputs_of
 from d2v_pretrain.models.encoder import Encoder
+from d2v_pretrain.redaction import redact
 from d2v_pretrain.types import Batch
 from d2v_pretrain.weights import bundle
+from d2v_pretrain.weights.gate import Gate
 
 # The file of an export that says how d2v_pretrain prepares inputs: a ``_target_`` below
 # ``datamodules`` and its arguments without the data. transformers reads other files for this.
@@ -85,7 +87,7 @@ class Written:
 def main(typed: Sequence[str]) -> Path:
     """Export the run that the typed options name; see ``export``."""
     options = commands.read(Options, typed)
-    run = find(options.run, options.step, options.trust)
+    run = find(options.run, options.step, Gate.typed(options.trust))
     return export(run, options.which, options.format, options.output)
 
 
@@ -136,10 +138,11 @@ def export(run: Run, which: str, layout: str, output: str | None = None) -> Path
 def _write_preparation(run: Run, folder: Path) -> None:
     """Write how ``d2v_pretrain.load`` prepares inputs, unless the folder lacks the tokenizer that
     this needs."""
+    has_tokens = "tokenizer" in run.part("transform")
+    if has_tokens and not (folder / "vocab.json").exists():
+        return
     settings = run.preparation()
-    if "tokenizer" in settings:
-        if not (folder / "vocab.json").exists():
-            return
+    if has_tokens:
         settings |= {"tokenizer": ".", "cache": None}  # "." is the folder itself
     (folder / PREPARATION).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
@@ -148,8 +151,8 @@ def _as_transformers(run: Run, encoder: Encoder, folder: Path) -> Written:
     """Write a folder for ``AutoModel``: of a documented class if one computes the same as the
     encoder, else with the code of the encoder in it."""
     inputs = inputs_of(encoder)
-    if run.trust:
-        rule = f"has no place for classes of {', '.join(run.trust)}"
+    if run.gate.trust:
+        rule = f"has no place for classes of {', '.join(run.gate.trust)}"
         raise ConfigError("format", "hf", rule, "type format=bundle")
     try:
         if run.cfg.transform.get("standardise"):
@@ -177,7 +180,7 @@ def _as_transformers(run: Run, encoder: Encoder, folder: Path) -> Written:
 def _as_bundle(run: Run, encoder: Encoder, folder: Path) -> Written:
     _save(run, encoder, folder, {})
     what, use = "as a bundle for d2v_pretrain.load", model_card.USE_BUNDLE
-    return Written(what, "d2v_pretrain", use, _bundle_read_back(folder, run.trust))
+    return Written(what, "d2v_pretrain", use, _bundle_read_back(folder, run.gate.trust))
 
 
 FORMATS = {"hf": _as_transformers, "bundle": _as_bundle}
@@ -230,7 +233,7 @@ def how_it_was_made(run: Run, encoder: Encoder, probe: Mapping[str, Any] | None)
     view = cfg.objective.view._target_.rpartition(".")[2]
     rows = {
         "data": probe["data"] if probe else cfg.data._target_.rpartition(".")[2],
-        "command": " ".join(start["command"]),
+        "command": redact(" ".join(start["command"])),
         "student sees": f"{view}, masks a sample: {cfg.objective.clones}",
         "targets": f"mean of the teacher's last {cfg.objective.targets.top_k} blocks",
         "masking": ", ".join(f"{k} {v}" for k, v in cfg.masking.items() if k != "_target_"),

@@ -19,6 +19,7 @@ from d2v_pretrain.config.options import Words
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.models.encoder import Encoder
 from d2v_pretrain.types import Batch
+from d2v_pretrain.weights.gate import Gate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,7 @@ def main(typed: Sequence[str]) -> Path:
         ConfigError: no such run or data; something is in the output folder already.
     """
     options = commands.read(Options, typed)
-    run, folder = find(options.run, options.step, options.trust), Path(options.output)
+    run, folder = find(options.run, options.step, Gate.typed(options.trust)), Path(options.output)
     if folder.exists() and any(folder.iterdir()):
         raise ConfigError("output", folder, "is not empty", "type another one, or remove it")
     transform, encoder = run.transform(options.data, folder), run.encoder(options.which)

@@ -36,15 +36,20 @@ class MicroBatches(Dataset[Batch]):
     def __getitem__(self, micro_batch: MicroBatch) -> Batch:
         transform, ids = self.transform, micro_batch.ids
         lengths = None if transform.lengths is None else transform.lengths[ids].tolist()
-        longest = min(lengths) if transform.crop_to_shortest and lengths else None
-        rows = [transform.read(int(i), micro_batch.epoch, longest) for i in ids]
-        good = [row is not None for row in rows]
-        for n, row in enumerate(rows):
-            if row is None:
-                length = lengths[n] if lengths else None
-                rows[n] = transform.placeholder(length)[..., :longest]
+        longest = None
+        if transform.crop_to_shortest and lengths:
+            # An item whose length could not be read has length 1.
+            longest = min((length for length in lengths if length > 1), default=1)
+        read = [transform.read(int(i), micro_batch.epoch, longest) for i in ids]
+        good = [row is not None for row in read]
+        if longest is not None:  # an item may be shorter than its file says
+            longest = min([longest, *(row.shape[-1] for row in read if row is not None)])
+        rows = [
+            (transform.placeholder(lengths[n] if lengths else None) if row is None else row)
+            for n, row in enumerate(read)
+        ]
         return collate(
-            rows,  # type: ignore[arg-type]
+            rows if longest is None else [_first(row, longest) for row in rows],
             ids,
             transform.fill,
             weight=None if all(good) else torch.tensor(good, dtype=torch.float32),
@@ -53,6 +58,11 @@ class MicroBatches(Dataset[Batch]):
             cursor=micro_batch.cursor,
             step_samples=micro_batch.step_samples,
         )
+
+
+def _first(row: torch.Tensor, length: int) -> torch.Tensor:
+    """The first ``length`` steps of a row; zeros follow if it has fewer."""
+    return torch.nn.functional.pad(row[..., :length], (0, max(0, length - row.shape[-1])))
 
 
 class PretrainDataModule(LightningDataModule):
@@ -70,7 +80,8 @@ class PretrainDataModule(LightningDataModule):
         workers: number of processes that read data ahead; 0 reads in the training process.
         max_tokens: largest size of a micro-batch, number of rows times length of the longest row,
             in audio samples or tokens; None for no limit.
-        buckets: number of length quantiles, see ``EpochOrder``.
+        buckets: number of length quantiles, see ``EpochOrder``. None: 12, or, if the samples ask
+            for it (``Samples.by_length``), that they are sorted by length.
         window_shards: shards that are shuffled together, None for all, see ``EpochOrder``. A small
             number keeps each shard to one node and the local cache small.
 
@@ -86,7 +97,7 @@ class PretrainDataModule(LightningDataModule):
         seed: int,
         workers: int = 0,
         max_tokens: int | None = None,
-        buckets: int = 12,
+        buckets: int | None = None,
         window_shards: int | None = None,
     ) -> None:
         super().__init__()
@@ -96,7 +107,8 @@ class PretrainDataModule(LightningDataModule):
         self.transform, self.micro_batch = transform, micro_batch
         self.micro_batches_per_step = global_batch // micro_batch
         self.seed, self.workers, self.max_tokens = seed, workers, max_tokens
-        self.buckets, self.window_shards = buckets, window_shards
+        self.window_shards = window_shards
+        self.buckets = 12 if buckets is None and not transform.by_length else buckets
         self.cursor: Cursor = ()
 
     @cached_property
@@ -123,6 +135,8 @@ class PretrainDataModule(LightningDataModule):
         if plan.lengths is not None:
             digest.update(np.ascontiguousarray(plan.lengths, np.int64).tobytes())
         digest.update(self.transform.numbered.checksums.tobytes())
+        if plan.buckets is None:
+            digest.update(b"sorted by length")
         readers = readers_for(plan, self.micro_batches_per_step)
         sizes = f"{plan.size} samples, {plan.windows} windows, {readers} readers"
         return f"{sizes}, {digest.hexdigest()}"
@@ -172,11 +186,12 @@ class PretrainDataModule(LightningDataModule):
         return self.transform.probe_tasks()
 
     def largest(self) -> Batch:
-        """The largest micro-batch of the first window, by number of rows times length of the
-        longest row."""
+        """The largest micro-batch of the first window, by number of rows times their length: that
+        of the longest row, or of the shortest if all rows are cropped to it."""
         lengths, batches = self.plan.lengths, self.plan.window(0)
+        length = np.min if self.transform.crop_to_shortest else np.max
         sizes = [
-            len(ids) if lengths is None else len(ids) * int(lengths[ids].max()) for ids in batches
+            len(ids) if lengths is None else len(ids) * int(length(lengths[ids])) for ids in batches
         ]
         micro_batch = MicroBatch(batches[int(np.argmax(sizes))], 0, ())
         return self.finished(MicroBatches(self.transform)[micro_batch])
@@ -187,9 +202,10 @@ class PretrainDataModule(LightningDataModule):
         The measures of collapse (effective rank, variance) are computed on these samples.
         """
         ids = np.unique(self.transform.numbered.spread_ids(n))
-        cuts = range(self.micro_batch, len(ids), self.micro_batch)
-        batches = MicroBatches(self.transform)
-        return [self.finished(batches[MicroBatch(part, 0, ())]) for part in np.split(ids, cuts)]
+        lengths, batches = self.plan.lengths, MicroBatches(self.transform)
+        if self.transform.crop_to_shortest and lengths is not None:
+            ids = ids[np.argsort(lengths[ids], kind="stable")]
+        return [self.finished(batches[MicroBatch(part, 0, ())]) for part in self.plan.pack(ids)]
 
 
 def _outlive_signals(worker: int) -> None:

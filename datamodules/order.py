@@ -49,7 +49,8 @@ class EpochOrder:
         max_tokens: largest size of a micro-batch, number of samples times length of the longest, in
             the unit of ``lengths``; None for no limit.
         buckets: number of length quantiles that the samples are sorted into; more buckets need less
-            padding but shuffle less.
+            padding but shuffle less. None sorts by length, and shuffles samples of equal length
+            alone (fairseq ``RawAudioDataset.ordered_indices``).
         window: number of shards in a window; None for all.
 
     Raises:
@@ -63,7 +64,7 @@ class EpochOrder:
         micro_batch: int,
         lengths: np.ndarray | None = None,
         max_tokens: int | None = None,
-        buckets: int = 12,
+        buckets: int | None = 12,
         window: int | None = None,
     ) -> None:
         sizes = np.atleast_1d(np.asarray(shards, np.int64))
@@ -99,11 +100,11 @@ class EpochOrder:
             return []
         if self.lengths is not None and (self.lengths[order] != self.lengths[order[0]]).any():
             order = order[np.argsort(self.lengths[order], kind="stable")]
-            for bucket in np.array_split(order, self.buckets):
+            for bucket in np.array_split(order, self.buckets) if self.buckets else ():
                 rng.shuffle(bucket)  # bucket is a view: this shuffles a part of order
-            batches = self._pack(order)
+            batches = self.pack(order)
             return [batches[i] for i in rng.permutation(len(batches))]
-        return self._pack(order)
+        return self.pack(order)
 
     def _ids(self, shards: np.ndarray) -> np.ndarray:
         if len(shards) == len(self.ends):
@@ -111,7 +112,8 @@ class EpochOrder:
         starts = np.concatenate([[0], self.ends])
         return np.concatenate([np.arange(starts[s], starts[s + 1]) for s in shards])
 
-    def _pack(self, order: np.ndarray) -> list[np.ndarray]:
+    def pack(self, order: np.ndarray) -> list[np.ndarray]:
+        """Sample ids, (N,) in this order, as micro-batches."""
         if self.lengths is None or self.max_tokens is None:
             return np.split(order, range(self.micro_batch, len(order), self.micro_batch))
         cuts, start, longest = [], 0, 0
@@ -247,10 +249,11 @@ class StepSampler(Sampler[MicroBatch]):
 
 
 def readers_for(plan: EpochOrder, micro_batches_per_step: int) -> int:
-    """The largest divisor of ``micro_batches_per_step`` with 8 windows an epoch for every reader.
+    """How many readers share an epoch: the largest divisor of ``micro_batches_per_step`` that
+    leaves every reader at least 8 windows (blocks of samples that are read together) of the epoch.
 
-    With fewer windows per reader, some readers would be epochs ahead of others. With fewer
-    than 8 windows in all it is 1.
+    Readers with fewer windows would finish the epoch at very different times. An epoch of fewer
+    than 8 windows has one reader.
     """
     divisors = (n for n in range(1, micro_batches_per_step + 1) if micro_batches_per_step % n == 0)
     return max((n for n in divisors if plan.windows >= 8 * n), default=1)

@@ -18,7 +18,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 # neighbours on that line where they are files of values. `datamodules` take from `d2v_pretrain`
 # what DATA_TAKES says and are never imported by it: Hydra joins them.
 ROOMS = """
-atomic_files errors rng schedules types
+atomic_files errors pixels redaction rng schedules types
 masking
 models
 objective
@@ -40,7 +40,7 @@ transforms
 module
 doctor prepare
 """
-DATA_TAKES = {"atomic_files", "errors", "rng", "types", "masking"}
+DATA_TAKES = {"atomic_files", "errors", "pixels", "redaction", "rng", "types", "masking"}
 COMPOSES = ("__main__",)  # commands of datamodules: they compose a configuration
 LIGHTNING = ("training", "checkpoint/lightning", "datamodules/module")
 OMEGACONF = ("config", "cli", "training", "checkpoint/saved_run", "huggingface/export_inputs")

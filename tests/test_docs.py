@@ -13,7 +13,7 @@ from d2v_pretrain.config.compose import choices, load
 from docs import rows
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+PAGES = [ROOT / f"{name}.md" for name in ("README", "CONTRIBUTING", "CHANGELOG", "SECURITY")]
 PAGES += [*sorted((ROOT / "docs").glob("*.md")), ROOT / "slurm" / "README.md"]
 NOW = [page for page in PAGES if page.name != "CHANGELOG.md"]  # that page also names what was
 # Words in front of a run's settings, in a command of the pages.

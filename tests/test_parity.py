@@ -97,6 +97,25 @@ def test_blind_teacher_follows_the_student(name: str) -> None:
     assert checked > 30
 
 
+def test_what_decays_in_vision_is_what_decays_in_training() -> None:
+    """BEiT leaves out the CLS token by name (``no_weight_decay``) and what has one axis; its mask
+    token and its bias table decay. Adam's first step by hand, for each."""
+    golden = Golden.read(FOLDER / "blind" / "vision_v1")
+    settings, computed = golden.config["optimizer"], run(golden)
+    gradients = {k[6:]: t for k, t in computed.items() if k.startswith("grads.")}
+    norm = float(sum(t.double().square().sum() for t in gradients.values()) ** 0.5)
+    clip = min(1.0, settings["clip_norm"] / (norm + 1e-6))
+    decays = {"cls_token": 0, "norm.bias": 0, "blocks.0.gamma_1": 0, "mask_token": 1}
+    decays |= {"rel_pos_bias.relative_position_bias_table": 1, "blocks.1.attn.qkv.weight": 1}
+    for name, decay in decays.items():
+        before, g = golden.init[f"student.{name}"].double(), gradients[name].double() * clip
+        step = g / (g.abs() + settings["eps"])
+        expected = before * (1 - decay * settings["lr"] * settings["weight_decay"])
+        expected = expected - settings["lr"] * step
+        after = computed[f"after.student.{name}"].double()
+        torch.testing.assert_close(after, expected, rtol=0, atol=2e-7)
+
+
 def test_write_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -84,27 +84,42 @@ def read(path: Path, map_location: Any = "cpu") -> dict[str, Any]:
     """
     if (reason := fault(path)) is not None:
         raise ConfigError("checkpoint", path, reason, "choose another file in its folder")
-    try:
-        return torch.load(path, map_location=map_location, weights_only=True)
-    except UnpicklingError as error:
-        rule = "holds objects other than tensors and plain types; loading those could run any code"
-        remedy = "save it again with plain types only"
-        raise ConfigError("checkpoint", path, rule, remedy) from error
+    return _loaded(path, map_location)
 
 
 def config_of(path: Path) -> str:
     """The configuration that a checkpoint was made with, as YAML, without reading its tensors.
 
     Raises:
-        ConfigError: the file has no configuration: it is not a checkpoint of a run, or was written
-            by another version.
+        ConfigError: the file cannot be read, or has no configuration: it is not a checkpoint of a
+            run, or was written by another version.
     """
-    content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    content = _loaded(path, "cpu", mmap=True)
     if "config" not in content or "position" not in content:
         rule = "has no configuration or no position: it was not written by a run of this version"
         remedy = "move it away, or start from its weights with name=… init_from=…"
         raise ConfigError("checkpoint", path, rule, remedy)
     return content["config"]
+
+
+def _loaded(path: Path, map_location: Any, mmap: bool | None = None) -> dict[str, Any]:
+    """The content of a file. Torch's own messages are not shown where they advise to load it with
+    its code."""
+    try:
+        content = torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+    except UnpicklingError:
+        rule = "holds objects other than tensors and plain types; loading those could run any code"
+        remedy = "use a file that this program wrote"
+        raise ConfigError("checkpoint", path, rule, remedy) from None
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a parser of foreign bytes may raise
+        rule = f"is no archive of tensors and plain types ({type(error).__name__})"
+        raise ConfigError("checkpoint", path, rule, "use a file that this program wrote") from None
+    if not isinstance(content, dict):
+        rule = f"holds a {type(content).__name__} and not the parts of a run"
+        raise ConfigError("checkpoint", path, rule, "use a file that this program wrote")
+    return content
 
 
 def fault(path: Path) -> str | None:

@@ -2,42 +2,48 @@
 
 from __future__ import annotations
 
-import copy
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import get_object, instantiate
+import torch
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from d2v_pretrain.checkpoint import file as checkpoint
+from d2v_pretrain.config import stored
 from d2v_pretrain.config.compose import load
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.models.encoder import Encoder
-from d2v_pretrain.weights import bundle
-from d2v_pretrain.weights.construct import construct
+from d2v_pretrain.rng import seed_default
 from d2v_pretrain.weights.foreign import ForeignWeights
+from d2v_pretrain.weights.gate import MODELS, ONLY_OURS, TRANSFORMS, Gate, check_places
 
 PARTS = {"student": "objective.student.", "teacher": "objective.teacher.encoder."}
+RUNS = Path("runs")  # holds the runs of the user
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run at one of its checkpoints.
+    """A run at one of its checkpoints. What its stored configuration names passes ``gate``.
 
     Args:
         folder: the run's folder.
         file: the checkpoint.
-        trust: packages besides ours whose classes the encoder may be made of.
+        gate: decides which classes the configuration may name.
+        typed: the settings of this run, if the user has typed them in this process. Otherwise the
+            file ``config.yaml`` of a folder in ``runs/`` stands for what the user has typed.
     """
 
     folder: Path
     file: Path
-    trust: tuple[str, ...] = ()
+    gate: Gate = ONLY_OURS
+    typed: Mapping[str, Any] | None = None
 
     @property
     def step(self) -> int:
@@ -45,22 +51,64 @@ class Run:
         return checkpoint.step_of(self.file)
 
     @cached_property
-    def cfg(self) -> DictConfig:
-        """The configuration that the checkpoint was made with. If the run's folder was moved, paths
-        into it are changed accordingly.
+    def content(self) -> dict[str, Any]:
+        """The configuration that the checkpoint was made with, as plain values. If the run's folder
+        was moved, paths into it are changed accordingly.
+
+        Raises:
+            ConfigError: it is not of plain values, or names a class that is not allowed.
         """
-        text = checkpoint.config_of(self.file)
-        then, now = OmegaConf.create(text).folder, self.folder.as_posix()
-        cfg = OmegaConf.create(text.replace(f"{then}/", f"{now}/"))
-        assert isinstance(cfg, DictConfig)
-        return cfg
+        content = self._here(stored.plain(checkpoint.config_of(self.file), self.file))
+        self.gate.check_names(content, self.own, self.file)
+        return content
+
+    @cached_property
+    def own(self) -> Mapping[str, Any] | None:
+        """What the user has typed for this run, as far as it is known; None if nothing is."""
+        if self.typed is not None:
+            return self._here(dict(self.typed))
+        file = self.folder / "config.yaml"
+        if self.folder.absolute().parent != RUNS.absolute() or not file.is_file():
+            return None
+        return self._here(stored.plain(file.read_text("utf-8", "replace"), file))
+
+    def _here(self, content: dict[str, Any]) -> dict[str, Any]:
+        before, now = str(content.get("folder")), self.folder.as_posix()
+        return stored.moved(content, before, now)
+
+    @cached_property
+    def cfg(self) -> DictConfig:
+        """``content`` for reading with dots. No object may be made of it: see ``gate``."""
+        return stored.literal(self.content)
+
+    def part(self, name: str) -> dict[str, Any]:
+        """A node of the configuration, as plain values.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        node = self.content.get(name)
+        if not isinstance(node, dict):
+            rule = f"has a configuration without {name}"
+            raise ConfigError("file", self.file, rule, "use a file that this program wrote")
+        return dict(node)
 
     @property
     def architecture(self) -> dict[str, Any]:
-        """The configuration of the encoder, as plain types."""
-        plain = OmegaConf.to_container(self.cfg.architecture, resolve=True)
-        assert isinstance(plain, dict)
-        return plain  # type: ignore[return-value]
+        """The configuration of the encoder, as plain values."""
+        return self.part("architecture")
+
+    def untrained(self) -> Encoder:
+        """The encoder that the run started from; the same weights for the same seed.
+
+        Raises:
+            ConfigError: the run's encoder is of classes that are not ours.
+        """
+        seed = self.content.get("seed")
+        if not isinstance(seed, int):
+            raise ConfigError("seed", seed, f"in {self.file} must be a whole number")
+        seed_default(seed, torch.device("cpu"))
+        return self.gate.encoder(self.architecture, self.file)
 
     def encoder(self, which: str) -> Encoder:
         """The student or the teacher of the checkpoint, on the CPU, in evaluation mode.
@@ -68,13 +116,7 @@ class Run:
         Raises:
             ConfigError: the file is damaged, or the run's encoder is of classes that are not ours.
         """
-        try:
-            trusted = partial(bundle.model_class, trust=self.trust)
-            encoder = construct(self.architecture, trusted)
-        except ValueError as error:
-            rule = f"has an encoder of foreign classes ({error})"
-            remedy = "type trust=PACKAGE if you know where they come from"
-            raise ConfigError("run", self.folder, rule, remedy) from None
+        encoder = self.gate.encoder(self.architecture, self.file)
         encoder.load_state_dict(weights(self.file, which).fitted(encoder))
         return encoder.eval()
 
@@ -87,25 +129,42 @@ class Run:
             folder: the list of files that cannot be used is written here.
 
         Raises:
-            ConfigError, or one of Hydra's errors: one of the words is not a setting of these data.
+            ConfigError, or one of Hydra's errors: one of the words is not a setting of these data,
+                or the configuration names classes or places that a file may not name.
         """
-        cfg = copy.deepcopy(self.cfg)
-        if not typed:
-            return instantiate(cfg.transform, _convert_="all")
-        if "cache" in cfg.transform and not (
-            cfg.transform.tokenizer or Path(cfg.transform.cache).exists()
-        ):
-            rule = "is not there, and one trained on other data would give other ids"
-            remedy = "copy it from where the run was made"
-            raise ConfigError("tokenizer", cfg.transform.cache, rule, remedy)
+        # Before data are read, which may take long.
+        self.gate.check(self.architecture, MODELS, self.file, "encoder")
+        settings = self.part("transform")
+        if typed:
+            settings.pop("dataset", None)
+        check_places(settings, self.own, self.folder, self.file, ("transform",))
+        if typed:
+            self._check_tokenizer(settings)
+            self.gate.check(settings, TRANSFORMS, self.file, "transform")
+            settings["dataset"] = instantiate(self._other(typed, folder).data, _convert_="all")
+        return self.gate.transform(settings, self.file)
+
+    def _other(self, typed: Sequence[str], folder: Path) -> DictConfig:
+        """The configuration of other data of the run's modality."""
+        recipe, conf = str(self.content.get("recipe")), self.content.get("conf") or []
+        check_places(conf, self.own, self.folder, self.file, ("conf",))
+        if not recipe.replace("-", "_").isidentifier():
+            raise ConfigError("recipe", recipe, f"in {self.file} is no name of a recipe")
         choice = [] if any(word.startswith("data=") for word in typed) else ["data=folder"]
-        conf = [f"conf={','.join(cfg.conf)}"] if cfg.conf else []
-        other = load([f"recipe={cfg.recipe}", *conf, *choice, *typed, f"folder={folder}"])
+        words = [f"conf={','.join(conf)}"] if conf else []
+        other = load([f"recipe={recipe}", *words, *choice, *typed, f"folder={folder}"])
         if missing := OmegaConf.missing_keys(other.data):
             key = f"data.{min(missing)}"
             raise ConfigError(key, "???", "has no value", f"type {key}=…")
-        cfg.transform.dataset = OmegaConf.to_container(other.data, resolve=True)
-        return instantiate(cfg.transform, _convert_="all")
+        return other
+
+    @staticmethod
+    def _check_tokenizer(settings: Mapping[str, Any]) -> None:
+        """Refuse to train a tokenizer on other data than the run's."""
+        trained = settings.get("cache")
+        if trained and not (settings.get("tokenizer") or Path(trained).exists()):
+            rule = "is not there, and one trained on other data would give other ids"
+            raise ConfigError("tokenizer", trained, rule, "copy it from where the run was made")
 
     def preparation(self) -> dict[str, Any]:
         """The configuration of the run's transform without its dataset, for preparing other
@@ -113,35 +172,40 @@ class Run:
 
         Raises:
             ConfigError: the tokenizer that the run trained is gone, and cannot be trained again
-                because its data are gone too.
+                because its data are gone too; or it lies where a file may not point to.
         """
-        settings = OmegaConf.to_container(self.cfg.transform, resolve=True)
-        assert isinstance(settings, dict)
-        del settings["dataset"]
+        settings = self.part("transform")
+        settings.pop("dataset", None)
+        check_places(settings, self.own, self.folder, self.file, ("transform",))
         if "join" in settings:
             settings["join"] = False  # each input stays an item of its own
         trained = settings.get("cache")
-        if trained and not settings["tokenizer"] and not Path(trained).exists():
-            own = instantiate(self.cfg.transform, _convert_="all")
+        if trained and not settings.get("tokenizer") and not Path(trained).exists():
+            own = self.transform([], self.folder)
             # ``vocabulary`` reads the tokenizer beside the shards, or trains it again.
             settings["vocab_size"] = own.vocabulary.size
             settings["tokenizer"] = own.tokenizer and str(own.tokenizer)
-        return settings  # type: ignore[return-value]
-
-    @staticmethod
-    def transform_class(target: str) -> Any:
-        """The transform's class, by the name that ``preparation`` has under ``_target_``."""
-        return get_object(target)
+        return settings
 
     def report(self, name: str) -> Any:
-        """The content of a JSON file in the run's folder; None if it does not exist."""
+        """The content of a JSON file in the run's folder; None if it does not exist.
+
+        Raises:
+            ConfigError: it is not JSON.
+        """
         file = self.folder / name
-        return json.loads(file.read_text()) if file.exists() else None
+        try:
+            return json.loads(file.read_text("utf-8")) if file.exists() else None
+        except ValueError as error:
+            raise ConfigError("file", file, f"is not JSON ({error})", "move it away") from None
 
 
 def weights(file: Path, which: str) -> ForeignWeights:
     """The student's or teacher's encoder in one of our checkpoints."""
-    prefix, state = PARTS[which], checkpoint.read(file)["state_dict"]
+    prefix, state = PARTS[which], checkpoint.read(file).get("state_dict")
+    if not isinstance(state, dict) or not all(isinstance(t, Tensor) for t in state.values()):
+        rule = "holds no weights under state_dict"
+        raise ConfigError("checkpoint", file, rule, "use a file that this program wrote")
     tensors = {name: tensor for name, tensor in state.items() if name.startswith(prefix)}
     if not tensors:
         rule = f"is not in {file}: fine-tuning has no teacher"
@@ -152,22 +216,19 @@ def weights(file: Path, which: str) -> ForeignWeights:
     )
 
 
-def find(
-    name: str, step: int | None = None, trust: str | None = None, runs: Path = Path("runs")
-) -> Run:
+def find(name: str, step: int | None = None, gate: Gate = ONLY_OURS, runs: Path = RUNS) -> Run:
     """The newest undamaged checkpoint of a run, or the one that was saved at ``step``.
 
     Args:
         name: a run's name, or the path of its folder.
         step: optimizer step of the checkpoint; None for the newest.
-        trust: packages besides ours whose classes the encoder may be made of, with commas.
+        gate: decides which classes the stored configuration may name.
         runs: the folder that holds all runs.
 
     Raises:
         ConfigError: there is no such run (the message suggests similar names), all of its
             checkpoints are damaged, or none was saved at that step.
     """
-    packages = tuple(trust.split(",")) if trust else ()
     folder = Path(name) if "/" in name else runs / name
     if not folder.is_dir():
         folders = [path for path in runs.iterdir() if path.is_dir()] if runs.is_dir() else []
@@ -181,11 +242,11 @@ def find(
         if step not in files:
             kept = ", ".join(str(s) for s in sorted(files) if s >= 0) or "none"
             raise ConfigError("step", step, f"has no checkpoint in {folder}", f"there are {kept}")
-        return Run(folder, files[step], packages)
+        return Run(folder, files[step], gate)
     newest, rejected = checkpoint.newest_valid(folder / "checkpoints")
     if newest is None:
         damaged = "; ".join(f"{path.name} {reason}" for path, reason in rejected)
         rule = f"has no checkpoint yet in {folder / 'checkpoints'}"
         rule = f"has no whole one: {damaged}" if damaged else rule
         raise ConfigError("run", name, rule, "let it train until it has saved one")
-    return Run(folder, newest, packages)
+    return Run(folder, newest, gate)

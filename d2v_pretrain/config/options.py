@@ -17,10 +17,11 @@ from types import NoneType
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from d2v_pretrain.errors import ConfigError, nearest
+from d2v_pretrain.redaction import conceal_tracebacks, redact
 
 Kind = TypeVar("Kind")
-# The type of a field ``data`` that takes every word ``data=…`` and ``data.key=…`` as it is typed,
-# for a command that hands them on to the configuration.
+# The annotation of a field ``data`` that collects the arguments ``data=…`` and ``data.key=…`` as
+# strings. The command passes them to Hydra, which reads them.
 Words = tuple[str, ...]
 _IN_WORDS = {int: "a whole number", float: "a number", bool: "true or false"}
 _WIDTH = 100  # of a usage page, in characters
@@ -98,13 +99,14 @@ def run(command: Callable[[list[str]], Any], kind: type) -> None:
     if not typed or {"-h", "--help"} & set(typed):
         print(page(kind))
         return
+    conceal_tracebacks()
     # These import Hydra, which the page can do without.
     from d2v_pretrain.config.explain import MISTAKES, in_words
 
     try:
         command(typed)
     except MISTAKES as error:
-        print(f"error: {in_words(error)}", file=sys.stderr)
+        print(redact(f"error: {in_words(error)}"), file=sys.stderr)
         sys.exit(2)
 
 

@@ -18,6 +18,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from d2v_pretrain.errors import ConfigError, nearest
+from d2v_pretrain.redaction import conceal_word
 
 NAMING = ("modality", "objective", "encoder")  # the words that name a recipe together
 USUAL = {"objective": "data2vec2", "encoder": "tiny"}  # used where these words are not typed
@@ -91,7 +92,7 @@ class Recipe:
 
 
 def for_hydra(typed: Sequence[str]) -> list[str]:
-    """The words of a command line as Hydra takes them.
+    """The words of a command line as Hydra takes them, without secrets (see ``redaction``).
 
     ``modality=``, ``objective=`` and ``encoder=`` become the recipe of that name, ``experiment=``
     is another word for ``recipe=``, ``data=folder`` becomes ``data=audio_folder``, ``probe=null``
@@ -104,6 +105,7 @@ def for_hydra(typed: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: there is no such recipe or data, no modality, or a folder that is not there.
     """
+    typed = [conceal_word(word) for word in typed]
     typed = [f"recipe={w[11:]}" if w.startswith("experiment=") else w for w in typed]
     folders = folders_of(typed)
     given = dict(word.split("=", 1) for word in typed if "=" in word and word[0] not in "-+~")

@@ -11,6 +11,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from d2v_pretrain.config.compose import load
 from d2v_pretrain.config.recipes import NAMING, Folders, folders_of, relative
+from d2v_pretrain.config.stored import text_of
+from d2v_pretrain.redaction import conceal_word
 
 
 def job(typed: Sequence[str]) -> str:
@@ -22,9 +24,10 @@ def job(typed: Sequence[str]) -> str:
     Raises:
         ConfigError, or one of Hydra's: the words do not make a run.
     """
+    typed = [conceal_word(word) for word in typed]
     cfg = load(typed)
     notes = "".join(f"# {line}\n" for line in _origins(cfg, typed))
-    return notes + OmegaConf.to_yaml(cfg, resolve=True)
+    return notes + text_of(cfg)
 
 
 def _origins(cfg: DictConfig, typed: Sequence[str]) -> Iterator[str]:

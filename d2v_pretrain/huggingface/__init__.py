@@ -15,9 +15,10 @@ _MODULES = {
         "Data2VecAudioForCTC",
         "Data2VecAudioForSequenceClassification",
         "Data2VecAudioForAudioFrameClassification",
-        "Data2VecAudioForXVector",
     ),
-    "text": ("Data2VecTextPreTrainedModel", "Data2VecTextModel"),
+    "audio_xvector": ("Data2VecAudioForXVector",),
+    "text_base": ("Data2VecTextPreTrainedModel",),
+    "text": ("Data2VecTextModel",),
     "text_lm": ("Data2VecTextForMaskedLM", "Data2VecTextForCausalLM"),
     "text_heads": (
         "Data2VecTextForSequenceClassification",

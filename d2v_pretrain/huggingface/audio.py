@@ -13,6 +13,7 @@ from d2v_pretrain.huggingface import parameter_names
 from d2v_pretrain.huggingface.activations import activation
 from d2v_pretrain.huggingface.audio_adapter import Adapter
 from d2v_pretrain.huggingface.config_audio import Data2VecAudioConfig
+from d2v_pretrain.huggingface.inputs import as_numbers, shape_of
 from d2v_pretrain.huggingface.outputs import Wav2Vec2BaseModelOutput
 from d2v_pretrain.huggingface.pretrained import PreTrained
 from d2v_pretrain.huggingface.spec_augment import span_mask
@@ -30,6 +31,7 @@ class Data2VecAudioPreTrainedModel(PreTrained):
 
     config_class = Data2VecAudioConfig
     base_model_prefix = "data2vec_audio"
+    main_input_name = "input_values"
     optional = ("adapter.", "masked_spec_embed")
 
     def init_module(self, module: nn.Module) -> None:
@@ -105,7 +107,8 @@ class Data2VecAudioModel(Data2VecAudioPreTrainedModel):
         mask_time_indices: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
-    ) -> Wav2Vec2BaseModelOutput:
+        return_dict: bool | None = None,
+    ) -> Wav2Vec2BaseModelOutput | tuple:
         """Encode waveforms.
 
         Args:
@@ -117,6 +120,7 @@ class Data2VecAudioModel(Data2VecAudioPreTrainedModel):
                 they are drawn in training and none otherwise.
             output_attentions: return the attention probabilities of each block.
             output_hidden_states: return the input of the first block and the output of each.
+            return_dict: False for a tuple; ``config.return_dict`` by default.
 
         Returns:
             ``last_hidden_state`` (B, T, D), after the adapter if there is one; ``extract_features``
@@ -124,12 +128,11 @@ class Data2VecAudioModel(Data2VecAudioPreTrainedModel):
             T, D); ``attentions`` (B, H, T, T) of each block that ran.
 
         Raises:
-            ConfigError: shapes that do not fit; frames to mask without a mask vector.
+            ConfigError: shapes that do not fit; whole-numbered samples; frames to mask without a
+                mask vector.
         """
-        if input_values.ndim != 2:
-            shape, remedy = f"of shape {tuple(input_values.shape)}", "write x[None] for one clip"
-            raise ConfigError("input_values", shape, "must be clips by samples", remedy)
-        features = self.stem.features(input_values)
+        input_values = as_numbers("input_values", input_values, "clips", "samples")
+        features = self.stem.features(input_values.to(self.stem.projection.weight.dtype))
         lengths = None
         if attention_mask is not None:
             lengths = self._stem_lengths(input_values, attention_mask)
@@ -141,12 +144,13 @@ class Data2VecAudioModel(Data2VecAudioPreTrainedModel):
         traced = states or trace.attentions is not None
         x = self.encoder(Tokens(x, x.shape[1:2], valid), trace=trace if traced else None).x
         x = x if self.adapter is None else self.adapter(x, lengths)
-        return Wav2Vec2BaseModelOutput(
+        output = Wav2Vec2BaseModelOutput(
             x,
             features,
             tuple(trace.hidden) if states else None,
             None if trace.attentions is None else tuple(trace.attentions),
         )
+        return self.returned(output, return_dict)
 
     def frames(
         self, input_values: Tensor, attention_mask: Tensor | None, adapted: bool = True
@@ -161,7 +165,7 @@ class Data2VecAudioModel(Data2VecAudioPreTrainedModel):
     def _stem_lengths(self, input_values: Tensor, attention_mask: Tensor) -> Tensor:
         if attention_mask.shape != input_values.shape:
             rule = f"must have the shape of input_values, {tuple(input_values.shape)}"
-            raise ConfigError("attention_mask", f"of shape {tuple(attention_mask.shape)}", rule)
+            raise ConfigError("attention_mask", shape_of(attention_mask), rule)
         lengths = self.stem.token_lengths(attention_mask.long().sum(-1))
         assert lengths is not None
         return lengths
@@ -176,7 +180,7 @@ class Data2VecAudioModel(Data2VecAudioPreTrainedModel):
             chosen = span_mask(rows, frames, *spans, lengths, x.device)
         if chosen is not None and chosen.shape != (rows, frames):
             rule = f"must be {(rows, frames)}, clips by frames"
-            raise ConfigError("mask_time_indices", f"of shape {tuple(chosen.shape)}", rule)
+            raise ConfigError("mask_time_indices", shape_of(chosen), rule)
         if chosen is not None and vector is None:
             rule = "has no vector to stand for masked frames: the configuration masks nothing"
             raise ConfigError("mask_time_indices", "given", rule, "set mask_time_prob above 0")

@@ -10,7 +10,7 @@ from d2v_pretrain.huggingface.activations import Activation
 from d2v_pretrain.huggingface.config_base import Config
 
 
-@dataclass(kw_only=True)
+@dataclass(init=False, eq=False)
 class Data2VecAudioConfig(Config):
     """Configuration of the audio models. The defaults have the sizes of data2vec-audio-base.
 
@@ -103,9 +103,9 @@ class Data2VecAudioConfig(Config):
     output_hidden_size: int | None = None
     padding_invariant: bool = False
 
-    def __post_init__(self) -> None:
+    def _complete(self) -> None:
         self.output_hidden_size = self.output_hidden_size or self.hidden_size
-        super().__post_init__()
+        super()._complete()
 
     @property
     def num_feat_extract_layers(self) -> int:

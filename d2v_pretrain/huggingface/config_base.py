@@ -1,28 +1,30 @@
-"""What the three configurations share: labels, checks of types, and the file config.json."""
+"""What the three configurations share: fields, labels and checks of types."""
 
 from __future__ import annotations
 
-import json
 import types
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from pathlib import Path
-from typing import Any, ClassVar, Self, Union, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar, Union, get_args, get_origin, get_type_hints
+
+import torch
 
 from d2v_pretrain.errors import ConfigError, nearest
 from d2v_pretrain.huggingface.activations import ACTIVATIONS, Activation
-from d2v_pretrain.huggingface.hub_cache import model_folder
+from d2v_pretrain.huggingface.config_file import ConfigFile
 
 PROBLEMS = ("regression", "single_label_classification", "multi_label_classification")
 
 
-@dataclass(kw_only=True)
-class Config:
+@dataclass(init=False, eq=False)
+class Config(ConfigFile):
     """Base of the configurations. Values are checked when it is made, and again by each model.
 
-    Setting one of ``num_labels``, ``id2label`` and ``label2id`` changes the others to fit. Whole
-    numbers given for floats become floats and lists become tuples, because transformers 5 refuses
-    files with values of another than the declared type.
+    Further keyword arguments, and attributes that are set later, are kept, written and read again;
+    they have no effect. A warning names the field that a misspelt one may have meant. Setting one
+    of ``num_labels``, ``id2label`` and ``label2id`` changes the others to fit. Whole numbers given
+    for floats become floats and lists become tuples, because transformers 5 refuses files with
+    values of another than the declared type.
 
     Args:
         hidden_size: D, channels of a token.
@@ -41,17 +43,14 @@ class Config:
         problem_type: regression, single_label_classification or multi_label_classification; None
             decides by the labels of each call.
         architectures: class names that the weights beside this configuration were saved from.
-        dtype: of those weights, as ``"float32"``.
-        extra: what a config.json held beyond the documented fields. It is written back and has no
-            effect.
+        dtype: of those weights; a name like ``"float32"`` is taken, too.
     """
 
-    model_type: ClassVar[str]
-    # Fields that Hugging Face does not have or declare: written only where they differ from the
-    # default.
-    unusual: ClassVar[tuple[str, ...]] = ()
-    # Properties computed from other fields: written, and ignored when read.
-    derived: ClassVar[tuple[str, ...]] = ()
+    # transformers' tools ask every configuration for these.
+    is_encoder_decoder: ClassVar[bool] = False
+    torchscript: ClassVar[bool] = False
+    attribute_map: ClassVar[dict[str, str]] = {}
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values", "cache"]
 
     hidden_size: int = 768
     num_hidden_layers: int = 12
@@ -67,10 +66,20 @@ class Config:
     label2id: dict | None = None
     problem_type: str | None = None
     architectures: tuple[str, ...] | None = None
-    dtype: str | None = None
-    extra: dict = field(default_factory=dict)
+    dtype: torch.dtype | None = None
 
-    def __post_init__(self) -> None:
+    def __init__(self, **settings: Any) -> None:
+        if "torch_dtype" in settings:  # the name of dtype before transformers 5
+            settings["dtype"] = settings.pop("torch_dtype")
+        given = {name: settings.pop(name) for name in self.names() if name in settings}
+        defaults = {f.name: f.default for f in fields(self)}
+        vars(self).update(defaults | given)
+        self.dtype = self.dtype  # a name becomes the dtype
+        self._complete()
+        self.keep({key: value for key, value in settings.items() if key not in self.derived})
+
+    def _complete(self) -> None:
+        """Compute the fields that depend on others, and check all."""
         if type(self.num_labels) is not int or self.num_labels < 0:
             self._refuse("num_labels", "must be a whole number, 0 or more")
         names = self.id2label
@@ -86,7 +95,10 @@ class Config:
         self.validate()
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Keep the three label fields consistent. Other values are checked by the next model."""
+        """Keep the three label fields consistent, and take a dtype by its name. Other values are
+        checked by the next model."""
+        if name == "dtype" and isinstance(value, str):
+            value = getattr(torch, value.removeprefix("torch."), value)
         known = vars(self).get("label2id") is not None  # set last, so the object is complete
         if name == "num_labels" and known and value != self.num_labels:
             name, value = "id2label", _label_names(value)
@@ -94,6 +106,38 @@ class Config:
         if name == "id2label" and known:
             vars(self)["num_labels"] = len(value)
             super().__setattr__("label2id", _reversed(value))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Config) and self.to_dict() == other.to_dict()
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def torch_dtype(self) -> torch.dtype | None:
+        """``dtype`` by its name before transformers 5."""
+        return self.dtype
+
+    @torch_dtype.setter
+    def torch_dtype(self, value: torch.dtype | str | None) -> None:
+        self.dtype = value  # type: ignore[assignment]
+
+    @property
+    def use_return_dict(self) -> bool:
+        """Whether models return a ``ModelOutput``; TorchScript needs tuples."""
+        return self.return_dict and not self.torchscript
+
+    @property
+    def name_or_path(self) -> str:
+        """What this configuration was read from; empty if it was made."""
+        return getattr(self, "_name_or_path", "")
+
+    @name_or_path.setter
+    def name_or_path(self, value: str) -> None:
+        self._name_or_path = str(value)
+
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> Config:
+        """This configuration: it has no others inside. Tools of transformers ask for it."""
+        return self
 
     @property
     def mlp_ratio(self) -> float:
@@ -111,9 +155,6 @@ class Config:
             vars(self)[name] = _checked(name, getattr(self, name), hints[name])
         if self.problem_type not in (None, *PROBLEMS):
             self._refuse("problem_type", f"must be one of {', '.join(PROBLEMS)}")
-        if self.problem_type == "single_label_classification" and self.num_labels == 1:
-            remedy = "set num_labels=2 or problem_type=regression"
-            self._refuse("num_labels", "leaves nothing to classify", remedy)
         self._check()
 
     def _check(self) -> None:
@@ -146,88 +187,6 @@ class Config:
                 known = f"must be one of {', '.join(ACTIVATIONS)}, or a function"
                 self._refuse(key, known + nearest(chosen, ACTIVATIONS))
 
-    def to_dict(self) -> dict[str, Any]:
-        """The content of config.json: every field that Hugging Face documents, as plain types."""
-        content: dict[str, Any] = dict(self.extra)
-        for f in fields(self):
-            value = getattr(self, f.name)
-            usual = f.name not in self.unusual or value != f.default
-            if usual and f.name not in ("extra", "num_labels"):
-                content[f.name] = list(value) if isinstance(value, tuple) else value
-        derived = {key: getattr(self, key) for key in self.derived}
-        return content | derived | {"model_type": self.model_type}
-
-    @classmethod
-    def from_dict(cls, content: Mapping[str, Any], **overrides: Any) -> Self:
-        """Read what ``to_dict`` or transformers wrote.
-
-        Args:
-            content: unknown keys are kept in ``extra``.
-            overrides: fields to replace.
-
-        Raises:
-            ConfigError: it is another model's configuration, a field has the wrong type, or an
-                override is not a field.
-        """
-        names = [f.name for f in fields(cls) if f.name != "extra"]
-        for key, value in overrides.items():
-            if key not in names:
-                rule = f"is no field of {cls.__name__}{nearest(key, names)}"
-                raise ConfigError(key, value, rule, "correct its name, or leave it out")
-        content = dict(content)
-        found = content.pop("model_type", cls.model_type)
-        if found != cls.model_type:
-            rule, remedy = f"is not {cls.model_type}", "use the classes of that model type"
-            raise ConfigError("model_type", found, rule, remedy)
-        before = content.pop("torch_dtype", None)  # the name of dtype before transformers 5
-        if content.get("dtype") is None:
-            content["dtype"] = before
-        if {"num_labels", "id2label"} & set(overrides):
-            for key in ("num_labels", "id2label", "label2id"):
-                content.pop(key, None)
-        known = {key: value for key, value in content.items() if key in names}
-        unread = {*names, *cls.derived}
-        extra = {key: value for key, value in content.items() if key not in unread}
-        return cls(**(known | overrides), extra=extra)
-
-    @classmethod
-    def from_pretrained(cls, directory: str | Path, **overrides: Any) -> Self:
-        """Read ``config.json``.
-
-        Args:
-            directory: a directory with that file, or a model's name in the local hub cache.
-            overrides: see ``from_dict``.
-
-        Raises:
-            ConfigError: there is no such file, it is no JSON object; see also ``from_dict``.
-        """
-        path = model_folder(directory) / "config.json"
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError):
-            remedy = "name a directory that has one, or a model that lies in the local hub cache"
-            remedy += " (nothing is downloaded)"
-            raise ConfigError(str(path), "missing", "is needed", remedy) from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(str(path), error, "is no valid JSON", "copy the file again") from None
-        if not isinstance(content, dict):
-            raise ConfigError(str(path), type(content).__name__, "must hold a JSON object")
-        return cls.from_dict(content, **overrides)
-
-    def save_pretrained(self, directory: str | Path) -> None:
-        """Write ``directory/config.json``; the directory is made.
-
-        Raises:
-            ConfigError: an activation is a function, which has no name to write.
-        """
-        content = self.to_dict()
-        for key in (key for key, value in content.items() if callable(value)):
-            remedy = "choose an activation by its name before you save"
-            raise ConfigError(key, content[key], "is a function, which a file cannot hold", remedy)
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        text = json.dumps(content, indent=2, sort_keys=True)
-        (Path(directory) / "config.json").write_text(text + "\n", encoding="utf-8")
-
 
 def _label_names(count: int) -> dict[int, str]:
     return {index: f"LABEL_{index}" for index in range(count)}
@@ -254,6 +213,8 @@ def _checked(key: str, value: Any, hint: Any) -> Any:
         if option is dict and isinstance(value, Mapping):
             return dict(value)
         if option in (bool, int, str) and type(value) is option:
+            return value
+        if option is torch.dtype and isinstance(value, option):
             return value
     names = {type(None): "nothing"}
     wanted = " or ".join(names.get(o, getattr(o, "__name__", str(o))) for o in options)

@@ -8,7 +8,7 @@ from typing import ClassVar
 from d2v_pretrain.huggingface.config_base import Config
 
 
-@dataclass(kw_only=True)
+@dataclass(init=False, eq=False)
 class Data2VecTextConfig(Config):
     """Configuration of the text models.
 

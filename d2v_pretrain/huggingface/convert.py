@@ -130,7 +130,10 @@ def _audio(encoder: Encoder) -> PreTrained:
     _require(
         {
             "it has an attention bias, ALiBi": encoder.bias is not None,
+            "its stem normalises over time": stem.norm_over != "layer",
             "its positions are no convolutions": not isinstance(positions, ConvPositions),
+            "its positions have no LayerNorm": not getattr(positions, "layer_norm", True),
+            "its positions have weight norm": getattr(positions, "weight_norm", False),
             "its blocks are pre-norm": block.norm_first,
             "it has extra tokens": encoder.extra_tokens > 0,
             "it does not zero the features at padding": not encoder.zero_padding,

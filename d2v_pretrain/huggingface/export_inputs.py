@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from hydra.utils import get_object, instantiate
 
 from d2v_pretrain.checkpoint.saved_run import Run
 from d2v_pretrain.errors import ConfigError
@@ -68,7 +67,7 @@ def _write_vision(run: Run, folder: Path) -> str:
 
 def _write_text(run: Run, folder: Path) -> str:
     try:
-        vocabulary = instantiate(run.cfg.transform, _convert_="all").vocabulary
+        vocabulary = run.gate.prepared(run.preparation(), run.file, [""]).vocabulary
     except ConfigError as error:
         return f"no tokenizer was written: {error}"
     content = json.loads(vocabulary.tokenizer.to_str())
@@ -112,5 +111,6 @@ def inputs_of(encoder: Encoder) -> Inputs:
 
 def _longest(run: Run) -> Batch:
     """Two random inputs as long as the longest input of the run."""
-    transform = get_object(run.cfg.transform._target_)
-    return Batch(torch.randn(2, *transform.longest_input(**run.cfg.transform)), torch.arange(2))
+    settings = run.part("transform")
+    transform = run.gate.transform_class(settings, run.file)
+    return Batch(torch.randn(2, *transform.longest_input(**settings)), torch.arange(2))

@@ -4,12 +4,17 @@ a tuple; fields that are None are left out."""
 from __future__ import annotations
 
 import re
+import sys
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
+from torch.export import register_dataclass
 
 Tensors = tuple[Tensor, ...]
 Past = tuple[Tensors, ...]
@@ -29,21 +34,46 @@ def _name_of_the_cache() -> str:
 CACHE = _name_of_the_cache()
 
 
-@dataclass(eq=False)
-class ModelOutput(Mapping):
-    """A mapping of the fields that are not None, in their order.
+class ModelOutput(OrderedDict):
+    """A dict of the fields that are not None, in their order.
 
     Values are read as ``out.logits``, ``out["logits"]``, ``out[0]``, ``loss, logits = out[:2]`` or
-    ``out.to_tuple()``. Iteration yields names, as in Hugging Face.
+    ``out.to_tuple()``. Iteration yields names. A field that is set to None is no longer listed.
+    Tools rebuild an output from its items, as ``type(out)({name: change(out[name]) …})`` or from
+    pairs, so the first argument may be a mapping or pairs in the place of the first field.
     """
+
+    _plain: ClassVar[type | None] = None  # the class in this file, see ``for_tools``
+
+    def __post_init__(self) -> None:
+        first, *others = (f.name for f in fields(self))  # type: ignore[arg-type]
+        given = getattr(self, first)
+        if isinstance(given, Tensor) or any(getattr(self, name) is not None for name in others):
+            return
+        items = list(given.items() if isinstance(given, Mapping) else _pairs(given))
+        if items or isinstance(given, Mapping):
+            setattr(self, first, None)
+        for name, value in items:
+            self[name] = value
 
     def __getitem__(self, key: str | int | slice) -> Any:
         """A field by its name, or by its place among the fields that are not None."""
         if not isinstance(key, str):
             return self.to_tuple()[key]
-        if (CACHE if key in ("cache", "past_key_values") else key) not in list(self):
-            raise KeyError(key)
-        return getattr(self, key)
+        return OrderedDict.__getitem__(self, _current(key))
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        setattr(self, key, value)
+        if value is not None:
+            OrderedDict.__setitem__(self, _current(key), value)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        name = _current(name)
+        object.__setattr__(self, name, value)
+        if value is None and name in self:
+            OrderedDict.__delitem__(self, name)
+        elif value is not None and name in self.__dataclass_fields__:
+            OrderedDict.__setitem__(self, name, value)
 
     def __getattr__(self, name: str) -> Any:
         """The cache by the name that the installed transformers does not use for it."""
@@ -51,15 +81,37 @@ class ModelOutput(Mapping):
             return getattr(self, CACHE)
         raise AttributeError(f"{type(self).__name__} has no field {name!r}")
 
-    def __iter__(self) -> Iterator[str]:
-        return iter([f.name for f in fields(self) if getattr(self, f.name) is not None])
+    def __contains__(self, key: object) -> bool:
+        return OrderedDict.__contains__(self, _current(key))
 
-    def __len__(self) -> int:
-        return len(list(iter(self)))
+    def get(self, key: str, default: Any = None) -> Any:
+        return OrderedDict.get(self, _current(key), default)
+
+    def __reduce__(self) -> Any:
+        return self._plain or type(self), (dict(self),)
 
     def to_tuple(self) -> tuple:
         """The values that are not None."""
-        return tuple(getattr(self, name) for name in self)
+        return tuple(self.values())
+
+    def _fixed(self, *_: Any, **__: Any) -> Any:
+        raise TypeError(f"fields of {type(self).__name__} cannot be removed; set them to None")
+
+    __delitem__ = pop = popitem = setdefault = update = clear = _fixed
+
+
+def _current(key: Any) -> Any:
+    """The name that a field has here."""
+    return CACHE if key in ("cache", "past_key_values") else key
+
+
+def _pairs(given: Any) -> list[tuple[str, Any]]:
+    """The (name, value) pairs in ``given``; nothing if it holds something else."""
+    pairs = list(given) if isinstance(given, (list, tuple, Iterator)) else []
+    named = [isinstance(p, (list, tuple)) and len(p) == 2 and isinstance(p[0], str) for p in pairs]
+    if any(named) and not all(named):
+        raise ValueError(f"pairs of a name and a value cannot stand beside others: {pairs}")
+    return pairs if any(named) else []
 
 
 @dataclass(eq=False)
@@ -178,3 +230,22 @@ class XVectorOutput(ModelOutput):
     embeddings: Tensor | None = None
     hidden_states: Tensors | None = None
     attentions: Tensors | None = None
+
+
+def for_tools(output: ModelOutput) -> ModelOutput:
+    """The output, also as an instance of transformers' ``ModelOutput`` if transformers has been
+    imported: its pipelines ask for that class. Compiled and exported models return ours."""
+    theirs = sys.modules.get("transformers.utils.generic")
+    if theirs is None or torch.compiler.is_compiling():
+        return output
+    return _joined(type(output), theirs.ModelOutput)(dict(output))
+
+
+@cache
+def _joined(ours: type, theirs: type) -> type:
+    return type(theirs)(ours.__name__, (ours, theirs), {"_plain": ours})
+
+
+# torch.export, DDP with a static graph and others take outputs apart into their tensors.
+for _kind in [kind for base in (ModelOutput, _Head) for kind in base.__subclasses__()]:
+    register_dataclass(_kind, serialized_type_name=f"{__name__}.{_kind.__name__}")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.huggingface.hub_cache import model_folder
 
 FILE = "preprocessor_config.json"
+MOST_CHANNELS = 8  # an array with so few columns and more rows is one clip, not many
 EPS = 1e-7  # the constant of transformers, whose files do not hold it
 
 
@@ -51,19 +53,16 @@ class Data2VecAudioFeatureExtractor:
 
         Args:
             audio: one mono waveform (samples,), or a sequence of them: tensors, arrays or lists of
-                numbers.
+                numbers of any type, or an array (waveforms, samples).
             sampling_rate: of these waveforms, Hz.
 
         Raises:
-            ConfigError: another sampling rate, no sample, or more than one channel.
+            ConfigError: another sampling rate, no sample, more than one channel, or no numbers.
         """
         if sampling_rate != self.sampling_rate:
             rule, remedy = f"must be {self.sampling_rate}", "resample the waveforms"
             raise ConfigError("sampling_rate", sampling_rate, rule, remedy)
-        if not len(audio):
-            raise ConfigError("audio", "nothing", "must be at least one waveform")
-        one = (torch.is_tensor(audio) and audio.ndim == 1) or not hasattr(audio[0], "__len__")
-        waves = [_mono(wave) for wave in ([audio] if one else audio)]
+        waves = [_mono(wave) for wave in _waveforms(audio)]
         values = [self._scaled(wave) for wave in waves]
         masks = [torch.ones(len(wave), dtype=torch.long) for wave in waves]
         pad = torch.nn.utils.rnn.pad_sequence
@@ -116,10 +115,37 @@ class Data2VecAudioFeatureExtractor:
         return cls(**{key: read[key] for key in cls.__dataclass_fields__ if key in read})
 
 
+def _waveforms(audio: Any) -> Sequence[Any]:
+    """The waveforms as a sequence; one becomes a sequence of one."""
+    no_sequence = not hasattr(audio, "__len__") or getattr(audio, "ndim", 1) == 0
+    if no_sequence or isinstance(audio, str | bytes | Path | Mapping):
+        rule, remedy = "must be waveforms", "read the file first, for example with soundfile.read"
+        raise ConfigError("audio", f"of type {type(audio).__name__}", rule, remedy)
+    shape: tuple[int, ...] = tuple(getattr(audio, "shape", (len(audio),)))
+    if 0 in shape:
+        raise ConfigError("audio", "nothing", "must be at least one waveform")
+    if len(shape) == 2 and shape[1] <= MOST_CHANNELS < shape[0]:
+        rule, remedy = "must be waveforms by samples", "average channels, x.mean(1)"
+        raise ConfigError("audio", f"of shape {shape}", rule, remedy)
+    one = not hasattr(audio[0], "__len__") or getattr(audio[0], "ndim", 1) == 0
+    return [audio] if one else audio
+
+
 def _mono(wave: Any) -> Tensor:
     """One waveform as a (samples,) float32 tensor."""
-    tensor = torch.as_tensor(wave, dtype=torch.float32)
+    if not torch.is_tensor(wave):
+        try:
+            wave = np.asarray(wave)
+        except ValueError:  # lists of different lengths
+            wave = np.array(None)
+        if wave.dtype.kind not in "biuf":
+            raise ConfigError("audio", f"of type {wave.dtype}", "must be numbers")
+        wave = torch.from_numpy(np.ascontiguousarray(wave, np.float32))
+    tensor = wave.float()
     if tensor.ndim != 1 or not len(tensor):
         shape, rule = f"of shape {tuple(tensor.shape)}", "must be one channel of samples"
-        raise ConfigError("audio", shape, rule, "average channels")
+        remedy = "average channels" if tensor.numel() else "leave out empty clips"
+        raise ConfigError("audio", shape, rule, remedy)
+    if not bool(tensor.isfinite().all()):
+        raise ConfigError("audio", "with NaN or infinity", "must be finite")
     return tensor

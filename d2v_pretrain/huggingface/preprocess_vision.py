@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import Tensor
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.huggingface.hub_cache import model_folder
 from d2v_pretrain.huggingface.outputs import SemanticSegmenterOutput
+from d2v_pretrain.pixels import BRIGHTEST, OVERSHOOT, colours, eight_bits, native
 
 FILE = "preprocessor_config.json"
 RESAMPLING = {2: "bilinear", 3: "bicubic"}  # by PIL's numbers, which the file holds
@@ -72,26 +74,42 @@ class Data2VecVisionImageProcessor:
         """Make a batch: ``pixel_values`` (images, 3, height, width) float32, and if there are maps
         ``labels`` (images, height, width) int64.
 
+        PIL images of all modes are decoded as in pretraining: levels of 16 bits are divided by 256,
+        transparency is laid over white. Their EXIF orientation is not applied, as in transformers.
+
+        Arrays and tensors keep their levels if ``rescale_factor`` is not 1 / 255. Otherwise whole
+        numbers above 255 are levels of 16 bits and are divided by 256, and real numbers must lie
+        between 0 and 255. Images in [0, 1] are multiplied by ``rescale_factor`` as well, with a
+        warning.
+
         Args:
-            images: one image or a sequence of them, with grey levels of 8 bits: PIL images, arrays
-                (H, W, 3) or tensors (3, H, W). Without ``do_resize`` all must have one size.
-            segmentation_maps: for each image one class id per pixel, (H, W). Resizing takes the
+            images: one image or a sequence of them, of any numeric type: PIL images, arrays or
+                tensors (H, W, 3) or (3, H, W). If both could be meant, arrays are (H, W, 3) and
+                tensors (3, H, W). Without ``do_resize`` all must have one size.
+            segmentation_maps: for each image one class id per pixel, (H, W), or three times the
+                same id. Of a PIL image with a palette the indices are the ids. Resizing takes the
                 nearest pixel; transformers interpolates ids.
             return_tensors: must be ``pt``.
 
         Raises:
             ConfigError: ``return_tensors`` is not ``pt``; images do not have three channels, keep
-                different sizes, or are smaller than the crop.
+                different sizes, are smaller than the crop, or have other levels; maps hold colours
+                or fractions; there is not one map for each image.
         """
         if return_tensors != "pt":
             raise ConfigError("return_tensors", return_tensors, "must be pt, torch's")
-        batch = {"pixel_values": _stacked([self._image(image) for image in _listed(images, 3)])}
+        images = _listed("images", images, 3)
+        batch = {"pixel_values": _stacked(list(map(self._image, images)))}
         if segmentation_maps is None:
             return batch
-        return batch | {"labels": _stacked([self._map(m) for m in _listed(segmentation_maps, 2)])}
+        maps = _listed("segmentation_maps", segmentation_maps, 2)
+        if len(maps) != len(images):
+            rule = f"must be one for each of {len(images)} images"
+            raise ConfigError("segmentation_maps", f"{len(maps)} maps", rule)
+        return batch | {"labels": _stacked(list(map(self._map, maps)))}
 
     def _image(self, image: Any) -> Tensor:
-        x = _pixels(image)
+        x = self._levels(_pixels(image))
         if self.do_resize and tuple(x.shape[1:]) != self.size:
             x = F.interpolate(x[None], self.size, mode=RESAMPLING[self.resample], antialias=True)[0]
         x = self._cropped(x).float()
@@ -101,8 +119,17 @@ class Data2VecVisionImageProcessor:
         mean, std = (torch.tensor(v)[:, None, None] for v in (self.image_mean, self.image_std))
         return (x - mean) / std
 
+    def _levels(self, x: Tensor) -> Tensor:
+        """Pixels of any type as uint8, float32 or float64, which torch can resize."""
+        of_8_bits = self.do_rescale and abs(self.rescale_factor * BRIGHTEST - 1) < 0.1
+        if not x.is_floating_point():
+            return eight_bits(x) if of_8_bits else x.float() if x.dtype != torch.uint8 else x
+        if of_8_bits and x.numel():
+            _check_range(*(float(level) for level in x.aminmax()))
+        return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
     def _map(self, segmentation: Any) -> Tensor:
-        classes = torch.as_tensor(np.array(segmentation)).long()
+        classes = _classes(segmentation)
         if self.do_reduce_labels:
             classes = torch.where((classes == 0) | (classes == IGNORED), IGNORED, classes - 1)
         if self.do_resize:
@@ -129,10 +156,17 @@ class Data2VecVisionImageProcessor:
         target_sizes: Sequence[tuple[int, int]] | None = None,
     ) -> list[Tensor]:
         """For each image a map of class ids, with the (height, width) of ``target_sizes`` or of the
-        logits."""
+        logits.
+
+        Raises:
+            ConfigError: there is not one size for each image.
+        """
         assert outputs.logits is not None
         if target_sizes is None:
             return list(outputs.logits.argmax(1))
+        if len(target_sizes) != len(outputs.logits):
+            rule = f"must be one for each of {len(outputs.logits)} images"
+            raise ConfigError("target_sizes", f"{len(target_sizes)} sizes", rule)
         pairs = zip(outputs.logits[:, None], target_sizes, strict=True)
         return [
             F.interpolate(x, tuple(size), mode="bilinear", align_corners=False)[0].argmax(0)
@@ -185,10 +219,16 @@ def _sides(key: str, size: Any) -> tuple[int, int]:
     raise ConfigError(key, size, "must be a height and a width")
 
 
-def _listed(images: Any, dimensions: int) -> Sequence[Any]:
+def _listed(key: str, images: Any, dimensions: int) -> Sequence[Any]:
     """Images as a sequence; one PIL image, array or tensor becomes a sequence of one."""
-    one = hasattr(images, "convert") or (hasattr(images, "ndim") and images.ndim == dimensions)
-    return [images] if one else images
+    if hasattr(images, "convert") or (hasattr(images, "ndim") and images.ndim <= dimensions):
+        return [images]
+    if isinstance(images, str | bytes | Path) or not hasattr(images, "__len__"):
+        rule, remedy = "must be images or a sequence of them", "open files with PIL.Image.open"
+        raise ConfigError(key, f"of type {type(images).__name__}", rule, remedy)
+    if not len(images):
+        raise ConfigError(key, "[]", "must be at least one image")
+    return images
 
 
 def _nearest(size: int, to: int) -> Tensor:
@@ -197,16 +237,52 @@ def _nearest(size: int, to: int) -> Tensor:
     return (2 * torch.arange(to) + 1) * size // (2 * to)
 
 
+def _numbers(image: Any) -> Tensor:
+    """The values of a PIL image, array or tensor, in its own layout."""
+    return image if torch.is_tensor(image) else native(np.array(image))
+
+
 def _pixels(image: Any) -> Tensor:
     """An image as a tensor (3, H, W) of its own type: torchvision and PIL resize whole grey
     levels."""
+    is_tensor = torch.is_tensor(image)
     if hasattr(image, "convert"):  # PIL, which need not be there
-        image = np.array(image.convert("RGB"))
-    x = image if torch.is_tensor(image) else torch.as_tensor(np.array(image)).movedim(-1, 0)
-    if x.ndim != 3 or x.shape[0] != 3:
-        shape, remedy = f"of shape {tuple(image.shape)}", "convert them to RGB"
+        image = colours(image)
+    x = _numbers(image)
+    sides = [axis for axis in (0, 2) if x.ndim == 3 and x.shape[axis] == 3]
+    if not sides or not x.numel():
+        shape, remedy = f"of shape {tuple(x.shape)}", "convert them to RGB"
         raise ConfigError("images", shape, "must have three channels", remedy)
-    return x
+    return x.movedim(sides[0] if is_tensor else sides[-1], 0)
+
+
+def _check_range(low: float, high: float) -> None:
+    """Refuse real levels that cannot be of 8 bits, and warn of those that are in [0, 1]."""
+    if not (low >= -BRIGHTEST and high <= OVERSHOOT):  # not so for NaN too
+        shown, rule = f"with levels from {low:g} to {high:g}", f"must lie from 0 to {BRIGHTEST}"
+        remedy = "divide levels of 16 bits by 256, or set do_rescale=False or another factor"
+        raise ConfigError("images", shown, rule, remedy)
+    if low >= 0 and 0 < high <= 1:
+        text = "images in [0, 1] are multiplied by rescale_factor=1/255 once more"
+        remedy = "set do_rescale=False, or give levels from 0 to 255"
+        warnings.warn(f"{text}; {remedy}.", stacklevel=5)
+
+
+def _classes(segmentation: Any) -> Tensor:
+    """A segmentation map as a tensor (H, W) of class ids."""
+    ids = _numbers(segmentation)
+    shape = tuple(ids.shape)
+    if ids.ndim == 3:
+        ids = ids.movedim(0 if shape[0] in (1, 3) and shape[2] not in (1, 3) else 2, 0)
+        if not (len(ids) in (1, 3) and bool((ids == ids[0]).all())):
+            rule, remedy = "must hold one class id per pixel", "turn colours into ids"
+            raise ConfigError("segmentation_maps", f"of shape {shape}", rule, remedy)
+        ids = ids[0]
+    if ids.ndim != 2 or not ids.numel():
+        raise ConfigError("segmentation_maps", f"of shape {shape}", "must be height by width")
+    if ids.is_floating_point() and not bool((ids == ids.trunc()).all()):
+        raise ConfigError("segmentation_maps", "with fractions", "must be whole class ids")
+    return ids.long()
 
 
 def _stacked(images: list[Tensor]) -> Tensor:

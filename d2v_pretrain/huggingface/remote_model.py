@@ -10,11 +10,24 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
+from d2v_pretrain.huggingface.inputs import as_ids, as_numbers
 from d2v_pretrain.models.block import Trace
 from d2v_pretrain.models.encoder import Encoder
 from d2v_pretrain.models.positions import Alibi, alibi_slopes
 from d2v_pretrain.types import Batch
 from d2v_pretrain.weights.construct import construct
+
+
+def own_class(target: str) -> type:
+    """The class of this file with the last part of a dotted name.
+
+    Raises:
+        ValueError: config.json names anything else, such as a function.
+    """
+    found = globals().get(target.rpartition(".")[2])
+    if not (isinstance(found, type) and found.__module__ == __name__):
+        raise ValueError(f"config.json names {target}, which is no class of {__name__}")
+    return found
 
 
 class D2VConfig(PretrainedConfig):
@@ -44,9 +57,7 @@ class D2VModel(PreTrainedModel):
     def __init__(self, config: D2VConfig) -> None:
         super().__init__(config)
         self.main_input_name = config.input_name
-        self.encoder: Encoder = construct(
-            config.architecture, lambda target: globals()[target.rpartition(".")[2]]
-        )
+        self.encoder: Encoder = construct(config.architecture, own_class)
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -82,8 +93,19 @@ class D2VModel(PreTrainedModel):
         Returns:
             ``last_hidden_state`` (B, E + T, D): D channels of the E extra tokens of the encoder,
             then of the T others.
+
+        Raises:
+            ConfigError: nothing was given, or something of another type; ids that are not in the
+                vocabulary.
         """
-        inputs = next(x for x in (input_values, pixel_values, input_ids) if x is not None)
+        given = {"input_values": input_values, "pixel_values": pixel_values, "input_ids": input_ids}
+        name = next((key for key, x in given.items() if x is not None), self.config.input_name)
+        if name == "input_ids":
+            table = self.encoder.stem.get_submodule("token")
+            assert isinstance(table, nn.Embedding)
+            inputs = as_ids(name, given[name], table.num_embeddings, "texts", "tokens")
+        else:
+            inputs = as_numbers(name, given[name])
         if self.config.standardise:
             inputs = inputs - inputs.mean((2, 3), keepdim=True)
             inputs = inputs / (inputs.square().mean((1, 2, 3), keepdim=True).sqrt() + 1e-3)

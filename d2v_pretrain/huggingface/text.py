@@ -12,12 +12,13 @@ from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.huggingface import parameter_names
 from d2v_pretrain.huggingface.activations import activation
 from d2v_pretrain.huggingface.config_text import Data2VecTextConfig
+from d2v_pretrain.huggingface.inputs import as_ids, as_numbers, shape_of
 from d2v_pretrain.huggingface.outputs import (
     CACHE,
     BaseModelOutputWithPoolingAndCrossAttentions,
     Past,
 )
-from d2v_pretrain.huggingface.pretrained import PreTrained
+from d2v_pretrain.huggingface.text_base import Data2VecTextPreTrainedModel
 from d2v_pretrain.models.attention import KeyValues
 from d2v_pretrain.models.block import Block, Context
 from d2v_pretrain.models.encoder import Encoder
@@ -25,25 +26,7 @@ from d2v_pretrain.models.stems import TextStem
 from d2v_pretrain.types import Tokens
 from d2v_pretrain.weights.keymap import Names
 
-
-class Data2VecTextPreTrainedModel(PreTrained):
-    """Base of the text models."""
-
-    config_class = Data2VecTextConfig
-    base_model_prefix = "data2vec_text"
-    # The published checkpoint was a language model and has no pooler.
-    optional = ("pooler.",)
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        """The table of tokens, (vocabulary, width)."""
-        stem = self.encoder_module.stem
-        assert isinstance(stem, TextStem)
-        return stem.token
-
-    def adapt(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
-        """See ``PreTrained``. Old files also hold buffers of indices, which are not read."""
-        buffers = ("embeddings.position_ids", "embeddings.token_type_ids")
-        return {key: tensor for key, tensor in state.items() if not key.endswith(buffers)}
+_TOKENS = ("texts", "tokens")
 
 
 class Data2VecTextModel(Data2VecTextPreTrainedModel):
@@ -105,16 +88,18 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
         use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
         head_mask: Tensor | None = None,
         cache: Past | None = None,
-    ) -> BaseModelOutputWithPoolingAndCrossAttentions:
+    ) -> BaseModelOutputWithPoolingAndCrossAttentions | tuple:
         """Encode token ids, or vectors in their place.
 
         Args:
             input_ids: (B, T).
             attention_mask: 0 at tokens that must not be attended to; (B, P + T) with the P tokens
                 of the past, or (B, T, P + T), or bool (B, 1 or H, T, P + T). Without a mask padding
-                is attended to, as in Hugging Face.
+                is attended to, as in Hugging Face. A decoder also hides later tokens, unless the
+                mask has more than two axes.
             token_type_ids: (B, T) segments; 0 by default.
             position_ids: (B, T) rows of the position table. By default tokens other than padding
                 are counted from ``pad_token_id + 1`` on.
@@ -126,23 +111,18 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
             use_cache: a decoder returns its cache; ``config.use_cache`` by default.
             output_attentions: return attention probabilities; see ``Config`` for the default.
             output_hidden_states: return the input of the first block and the output of each.
+            return_dict: False for a tuple; ``config.return_dict`` by default.
             head_mask: (H,) or (depth, H), 0 at attention heads to silence.
             cache: the name of ``past_key_values`` since transformers 5.24.
 
         Raises:
             ConfigError: not exactly one of ids and vectors; both names of the cache; states of
-                another encoder without cross attention; too many tokens.
+                another encoder without cross attention; too many tokens; other types or shapes.
+            OutOfRange: ids, token types or positions beyond their tables, on the CPU.
         """
         if (input_ids is None) == (inputs_embeds is None):
             given, remedy = "neither" if input_ids is None else "both", "give one of them"
             raise ConfigError("input_ids, inputs_embeds", given, "must be exactly one", remedy)
-        if encoder_hidden_states is not None and not self.config.add_cross_attention:
-            shape, rule = (
-                tuple(encoder_hidden_states.shape),
-                "cannot be read without cross attention",
-            )
-            remedy = "set config.add_cross_attention=True"
-            raise ConfigError("encoder_hidden_states", shape, rule, remedy)
         if past_key_values is not None and cache is not None:
             rule = "are two names of one argument"
             raise ConfigError("past_key_values, cache", "both", rule, "give one of them")
@@ -151,13 +131,15 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
         past = 0 if known is None else known[0][0].shape[2]
         x = self._embed(input_ids, token_type_ids, position_ids, inputs_embeds, past)
         caching = self._caches(use_cache)
+        if encoder_hidden_states is not None:
+            self._check_states(encoder_hidden_states, len(x))
         contexts = self._contexts(
             encoder_hidden_states, encoder_attention_mask, known, caching, head_mask
         )
         allowed = self._allowed(attention_mask, past, x)
         tokens = Tokens(x, x.shape[1:2])
         x = self.encoder(tokens, trace=trace, allowed=allowed, contexts=contexts).x
-        return BaseModelOutputWithPoolingAndCrossAttentions(
+        output = BaseModelOutputWithPoolingAndCrossAttentions(
             last_hidden_state=x,
             pooler_output=None if self.pooler is None else self.pooler(x[:, 0]).tanh(),
             hidden_states=tuple(trace.hidden) if states else None,
@@ -165,6 +147,7 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
             cross_attentions=tuple(trace.cross_attentions) if trace.cross_attentions else None,
             **{CACHE: _cache(contexts) if caching else None},
         )
+        return self.returned(output, return_dict)
 
     def _embed(
         self,
@@ -178,9 +161,17 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
         stem = self.encoder.stem
         assert isinstance(stem, TextStem) and stem.position is not None
         if ids is not None:
-            vectors = stem.token(ids)
-        assert vectors is not None
-        if places is None:
+            vectors = stem.token(as_ids("input_ids", ids, stem.token.num_embeddings, *_TOKENS))
+        else:
+            vectors = as_numbers("inputs_embeds", vectors, *_TOKENS, "channels")
+            _check_width("inputs_embeds", vectors, self.config.hidden_size)
+            vectors = vectors.to(stem.token.weight.dtype)
+        shape = vectors.shape[:2]
+        if types is not None:
+            types = _beside("token_type_ids", types, self.config.type_vocab_size, shape)
+        if places is not None:
+            places = _beside("position_ids", places, stem.position.num_embeddings, shape)
+        else:
             real = torch.ones(vectors.shape[:2], dtype=torch.long, device=vectors.device)
             real = real if ids is None else (ids != stem.pad).long()
             places = (real.cumsum(1) + past) * real + stem.pad
@@ -193,11 +184,25 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
                     raise ConfigError("input_ids", tokens, rule, "truncate them")
         return stem.combine(vectors, places, types)
 
+    def _check_states(self, states: Tensor, rows: int) -> None:
+        """Check the states of another encoder, (B, S, D)."""
+        key = "encoder_hidden_states"
+        if not self.config.add_cross_attention:
+            rule, remedy = (
+                "cannot be read without cross attention",
+                "set config.add_cross_attention=True",
+            )
+            raise ConfigError(key, tuple(states.shape), rule, remedy)
+        _check_width(key, as_numbers(key, states, *_TOKENS, "channels"), self.config.hidden_size)
+        if len(states) != rows:
+            raise ConfigError(key, shape_of(states), f"must have a row for each of {rows} texts")
+
     def _allowed(self, mask: Tensor | None, past: int, x: Tensor) -> Tensor | None:
         """What each token may attend to: bool (B or 1, 1 or H, T, P + T), None for everything."""
         size = x.shape[1]
-        allowed = None if mask is None else _readable(mask, past + size)
-        if not self.config.is_decoder:
+        allowed = None if mask is None else _readable(mask, past + size, len(x))
+        # As in transformers, a decoder takes a mask for every token as it is: it says all.
+        if not self.config.is_decoder or (mask is not None and mask.ndim > 2):
             return allowed
         back = torch.ones(size, past + size, dtype=torch.bool, device=x.device).tril(past)
         return back[None, None] if allowed is None else back[None, None] & allowed
@@ -219,7 +224,11 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
     ) -> list[Context]:
         """For each block: the other encoder's states, the cache, and the heads to silence."""
         heads = self.heads(head_mask)
-        bias = None if mask is None or states is None else _readable(mask, states.shape[1])
+        bias = (
+            None
+            if mask is None or states is None
+            else _readable(mask, states.shape[1], len(states))
+        )
         if past is None and not caching:
             return [Context(states=states, bias=bias, heads=h) for h in heads]
         known = past or [()] * len(heads)
@@ -229,11 +238,24 @@ class Data2VecTextModel(Data2VecTextPreTrainedModel):
         ]
 
 
-def _readable(mask: Tensor, size: int) -> Tensor:
-    """A mask of two to four axes as bool (B, 1 or H, 1 or T, S)."""
-    if mask.shape[-1] != size or mask.ndim not in (2, 3, 4):
+def _beside(key: str, ids: Tensor, size: int, shape: torch.Size) -> Tensor:
+    """Ids beside the tokens: of their shape, or one row for all texts."""
+    ids = as_ids(key, ids[None] if torch.is_tensor(ids) and ids.ndim == 1 else ids, size, *_TOKENS)
+    if ids.shape[1] != shape[1] or len(ids) not in (1, shape[0]):
+        raise ConfigError(key, shape_of(ids), f"must be {tuple(shape)}, texts by tokens")
+    return ids
+
+
+def _check_width(key: str, x: Tensor, width: int) -> None:
+    if x.shape[-1] != width:
+        raise ConfigError(key, shape_of(x), f"must end in hidden_size, {width}")
+
+
+def _readable(mask: Tensor, size: int, rows: int) -> Tensor:
+    """A mask of two to four axes as bool (B or 1, 1 or H, 1 or T, S)."""
+    if mask.ndim not in (2, 3, 4) or mask.shape[-1] != size or len(mask) not in (1, rows):
         rule = f"must end in all {size} tokens, those of the past included"
-        raise ConfigError("attention_mask", tuple(mask.shape), rule)
+        raise ConfigError("attention_mask", tuple(mask.shape), f"{rule}, for each of {rows} texts")
     if mask.ndim == 4 and mask.dtype != torch.bool:
         # transformers 5 adds such a mask to the scores, so that 0 allows a token there.
         rule, remedy = "of four dimensions must be bool", "give mask == 0 instead"

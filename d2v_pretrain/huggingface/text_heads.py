@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.huggingface.config_text import Data2VecTextConfig
+from d2v_pretrain.huggingface.inputs import class_ids, shape_of
 from d2v_pretrain.huggingface.losses import classification_loss, token_loss
 from d2v_pretrain.huggingface.outputs import (
     BaseModelOutputWithPoolingAndCrossAttentions,
@@ -19,7 +20,8 @@ from d2v_pretrain.huggingface.outputs import (
     SequenceClassifierOutput,
     TokenClassifierOutput,
 )
-from d2v_pretrain.huggingface.text import Data2VecTextModel, Data2VecTextPreTrainedModel
+from d2v_pretrain.huggingface.text import Data2VecTextModel
+from d2v_pretrain.huggingface.text_base import Data2VecTextPreTrainedModel
 
 
 class TextHead(Data2VecTextPreTrainedModel):
@@ -35,21 +37,24 @@ class TextHead(Data2VecTextPreTrainedModel):
         super().__init__(config)
         self.data2vec_text = Data2VecTextModel(config, add_pooling_layer=self.pooled)
 
-    def run(self, labels: Any, *inputs: Tensor | None, **asked: Any) -> ModelOutput:
+    def run(
+        self, labels: Any, *inputs: Tensor | None, return_dict: bool | None, **asked: Any
+    ) -> ModelOutput | tuple:
         """Run the base model and the head.
 
         Args:
             labels: for ``read``.
             inputs: the arguments of the base model, in its order.
+            return_dict: see ``PreTrained.returned``.
             asked: further arguments of the base model, by name.
 
         Returns:
-            What ``read`` gives, and what the base model returned under the fields of ``output``.
+            ``output`` with what ``read`` gives and what the base model returned under its names.
         """
         out = self.data2vec_text(*inputs, return_dict=True, **asked)
         names = {field.name for field in fields(self.output)}
         kept = {name: value for name, value in out.items() if name in names}
-        return self.output(*self.read(out, labels), **kept)
+        return self.returned(self.output(*self.read(out, labels), **kept), return_dict)
 
     def read(
         self, out: BaseModelOutputWithPoolingAndCrossAttentions, labels: Any
@@ -76,8 +81,9 @@ class TextClassifier(TextHead):
         labels: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
         head_mask: Tensor | None = None,
-    ) -> ModelOutput:
+    ) -> ModelOutput | tuple:
         """Run the base model and the head; arguments as in ``Data2VecTextModel.forward``, labels as
         the class says."""
         return self.run(
@@ -85,6 +91,7 @@ class TextClassifier(TextHead):
             *(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds),
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
+            return_dict=return_dict,
             head_mask=head_mask,
         )
 
@@ -123,7 +130,7 @@ class Data2VecTextForSequenceClassification(TextClassifier):
         return classification_loss(logits, labels, self.config.problem_type), logits
 
 
-class Data2VecTextForMultipleChoice(TextClassifier):
+class Data2VecTextForMultipleChoice(TextHead):
     """The best of several texts, by the pooled output of each.
 
     The inputs have a second axis for the choices: (B, choices, T) for B questions and T tokens.
@@ -139,18 +146,46 @@ class Data2VecTextForMultipleChoice(TextClassifier):
         self.classifier = nn.Linear(config.hidden_size, 1)
         self.init_weights()
 
-    def run(self, labels: Any, *inputs: Tensor | None, **asked: Any) -> ModelOutput:
-        """See ``TextHead``; every choice is a row for the base model."""
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        head_mask: Tensor | None = None,
+    ) -> ModelOutput | tuple:
+        """Run the base model and the head on every choice; arguments as in
+        ``Data2VecTextModel.forward``, in another order, as in transformers.
+
+        Raises:
+            ConfigError: inputs without an axis of choices.
+        """
+        inputs = (input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        for x in inputs:
+            if x is not None and x.ndim < 3:
+                rule = "must be questions by choices by tokens"
+                raise ConfigError("inputs", shape_of(x), rule, "write input_ids[None] for one")
         choices = next((x.shape[1] for x in inputs if x is not None), 0)
-        rows = [None if x is None else x.flatten(0, 1) for x in inputs]
-        return super().run((labels, choices), *rows, **asked)
+        return self.run(
+            (labels, choices),
+            *(None if x is None else x.flatten(0, 1) for x in inputs),
+            output_attentions=output_attentions,
+            output_hidden_states=output_hidden_states,
+            return_dict=return_dict,
+            head_mask=head_mask,
+        )
 
     def read(
         self, out: BaseModelOutputWithPoolingAndCrossAttentions, labels: Any
     ) -> tuple[Any, ...]:
         right, choices = labels
         logits = self.classifier(self.dropout(out.pooler_output)).view(-1, choices)
-        return None if right is None else F.cross_entropy(logits, right), logits
+        return token_loss(logits, right), logits
 
 
 class Data2VecTextForTokenClassification(TextClassifier):
@@ -197,8 +232,9 @@ class Data2VecTextForQuestionAnswering(TextHead):
         end_positions: Tensor | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
         head_mask: Tensor | None = None,
-    ) -> ModelOutput:
+    ) -> ModelOutput | tuple:
         """Run the base model and the head; arguments as in ``Data2VecTextModel.forward``.
 
         Args:
@@ -211,6 +247,7 @@ class Data2VecTextForQuestionAnswering(TextHead):
             *(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds),
             output_attentions=output_attentions,
             output_hidden_states=output_hidden_states,
+            return_dict=return_dict,
             head_mask=head_mask,
         )
 
@@ -226,4 +263,5 @@ class Data2VecTextForQuestionAnswering(TextHead):
 
 def _position_loss(logits: Tensor, positions: Tensor) -> Tensor:
     beyond = logits.shape[1]
+    positions = class_ids(positions, beyond, len(logits), key="positions", unlimited=True)
     return F.cross_entropy(logits, positions.view(-1).clamp(0, beyond), ignore_index=beyond)

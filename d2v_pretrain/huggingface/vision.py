@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 
 import torch
@@ -11,6 +12,7 @@ from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.huggingface import parameter_names
 from d2v_pretrain.huggingface.activations import activation
 from d2v_pretrain.huggingface.config_vision import Data2VecVisionConfig
+from d2v_pretrain.huggingface.inputs import shape_of
 from d2v_pretrain.huggingface.outputs import BaseModelOutputWithPooling
 from d2v_pretrain.huggingface.pretrained import PreTrained
 from d2v_pretrain.models.block import Block, Context
@@ -28,7 +30,18 @@ class Data2VecVisionPreTrainedModel(PreTrained):
 
     config_class = Data2VecVisionConfig
     base_model_prefix = "data2vec_vision"
+    main_input_name = "pixel_values"
     optional = (MASK_TOKEN, "layernorm.", "pooler.")
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The layer of patches, a convolution."""
+        stem = self.encoder_module.stem
+        assert isinstance(stem, VisionStem)
+        return stem.projection
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the layer of patches."""
+        self.encoder_module.stem.projection = value
 
     def init_module(self, module: nn.Module) -> None:
         """Start one module as transformers does: convolutions like linear layers; the CLS token,
@@ -43,9 +56,9 @@ class Data2VecVisionPreTrainedModel(PreTrained):
         elif isinstance(module, Encoder):
             nn.init.zeros_(module.extra)
 
-    def to_file(self) -> dict[str, Tensor]:
-        """See ``PreTrained``. In files the mask token has two more axes."""
-        tensors = super().to_file()
+    def to_file(self, state: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """See ``ModelFiles``. In files the mask token has two more axes."""
+        tensors = super().to_file(state)
         for key in (key for key in tensors if key.endswith(MASK_TOKEN)):
             tensors[key] = tensors[key].view(1, 1, -1)
         return tensors
@@ -112,8 +125,9 @@ class Data2VecVisionModel(Data2VecVisionPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         interpolate_pos_encoding: bool = False,
+        return_dict: bool | None = None,
         head_mask: Tensor | None = None,
-    ) -> BaseModelOutputWithPooling:
+    ) -> BaseModelOutputWithPooling | tuple:
         """Encode images.
 
         Args:
@@ -124,6 +138,7 @@ class Data2VecVisionModel(Data2VecVisionPreTrainedModel):
                 without the final norm.
             interpolate_pos_encoding: without effect, as in transformers 5: tables of positions are
                 always resized.
+            return_dict: False for a tuple; ``config.return_dict`` by default.
             head_mask: (H,) or (depth, H), 0 at attention heads to silence.
 
         Returns:
@@ -140,25 +155,37 @@ class Data2VecVisionModel(Data2VecVisionPreTrainedModel):
         contexts = [Context(heads=h) for h in self.heads(head_mask)]
         tokens = self._tokens(pixel_values, bool_masked_pos)
         x = self.encoder(tokens, trace=trace if traced else None, contexts=contexts).x
-        return BaseModelOutputWithPooling(
+        output = BaseModelOutputWithPooling(
             x,
             None if self.pooler is None else self.pooler(x),
             tuple(trace.hidden) if states else None,
             None if trace.attentions is None else tuple(trace.attentions),
         )
+        return self.returned(output, return_dict)
 
     def grid(self, pixel_values: Tensor) -> tuple[int, int]:
         """The number of rows and columns of patches in images (B, C, height, width)."""
         (height, width), (down, right) = pixel_values.shape[-2:], self.config.patch_sides
         return height // down, width // right
 
-    def _tokens(self, pixel_values: Tensor, bool_masked_pos: Tensor | None) -> Tokens:
-        c, shape, stem = self.config, tuple(pixel_values.shape), self.encoder.stem
-        assert isinstance(stem, VisionStem)
-        if len(shape) != 4 or shape[1] != c.num_channels or min(self.grid(pixel_values)) < 1:
+    def _check(self, pixel_values: Tensor) -> None:
+        """Refuse what are no images of this model."""
+        c, key = self.config, "pixel_values"
+        if not torch.is_tensor(pixel_values) or pixel_values.is_complex():
+            rule, remedy = "must be a tensor of real numbers", "use Data2VecVisionImageProcessor"
+            raise ConfigError(key, f"of type {type(pixel_values).__name__}", rule, remedy)
+        shape = pixel_values.shape
+        four = len(shape) == 4 and shape[0] > 0 and shape[1] == c.num_channels
+        if not four or min(self.grid(pixel_values)) < 1:
             rule = f"must be (batch, {c.num_channels}, height, width)"
             rule += f" with at least one patch of {c.patch_sides} pixels"
-            raise ConfigError("pixel_values", f"of shape {shape}", rule)
+            raise ConfigError(key, shape_of(pixel_values), rule)
+
+    def _tokens(self, pixel_values: Tensor, bool_masked_pos: Tensor | None) -> Tokens:
+        c, stem = self.config, self.encoder.stem
+        assert isinstance(stem, VisionStem)
+        self._check(pixel_values)
+        shape = tuple(pixel_values.shape)
         (rows, columns), (down, right) = self.grid(pixel_values), c.patch_sides
         images = pixel_values[..., : rows * down, : columns * right]
         batch = Batch(images.to(stem.projection.weight.dtype), torch.arange(shape[0]))
@@ -170,7 +197,7 @@ class Data2VecVisionModel(Data2VecVisionPreTrainedModel):
             raise ConfigError("bool_masked_pos", "given", rule, "set use_mask_token=True")
         if tuple(bool_masked_pos.shape) != (shape[0], rows * columns):
             rule = f"must be {(shape[0], rows * columns)}, images by patches"
-            raise ConfigError("bool_masked_pos", f"of shape {tuple(bool_masked_pos.shape)}", rule)
+            raise ConfigError("bool_masked_pos", shape_of(bool_masked_pos), rule)
         return stem.replaced(batch, tokens, Mask.of(bool_masked_pos.bool()))
 
 

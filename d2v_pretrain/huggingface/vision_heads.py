@@ -30,8 +30,9 @@ class VisionHead(Data2VecVisionPreTrainedModel):
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         interpolate_pos_encoding: bool = False,
+        return_dict: bool | None = None,
         head_mask: Tensor | None = None,
-    ) -> ModelOutput:
+    ) -> ModelOutput | tuple:
         """Run the base model and the head.
 
         Args:
@@ -41,6 +42,7 @@ class VisionHead(Data2VecVisionPreTrainedModel):
             output_attentions: return the attention probabilities.
             output_hidden_states: return the hidden states.
             interpolate_pos_encoding: without effect.
+            return_dict: False for a tuple; ``config.return_dict`` by default.
             head_mask: (heads,) or (depth, heads).
 
         Returns:
@@ -57,7 +59,8 @@ class VisionHead(Data2VecVisionPreTrainedModel):
             return_dict=True,
         )
         loss, logits = self.read(out, self.data2vec_vision.grid(pixel_values), labels)
-        return self.output(loss, logits, out.hidden_states if states else None, out.attentions)
+        output = self.output(loss, logits, out.hidden_states if states else None, out.attentions)
+        return self.returned(output, return_dict)
 
     def read(
         self, out: BaseModelOutputWithPooling, grid: tuple[int, int], labels: Tensor | None

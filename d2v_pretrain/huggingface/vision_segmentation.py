@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,11 +13,11 @@ from torch import Tensor, nn
 
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.huggingface.config_vision import Data2VecVisionConfig
+from d2v_pretrain.huggingface.inputs import class_ids, shape_of
 from d2v_pretrain.huggingface.outputs import BaseModelOutputWithPooling, SemanticSegmenterOutput
 from d2v_pretrain.huggingface.parameter_names import NEW_TO_OLD, OLD_TO_NEW, in_dialect
 from d2v_pretrain.huggingface.vision import Data2VecVisionModel
 from d2v_pretrain.huggingface.vision_heads import VisionHead
-from d2v_pretrain.huggingface.weight_files import read_weights, write_weights
 
 
 def conv(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
@@ -160,13 +161,16 @@ class Data2VecVisionForSemanticSegmentation(VisionHead):
         """Logits and the loss.
 
         Raises:
-            ConfigError: labels for a single class.
+            ConfigError: labels for a single class, or not one map for each image.
+            OutOfRange: a pixel has no class of the model, on the CPU.
         """
         c = self.config
         if labels is not None and c.num_labels == 1:
             remedy = "set num_labels=2, background and class"
             raise ConfigError("num_labels", 1, "leaves nothing to learn", remedy)
-        assert out.hidden_states is not None
+        assert out.hidden_states is not None and out.last_hidden_state is not None
+        if labels is not None:
+            labels = _class_maps(labels, c, len(out.last_hidden_state))
         chosen = [x for i, x in enumerate(out.hidden_states, start=1) if i in c.out_indices]
         maps = [x[:, 1:].transpose(1, 2).unflatten(2, grid) for x in chosen]
         # 4, 2, 1 and 1/2 times the grid.
@@ -189,23 +193,33 @@ class Data2VecVisionForSemanticSegmentation(VisionHead):
         """See ``PreTrained``. Reads the names of the head in transformers 4 as well as 5."""
         return super().adapt({in_dialect(k, OLD_TO_NEW): t for k, t in state.items()})
 
-    def save_pretrained(
-        self, directory: str | Path, max_shard_size: int | str = "5GB", dialect: int = 5
-    ) -> None:
+    def save_pretrained(self, save_directory: str | Path, *args: Any, **options: Any) -> None:
         """See ``PreTrained``. transformers 4 and 5 name the layers of the head differently. Neither
         reads the names of the other: it warns and starts the head at random.
 
         Args:
-            directory: made if it does not exist; weights in it are replaced.
-            max_shard_size: larger models are written as several files.
-            dialect: 4 or 5, the version of transformers that shall read the head. We read both.
+            save_directory: made if it does not exist; weights in it are replaced.
+            args: as in ``PreTrained``.
+            options: likewise; and ``dialect``, 4 or 5 (the default), the version of transformers
+                that shall read the head. We read both.
         """
+        dialect = options.pop("dialect", 5)
         if dialect not in (4, 5):
             raise ConfigError("dialect", dialect, "must be 4 or 5, a version of transformers")
-        super().save_pretrained(directory, max_shard_size)
         if dialect == 4:
-            state = {in_dialect(k, NEW_TO_OLD): t for k, t in read_weights(directory).items()}
-            write_weights(directory, state, max_shard_size)
+            state = self.to_file(options.get("state_dict"))
+            options["state_dict"] = {in_dialect(key, NEW_TO_OLD): t for key, t in state.items()}
+        super().save_pretrained(save_directory, *args, **options)
+
+
+def _class_maps(labels: Tensor, c: Data2VecVisionConfig, images: int) -> Tensor:
+    sides = tuple(labels.shape[-2:]) if torch.is_tensor(labels) else ()
+    ignored = c.semantic_loss_ignore_index
+    ids = class_ids(labels, c.num_labels, images, *sides, ignored=ignored)
+    if ids.ndim != 3:
+        rule = f"must be {images} maps of class ids, images by height by width"
+        raise ConfigError("labels", shape_of(ids), rule)
+    return ids
 
 
 def _doubled(width: int) -> nn.ConvTranspose2d:

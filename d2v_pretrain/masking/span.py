@@ -28,8 +28,8 @@ class SpanMask(MaskPolicy):
 
     Source: fairseq ``data_utils.py:compute_mask_indices`` (static length) and
     ``mask_tokens_dataset.py``. Two effects are as published: with ``fit`` no span reaches the last
-    frame, and with ``equal`` spans are broken up (with the published audio settings 49 % are masked
-    in a single row, 44 % in 24 equal rows).
+    frame, and with ``equal`` spans are broken up (with the published audio settings 49 % of a row
+    is masked if it is drawn alone, 44 % if 24 rows are made equal).
 
     Args:
         prob: expected share of tokens inside spans if spans did not overlap.

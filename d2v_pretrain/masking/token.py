@@ -21,8 +21,8 @@ from d2v_pretrain.types import Mask
 
 @dataclass(frozen=True)
 class TokenMask(MaskPolicy):
-    """Keep ``int(T (1 - prob))`` of the T tokens of a row visible, drawn uniformly without
-    replacement.
+    """Keep ``int(T (1 - prob))`` of the T tokens of a row visible, at least one, drawn uniformly
+    without replacement.
 
     Source: fairseq ``modalities/base.py:random_masking``, which masks padding like any token and
     counts it in the loss. Here only real tokens are masked; without padding the two agree.
@@ -47,5 +47,5 @@ class TokenMask(MaskPolicy):
         rows = row_lengths(ids, clones, grid, lengths)
         size = math.prod(grid)
         score = noise(fold_in(key, 0), ids, clones, size).masked_fill(~within(rows, size), -1.0)
-        kept = (rows.double() * (1 - self.prob)).long()
+        kept = (rows.double() * (1 - self.prob)).long().clamp(min=1)
         return equalise(highest(score, rows - kept), rows)

@@ -25,6 +25,23 @@ class KeyValues:
         return keys, values
 
 
+class FusedProjection(nn.Linear):
+    """One linear layer to q, k and v, of which a caller may ask for a part."""
+
+    def forward(
+        self, input: Tensor, bias: Tensor | None = None, rows: slice = slice(None)
+    ) -> Tensor:
+        """(…, D) -> (…, outputs).
+
+        Args:
+            input: of D channels.
+            bias: (3 D,) in the place of the layer's own.
+            rows: the outputs to compute.
+        """
+        bias = self.bias if bias is None else bias
+        return F.linear(input, self.weight[rows], bias[rows])
+
+
 class Attention(nn.Module):
     """``softmax(q k^T / sqrt(d) + bias) v`` with one fused projection to q, k and v; d = D / H.
 
@@ -41,7 +58,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, dropout: float = 0.0, key_bias: bool = True) -> None:
         super().__init__()
         self.heads, self.dropout = heads, dropout
-        self.qkv = nn.Linear(width, 3 * width, bias=key_bias)
+        self.qkv = FusedProjection(width, 3 * width, bias=key_bias)
         self.out = nn.Linear(width, width)
         if not key_bias:
             self.q_bias = nn.Parameter(torch.zeros(width))
@@ -72,7 +89,8 @@ class Attention(nn.Module):
         """
         rows, size, width = x.shape
         if context is None:
-            q, k, v = self._project(x).view(rows, size, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+            projected = self.qkv(x, self._bias())
+            q, k, v = projected.view(rows, size, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
             if past is not None:
                 k, v = past.extend(k, v)
         else:
@@ -88,14 +106,10 @@ class Attention(nn.Module):
             weights[-1] = weights[-1] if heads is None else weights[-1] * heads[:, None, None]
         return self.out(y.transpose(1, 2).reshape(rows, size, width))
 
-    def _project(self, x: Tensor) -> Tensor:
+    def _bias(self) -> Tensor | None:
+        """The bias of q and v where k has none; None if the projection has one of its own."""
         if self.qkv.bias is not None:
-            return self.qkv(x)
-        return F.linear(x, self.qkv.weight, self._bias())
-
-    def _bias(self) -> Tensor:
-        if self.qkv.bias is not None:
-            return self.qkv.bias
+            return None
         return torch.cat([self.q_bias, torch.zeros_like(self.q_bias), self.v_bias])
 
     def _across(
@@ -105,11 +119,11 @@ class Attention(nn.Module):
         heads, tokens, channels of a head) each.
         """
         width, bias = x.shape[-1], self._bias()
-        q = F.linear(x, self.qkv.weight[:width], bias[:width])
+        q = self.qkv(x, bias, slice(width))
         q = q.unflatten(-1, (self.heads, -1)).transpose(1, 2)
         if past is not None and past.keys is not None and past.values is not None:
             return q, past.keys, past.values
-        both = F.linear(context, self.qkv.weight[width:], bias[width:])
+        both = self.qkv(context, bias, slice(width, None))
         k, v = both.unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if past is not None:
             past.extend(k, v)

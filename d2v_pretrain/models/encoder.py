@@ -156,7 +156,7 @@ class Encoder(nn.Module):
         in ``Encoded``, and ``kept`` (R, K) as in ``Mask``."""
         x, valid = tokens.x, tokens.valid
         if self.zero_padding and valid is not None:
-            x = x * valid[..., None]
+            x = x.masked_fill(~valid[..., None], 0)
         if mask is None:
             offsets = 0 if self.positions is None else self.positions(Tokens(x, tokens.grid, valid))
             return x + offsets, valid, None

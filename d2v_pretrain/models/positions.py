@@ -10,8 +10,9 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
-from d2v_pretrain.models.conv import conv_last
+from d2v_pretrain.models.conv import GroupedConv1d, conv_last
 from d2v_pretrain.types import Tokens
 
 
@@ -31,8 +32,9 @@ class ConvPositions(Positions):
     """Offsets from ``depth`` grouped convolutions over time, each followed by LayerNorm (no affine)
     and GELU.
 
-    Source: fairseq ``wav2vec2.py:make_conv_pos`` with ``pos_conv_depth`` > 1; data2vec 2's
-    ``relative_positional_encoder``.
+    Source: fairseq ``TransformerEncoder`` with ``pos_conv_depth`` > 1; data2vec 2's
+    ``relative_positional_encoder``. wav2vec 2.0 (``make_conv_pos``) has one convolution of 128
+    steps, without LayerNorm and with ``weight_norm``.
 
     Args:
         width: D, channels of a token.
@@ -40,10 +42,14 @@ class ConvPositions(Positions):
         total_kernel: sum of the kernel sizes; each is ``max(3, total_kernel // depth)``, and
             padding keeps the number of tokens.
         groups: convolution groups.
-        mask_padding: zero the padding before each convolution. The published models do not, so
-            their output at the last valid frames depends on the amount of padding; False matches
-            their checkpoints.
+        mask_padding: zero the padding before each convolution, so that a row gives the same in any
+            batch. The published models do not, so their output at the last valid frames depends on
+            the amount of padding, and gradients pass through it; False does the same. All recipes
+            set it.
         activation: after each LayerNorm.
+        layer_norm: each convolution is followed by LayerNorm.
+        weight_norm: the weight of a convolution is learned as a direction, and a length for each of
+            its steps.
     """
 
     def __init__(
@@ -54,24 +60,32 @@ class ConvPositions(Positions):
         groups: int = 16,
         mask_padding: bool = False,
         activation: Callable[[Tensor], Tensor] = F.gelu,
+        layer_norm: bool = True,
+        weight_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.activation = activation
+        self.activation, self.layer_norm, self.weight_norm = activation, layer_norm, weight_norm
         kernel = max(3, total_kernel // depth)
         self.convs = nn.ModuleList(
-            nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=groups)
+            GroupedConv1d(width, width, kernel, padding=kernel // 2, groups=groups)
             for _ in range(depth)
         )
         self.mask_padding = mask_padding
+        if weight_norm:
+            for conv in self.convs:
+                assert isinstance(conv, nn.Conv1d) and conv.bias is not None
+                nn.init.normal_(conv.weight, std=(4 / (kernel * width)) ** 0.5)
+                nn.init.zeros_(conv.bias)
+                parametrizations.weight_norm(conv, dim=2)
 
     def forward(self, tokens: Tokens) -> Tensor:
         """(B, T, D) -> (B, T, D) offsets."""
         x = tokens.x
         for conv in self.convs:
             if self.mask_padding and tokens.valid is not None:
-                x = x * tokens.valid[..., None]
+                x = x.masked_fill(~tokens.valid[..., None], 0)
             x = conv_last(x, conv)[:, : tokens.x.shape[1]]  # an even kernel gives one step too many
-            x = self.activation(F.layer_norm(x, x.shape[-1:]))
+            x = self.activation(F.layer_norm(x, x.shape[-1:]) if self.layer_norm else x)
         return x
 
 

@@ -38,8 +38,14 @@ class Objective(nn.Module):
         """The encoders that start from ``init_from`` and that FSDP shards block by block."""
         return (self.student,)
 
-    def after_step(self, updates: int) -> dict[str, float]:
-        """Finish optimizer step number ``updates`` (from 1), and return numbers to log."""
+    def after_step(self, updates: int, skipped: Tensor | None = None) -> dict[str, float]:
+        """Finish optimizer step number ``updates`` (from 1), and return numbers to log.
+
+        Args:
+            updates: the number of the step.
+            skipped: () float32 on the device, 1 if the optimizer changed nothing in this step and 0
+                if it did; None for 0.
+        """
         return {}
 
     def statistics(self, output: Output) -> dict[str, Tensor]:

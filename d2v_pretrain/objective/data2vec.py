@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from d2v_pretrain.masking.base import MaskPolicy
-from d2v_pretrain.models.encoder import Encoder
+from d2v_pretrain.models.encoder import Encoder, mean_of_valid
 from d2v_pretrain.objective.base import Objective
 from d2v_pretrain.objective.loss import RegressionLoss
 from d2v_pretrain.objective.statistics import spread
@@ -75,16 +75,17 @@ class Data2Vec(Objective):
     def encoders(self) -> tuple[Encoder, Encoder]:
         return self.student, self.teacher.encoder
 
-    def after_step(self, updates: int) -> dict[str, float]:
+    def after_step(self, updates: int, skipped: Tensor | None = None) -> dict[str, float]:
         """Move the teacher towards the student. Call it after every optimizer step.
 
         Args:
             updates: number of optimizer steps done, 1 after the first.
+            skipped: see ``Objective.after_step``; the teacher does not move in such a step.
 
         Returns:
             ``decay``, the teacher's decay of this step, for the log.
         """
-        self.teacher.update(self.student, updates)
+        self.teacher.update(self.student, updates, skipped)
         return {"decay": self.teacher.decay(updates)}
 
     def forward(
@@ -107,14 +108,16 @@ class Data2Vec(Objective):
         local = self.student.stem(batch)
         target = self.target(batch, local, mask)  # (B, T, D)
 
-        encoded = self.view(self.student, batch, local.repeat(self.clones), mask)
-        pred = self.predictor(encoded.tokens, mask, local.grid, noise).float()  # (N, D)
+        clones = local.repeat(self.clones)
+        encoded = self.view(self.student, batch, clones, mask)
+        pred = self.predictor(encoded.tokens, mask, local.grid, noise, clones.valid)
+        pred = pred.float()  # (N, D)
         row, position = mask.index // mask.masked.shape[1], mask.index % mask.masked.shape[1]
         at_masked = target[row // self.clones, position]
 
         losses = {"regression": self.loss(pred, at_masked).sum()}
         if self.cls_weight:
-            mean = target.mean(1).repeat_interleave(self.clones, 0)
+            mean = mean_of_valid(target, local.valid).repeat_interleave(self.clones, 0)
             counted = mask.masked.any(1)  # a sample of weight 0 has nothing to predict
             rows = counted * self.loss(encoded.x[:, 0], mean)
             losses["cls"] = self.cls_weight * mask.count * rows.sum()

@@ -14,7 +14,8 @@ class UpdateGuard:
 
     It sees the steps of every ``torch.optim.Optimizer`` that holds the student's first trainable
     parameter. Gradient accumulation, backward passes without a step and loading weights do not
-    count. FSDP replaces the parameters; the guard then sees no step and never complains.
+    count. FSDP replaces the parameters; the guard then sees no step, so a forgotten update of the
+    teacher is not noticed.
 
     Args:
         student: the module that is trained.

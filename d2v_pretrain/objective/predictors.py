@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from d2v_pretrain.models.conv import conv_last
+from d2v_pretrain.models.conv import GroupedConv1d, conv_last
 from d2v_pretrain.models.encoder import gather_rows
 from d2v_pretrain.models.init import initialise_linear
 from d2v_pretrain.types import Mask
@@ -36,7 +36,12 @@ class Head(nn.Module):
         self.projection = projection(width, width, layers, ratio, init)
 
     def forward(
-        self, x: Tensor, mask: Mask, grid: tuple[int, ...], noise: Tensor | None = None
+        self,
+        x: Tensor,
+        mask: Mask,
+        grid: tuple[int, ...],
+        noise: Tensor | None = None,
+        valid: Tensor | None = None,
     ) -> Tensor:
         """The student's output (R, T, D) for R rows of T tokens -> (N, D) predictions at the N
         masked positions. The student must have encoded all T positions."""
@@ -67,6 +72,8 @@ class ConvDecoder(nn.Module):
         projection_layers: number of linear layers of the projection, 1 or 2.
         projection_ratio: hidden width of a two-layer projection as a multiple of ``dim``.
         init: of the projection, ``default`` or ``bert``.
+        mask_padding: zero the padding before each convolution, so that a row's predictions are the
+            same in any batch. The reference does not; False does the same.
     """
 
     fills_gaps = True
@@ -85,10 +92,11 @@ class ConvDecoder(nn.Module):
         projection_layers: int = 1,
         projection_ratio: float = 2.0,
         init: str = "default",
+        mask_padding: bool = True,
     ) -> None:
         super().__init__()
         channels = [width] + [dim] * layers
-        conv = {1: nn.Conv1d, 2: nn.Conv2d}[dims]
+        conv = {1: GroupedConv1d, 2: nn.Conv2d}[dims]
         self.convs = nn.ModuleList(
             conv(before, dim, kernel, padding=kernel // 2, groups=groups)
             for before in channels[:-1]
@@ -96,9 +104,15 @@ class ConvDecoder(nn.Module):
         self.projection = projection(dim, width, projection_layers, projection_ratio, init)
         self.dims, self.residual = dims, residual
         self.input_dropout, self.noise_std = input_dropout, noise_std
+        self.mask_padding = mask_padding
 
     def forward(
-        self, x: Tensor, mask: Mask, grid: tuple[int, ...], noise: Tensor | None = None
+        self,
+        x: Tensor,
+        mask: Mask,
+        grid: tuple[int, ...],
+        noise: Tensor | None = None,
+        valid: Tensor | None = None,
     ) -> Tensor:
         """Predict the masked positions.
 
@@ -109,11 +123,12 @@ class ConvDecoder(nn.Module):
                 positions that the student was not given ("dropped").
             grid: shape of the token grid; the product is T.
             noise: (R, T, D) to use at the dropped positions instead of fresh noise.
+            valid: (R, T) bool, False at padding; None if there is none.
 
         Returns:
             (N, D) predictions.
         """
-        y = self.decode(self.fill(x, mask, noise), grid)
+        y = self.decode(self.fill(x, mask, noise), grid, valid)
         return self.projection(y.reshape(-1, y.shape[-1])[mask.index])
 
     def fill(self, x: Tensor, mask: Mask, noise: Tensor | None = None) -> Tensor:
@@ -130,11 +145,16 @@ class ConvDecoder(nn.Module):
         dropped = mask.restore >= x.shape[1]
         return torch.where(dropped[..., None], noise.to(full.dtype), full)
 
-    def decode(self, x: Tensor, grid: tuple[int, ...]) -> Tensor:
-        """The convolutions: (R, T, D) -> (R, T, dim), before the projection."""
+    def decode(self, x: Tensor, grid: tuple[int, ...], valid: Tensor | None = None) -> Tensor:
+        """The convolutions: (R, T, D) -> (R, T, dim), before the projection. For ``valid`` see
+        ``forward``."""
         sides = grid if self.dims > 1 else (x.shape[1],)
         x = x.unflatten(1, sides)
+        padding = None
+        if valid is not None and self.mask_padding:
+            padding = ~valid.unflatten(1, sides)[..., None]
         for conv in self.convs:
+            x = x if padding is None else x.masked_fill(padding, 0)
             y = conv_last(x, conv)
             for axis, side in enumerate(sides, start=1):  # an even kernel gives one step too many
                 y = y.narrow(axis, 0, side)

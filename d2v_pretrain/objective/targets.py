@@ -31,8 +31,8 @@ class Targets:
         tensor: ``ffn`` (feed-forward output before the residual) or ``block``.
         layer_norms: of each layer's output, among batch, instance, group, layer.
         mean_norms: of the average, among layer, instance.
-        count_padding: include padded frames in the statistics of batch and instance norms, as the
-            reference does.
+        count_padding: include padded frames in the statistics of batch, instance and group norms,
+            as the reference does.
     """
 
     top_k: int
@@ -75,7 +75,8 @@ def _normalise(x: Tensor, norm: str, valid: Tensor | None) -> Tensor:
     if norm == "layer":
         return F.layer_norm(x, x.shape[-1:], eps=_EPS)
     if norm == "group":
-        return F.layer_norm(x, x.shape[-2:], eps=_EPS)
+        whole = valid is None
+        return F.layer_norm(x, x.shape[-2:], eps=_EPS) if whole else _standardise(x, valid, (1, 2))
     return _standardise(x, valid, 1 if norm == "instance" else (0, 1))
 
 
@@ -83,7 +84,7 @@ def _standardise(x: Tensor, valid: Tensor | None, dims: int | tuple[int, ...]) -
     if valid is None:
         variance, mean = torch.var_mean(x, dims, correction=0, keepdim=True)
         return (x - mean) * (variance + _EPS).rsqrt()
-    weight = valid[..., None].to(x.dtype)
+    weight = valid[..., None].to(x.dtype).expand_as(x)
     count = weight.sum(dims, keepdim=True)
     mean = (x * weight).sum(dims, keepdim=True) / count
     variance = ((x - mean).square() * weight).sum(dims, keepdim=True) / count

@@ -6,8 +6,7 @@ import copy
 from collections.abc import Sequence
 
 import torch
-from torch import nn
-from torch.optim.swa_utils import get_ema_multi_avg_fn
+from torch import Tensor, nn
 
 from d2v_pretrain.models.encoder import Encoded, Encoder
 from d2v_pretrain.objective.guard import UpdateGuard
@@ -64,8 +63,9 @@ class Teacher(nn.Module):
         return self.encoder(local, None, top_k, tensor)
 
     @torch.no_grad()
-    def update(self, student: Encoder, updates: int) -> None:
-        """Move towards the student after its optimizer step number ``updates`` (the first is 1).
+    def update(self, student: Encoder, updates: int, skipped: Tensor | None = None) -> None:
+        """Move towards the student after its optimizer step number ``updates`` (from 1). For
+        ``skipped`` see ``Objective.after_step``.
 
         The teacher is float32 even if the student is not: with a decay of .9999 a half-precision
         average would not move at all.
@@ -75,7 +75,10 @@ class Teacher(nn.Module):
         students = {name: p.detach().float() for name, p in student.named_parameters()}
         copied = [name for name in teachers if any(map(name.startswith, self.copied))]
         averaged = [name for name in teachers if name not in copied]
-        for names, decay in ((averaged, self.decay(updates)), (copied, 0.0)):
-            if names:
-                average = get_ema_multi_avg_fn(decay)  # a decay of 0 is an exact copy
-                average([teachers[n] for n in names], [students[n] for n in names], updates)
+        share: Tensor | float = 1 - self.decay(updates)
+        if skipped is not None:
+            share = share * (1 - skipped)  # stays on the device, so that the host does not wait
+        for name in averaged:
+            teachers[name].lerp_(students[name], share)
+        for name in copied:
+            teachers[name].copy_(students[name])

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from d2v_pretrain.atomic_files import atomic
+from d2v_pretrain.redaction import conceal_word
 
 PACKAGES = (
     "d2v-pretrain",
@@ -29,7 +30,7 @@ PACKAGES = (
 def environment() -> dict[str, Any]:
     """What this process runs on, as plain types."""
     return {
-        "command": sys.argv,
+        "command": [conceal_word(word) for word in sys.argv],
         "python": platform.python_version(),
         "system": platform.platform(),
         "packages": {name: _version(name) for name in PACKAGES},

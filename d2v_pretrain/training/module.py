@@ -15,7 +15,13 @@ from d2v_pretrain.rng import fold_in, seed_default
 from d2v_pretrain.schedules import Schedule
 from d2v_pretrain.training.fsdp import full_tensor, shard
 from d2v_pretrain.training.internals import set_batches_done, skip_step_if
-from d2v_pretrain.training.optim import fairseq_eps, parameter_groups, scale_gradients, set_rates
+from d2v_pretrain.training.optim import (
+    AdamSteps,
+    fairseq_eps,
+    parameter_groups,
+    scale_gradients,
+    set_rates,
+)
 from d2v_pretrain.types import Batch, Output
 
 MEMORY_TRIED = ("cuda",)  # devices on which the largest micro-batch is tried before the first step
@@ -66,6 +72,7 @@ class TrainingModule(L.LightningModule):
         self.last_output: Output | None = None
         self._loss, self._count = torch.zeros(()), 0
         self.bad = torch.zeros(())
+        self.adam_steps = AdamSteps()
 
     def configure_model(self) -> None:
         """Under ``trainer=fsdp``, shard the objective. It must happen before the optimizer is
@@ -154,15 +161,22 @@ class TrainingModule(L.LightningModule):
     ) -> None:
         """Set the learning rate, step, and update the teacher.
 
+        A step that is skipped, because its gradient is not finite, counts in the schedules of
+        learning rate and teacher and in the order of the data, as any step of the run (Lightning's
+        ``global_step`` counts it, too); it changes neither Adam nor the teacher.
+
         The teacher is updated here and not in a batch-end hook, because those run once per
         micro-batch and after the checkpoint is written.
         """
         lr, beta2 = self.lr_schedule(self.updates), optimizer.param_groups[0]["betas"][1]
-        eps = fairseq_eps(self.eps, beta2, self.updates + 1) if self.eps_inside else self.eps
+        eps = self.eps
+        if self.eps_inside:
+            eps = fairseq_eps(eps, beta2, self.adam_steps.read(optimizer) + 1)
         set_rates(optimizer, lr, self.weight_decay, eps)
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.adam_steps.note(optimizer)
         self.updates += 1
-        self.log_metrics |= {"lr": lr} | self.objective.after_step(self.updates)
+        self.log_metrics |= {"lr": lr} | self.objective.after_step(self.updates, self.bad)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what a run needs besides weights: configuration, position in the data, counters."""
@@ -183,7 +197,8 @@ class TrainingModule(L.LightningModule):
         computed anew.
 
         Raises:
-            ConfigError: the data is no longer what the position was counted in.
+            ConfigError: the data changed since the checkpoint was written, so that the position in
+                them means other samples.
         """
         position, data = checkpoint["position"], self.trainer.datamodule.fingerprint  # type: ignore[attr-defined]
         if data != position["data"]:

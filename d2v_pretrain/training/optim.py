@@ -67,6 +67,46 @@ def fairseq_eps(eps: float, beta2: float, update: int) -> float:
     return eps / (1 - beta2**update) ** 0.5
 
 
+class AdamSteps:
+    """The number of steps that an Adam has taken, known on the host.
+
+    Skipped steps are not counted (as with torch's ``GradScaler`` and in fairseq): they leave Adam's
+    averages as they are, so its bias correction must not count them either. The number lies on the
+    device. It is copied after each step and read before the next one, so that the host waits for
+    no work that it has just given to the device.
+    """
+
+    def __init__(self) -> None:
+        self.source: Tensor | None = None  # the tensor of the optimizer that was copied
+        self.copy = torch.zeros(())
+        self.copied: torch.cuda.Event | None = None
+
+    def read(self, optimizer: torch.optim.Optimizer) -> int:
+        """The steps taken so far; 0 before the first."""
+        source = _step_of(optimizer)
+        if source is None or source is not self.source:  # none yet, or loaded from a checkpoint
+            return 0 if source is None else int(source)
+        if self.copied is not None:
+            self.copied.synchronize()
+        return int(self.copy)
+
+    def note(self, optimizer: torch.optim.Optimizer) -> None:
+        """Start to copy the number, after a step."""
+        self.source = _step_of(optimizer)
+        if self.source is None or self.source.device.type != "cuda":
+            self.copy = torch.zeros(()) if self.source is None else self.source
+            return
+        self.copy = torch.empty_like(self.source, device="cpu", pin_memory=True)
+        self.copy.copy_(self.source, non_blocking=True)
+        self.copied = torch.cuda.Event()
+        self.copied.record()
+
+
+def _step_of(optimizer: torch.optim.Optimizer) -> Tensor | None:
+    """Adam's own count of its steps, which is the same for all parameters."""
+    return next((state["step"] for state in optimizer.state.values() if "step" in state), None)
+
+
 def scale_gradients(parameters: Iterable[Tensor], factor: Tensor | float) -> None:
     """Multiply every gradient in place; ``factor`` may live on the device."""
     gradients = [p.grad for p in parameters if p.grad is not None]

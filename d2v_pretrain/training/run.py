@@ -16,11 +16,14 @@ from lightning.pytorch.profilers import PyTorchProfiler
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 
+from d2v_pretrain.atomic_files import atomic
 from d2v_pretrain.checkpoint import file as checkpoint
+from d2v_pretrain.config import stored
 from d2v_pretrain.config.compose import check
 from d2v_pretrain.config.identity import check_same_run
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.models.encoder import Encoder
+from d2v_pretrain.redaction import concealed, redact, revealed
 from d2v_pretrain.rng import seed_default
 from d2v_pretrain.training.callbacks.metrics import JsonlLogger
 from d2v_pretrain.training.callbacks.preemption import Preemption
@@ -69,7 +72,7 @@ def pretrain(cfg: DictConfig) -> Trainer | None:
     if last is not None:
         log(f"going on from {last}, step {step:,} of {cfg.steps:,}")
     module = build_module(cfg, last)
-    module.config = OmegaConf.to_yaml(cfg, resolve=True)
+    module.config = stored.text_of(cfg)
     trainer = build_trainer(cfg, folder)
     per_step, world = datamodule.micro_batches_per_step, trainer.world_size  # type: ignore[attr-defined]
     trainer.accumulate_grad_batches = per_step // world
@@ -77,7 +80,8 @@ def pretrain(cfg: DictConfig) -> Trainer | None:
     log(f"an update is {per_step} micro-batches of up to {cfg.micro_batch} samples: {each}")
     if trainer.is_global_zero:
         folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(cfg, folder / "config.yaml", resolve=True)
+        with atomic(folder / "config.yaml") as temporary:
+            temporary.write_text(module.config, "utf-8")
         write_environment(folder)
     _fit(trainer, module, datamodule, last, folder)
     if (reason := stopped(trainer)) is not None:
@@ -109,7 +113,7 @@ def _fit(
     except Exception as error:
         console = Console(stderr=True)
         for number, line in enumerate(post_mortem(error)):
-            console.print(line, style="red", soft_wrap=True, highlight=False, markup=False)
+            console.print(redact(line), style="red", soft_wrap=True, highlight=False, markup=False)
             if number == 0:
                 newest = checkpoint.newest_valid(folder / "checkpoints")[0] or "the start"
                 line = f"with the cause mended, the same command goes on from {newest}"
@@ -172,7 +176,8 @@ def build_trainer(cfg: DictConfig, folder: Path) -> Trainer:
     """
     loggers: list[Logger] = [JsonlLogger(folder)]
     if cfg.logger:
-        loggers.append(instantiate(cfg.logger, _convert_="all"))
+        settings = revealed(OmegaConf.to_container(cfg.logger, resolve=True))
+        loggers.append(instantiate(settings, _convert_="all"))
     nodes = [node for node in cfg.callbacks.values() if node is not None]
     callbacks = [instantiate(node, _convert_="all") for node in nodes]
     if cfg.probe is not None:
@@ -225,7 +230,6 @@ def _where_to_start(cfg: DictConfig, folder: Path) -> Path | None:
     for path, reason in rejected:
         log(f"[yellow]{path} {reason}; passed over[/]")
     if last is not None:
-        old = OmegaConf.to_container(OmegaConf.create(checkpoint.config_of(last)))
-        new = OmegaConf.to_container(cfg, resolve=True)
-        check_same_run(old, new)  # type: ignore[arg-type]
+        old = stored.plain(checkpoint.config_of(last), last)
+        check_same_run(concealed(old), stored.resolved(cfg))
     return last

@@ -12,8 +12,10 @@ from d2v_pretrain.checkpoint import file as checkpoint
 from d2v_pretrain.checkpoint.saved_run import Run
 from d2v_pretrain.config.recipes import usual
 from d2v_pretrain.config.rules import METHOD_RULES
+from d2v_pretrain.config.stored import checked
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.training.log import log
+from d2v_pretrain.weights.gate import MODELS, TRANSFORMS, Gate, check_places
 
 
 class Task:
@@ -72,22 +74,18 @@ class Finetuning(Task):
         """
         if cfg.init_from is None or checkpoint.step_of(file := Path(cfg.init_from)) < 0:
             return
-        old = Run(file.absolute().parent.parent, file).cfg
-        if old["modality"] != cfg["modality"]:
-            rule = f"is of modality={old['modality']}"
+        run = Run(file.absolute().parent.parent, file, Gate.typed(cfg.trust))
+        if run.content.get("modality") != cfg["modality"]:
+            rule = f"is of modality={run.content.get('modality')}"
             raise ConfigError("init_from", file, rule, "type that modality")
         words = [word.lstrip("+~").partition("=")[0] for word in HydraConfig.get().overrides.task]
         single = [word for word in words if word.startswith(("architecture.", "transform."))]
         typed = {word: OmegaConf.select(cfg, word) for word in single}
         groups = {word.partition(".")[0] for word in words if word not in typed}
         if not groups & {"architecture", "encoder"} and cfg.recipe == usual(cfg["modality"]):
-            cfg.architecture = old.architecture
-        of_the_data = ("_target_", "dataset", "seed", "cache")
-        kept = {key: value for key, value in old.transform.items() if key not in of_the_data}
-        if "cache" in old.transform and old.transform.tokenizer is None:
-            kept["tokenizer"] = old.transform.cache  # it was trained on the run's data
-        settings = {f"transform.{key}": value for key, value in kept.items()} | typed
-        for key, value in settings.items():
+            run.gate.check(run.architecture, MODELS, file, "encoder")
+            cfg.architecture = checked(run.architecture, file)
+        for key, value in (_preparation(run, {*typed}) | typed).items():
             OmegaConf.update(cfg, key, value)
 
     def reports(self, cfg: DictConfig) -> list[str]:
@@ -99,3 +97,20 @@ class Finetuning(Task):
         if cfg.init_from is None:
             text = "init_from=PATH would start it from pretrained ones"
             log(f"[yellow]fine-tuning starts from random weights: {text}[/]")
+
+
+def _preparation(run: Run, typed: set[str]) -> dict[str, Any]:
+    """The settings of a run's transform that do not belong to its data, under their dotted keys.
+
+    Args:
+        run: what the checkpoint tells of it.
+        typed: keys that are left out, because the user has typed them.
+    """
+    transform, of_the_data = run.part("transform"), ("_target_", "dataset", "seed", "cache")
+    kept = {key: value for key, value in transform.items() if key not in of_the_data}
+    if "cache" in transform and kept.get("tokenizer") is None:
+        kept["tokenizer"] = transform["cache"]  # it was trained on the run's data
+    kept = {key: value for key, value in kept.items() if f"transform.{key}" not in typed}
+    run.gate.check(kept, TRANSFORMS, run.file, "transform")
+    check_places(kept, run.own, run.folder, run.file, ("transform",))
+    return {f"transform.{key}": value for key, value in checked(kept, run.file).items()}

@@ -3,10 +3,8 @@ is constructed, and ``model.safetensors``."""
 
 from __future__ import annotations
 
-import importlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +12,12 @@ from safetensors.torch import load_file, save_file
 
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.models.encoder import Encoder
-from d2v_pretrain.weights.construct import construct
 from d2v_pretrain.weights.foreign import ForeignWeights
+from d2v_pretrain.weights.gate import Gate
 from d2v_pretrain.weights.keymap import Names
 
 MODEL_TYPE = "d2v_pretrain"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-_HOME = "d2v_pretrain.models."  # a config.json may name only classes below it
 # Tensor names begin with this prefix, because ``huggingface.remote_model`` names its encoder so.
 _PREFIX = "encoder."
 
@@ -56,10 +53,10 @@ def config(folder: Path) -> dict[str, Any]:
     """
     try:
         content = json.loads((folder / CONFIG).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         rule = f"has no {CONFIG} that can be read ({error})"
         raise ConfigError("folder", folder, rule, "export it again") from None
-    if not isinstance(content, dict) or "model_type" not in content:
+    if not isinstance(content, dict) or not isinstance(content.get("model_type"), str):
         rule = f"has a {CONFIG} without model_type"
         raise ConfigError("folder", folder, rule, "give a folder with a model")
     return content
@@ -83,13 +80,8 @@ def load(folder: str | Path, trust: Sequence[str] = ()) -> Encoder:
             else "give a bundle"
         )
         raise ConfigError("folder", folder, f"holds a model of type {kind}, not a bundle", remedy)
-    try:
-        encoder = construct(config(folder)["architecture"], partial(model_class, trust=trust))
-    except (KeyError, TypeError, ValueError, AssertionError, ImportError, AttributeError) as error:
-        rule = f"describes no encoder that can be built ({error})"
-        raise ConfigError(
-            "folder", folder / CONFIG, rule, "export it again, with this version"
-        ) from None
+    gate, architecture = Gate(tuple(trust)), config(folder).get("architecture")
+    encoder = gate.encoder(architecture, folder / CONFIG)
     encoder.load_state_dict(read(folder).fitted(encoder))
     return encoder.eval()
 
@@ -109,22 +101,3 @@ def read(folder: Path) -> ForeignWeights:
         ) from None
     names: Names = {name.removeprefix(_PREFIX): name for name in tensors}
     return ForeignWeights(folder, "d2v_pretrain bundle", tensors, names)
-
-
-def model_class(target: str, trust: Sequence[str] = ()) -> Callable[..., Any]:
-    """The class of that dotted name, if it is one below ``d2v_pretrain.models``.
-
-    Args:
-        target: the name.
-        trust: further packages whose classes may be named.
-
-    Raises:
-        ValueError: the name is another. A file must not be able to have anything else called.
-    """
-    module, _, name = target.rpartition(".")
-    if not target.startswith(_HOME) and target.partition(".")[0] not in trust:
-        raise ValueError(f"{target} is not below {_HOME}")
-    found = getattr(importlib.import_module(module), name)
-    if not (isinstance(found, type) and found.__module__ == module):
-        raise ValueError(f"{target} is not a class")
-    return found

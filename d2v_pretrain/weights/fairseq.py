@@ -1,10 +1,11 @@
-"""Read an encoder's weights from a checkpoint of fairseq or BEiT: data2vec 1 and 2, pretrained and
-fine-tuned, with old names of parameters too."""
+"""Read an encoder's weights from a checkpoint of fairseq or BEiT: data2vec 1 and 2 and wav2vec 2.0,
+pretrained and fine-tuned, with old names of parameters too."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ _PREFIXES = ("w2v_encoder.w2v_model.", "encoder.w2v_model.", "w2v_model.", "mode
 _RENAMED = (
     (r"^decoder\.sentence_encoder\.", "encoder.sentence_encoder."),
     (r"^(encoder\.sentence_encoder\.)emb_layer_norm\.", r"\1layernorm_embedding."),
+    (r"^(encoder\.pos_conv\.0\.)parametrizations\.weight\.original0$", r"\1weight_g"),
+    (r"^(encoder\.pos_conv\.0\.)parametrizations\.weight\.original1$", r"\1weight_v"),
 )
 # The same for files with ``patch_embed.conv``. Source: fairseq's fb_convert_beit_cp.py.
 _RENAMED_BEIT = (
@@ -39,7 +42,7 @@ _RENAMED_BEIT = (
 _HEADS = re.compile(
     r"(.*\.)?_ema(\..*)?$|(.*\.)?version$|final_proj\.|(encoder\.)?(regression_head|lm_head)\.|classification_heads\."
     r"|fc_norm\.|head\.|proj\.|modality_encoders\.\w+\.decoder\.|.*relative_position_index$"
-    r"|modality_encoders\.\w+\.(fixed_)?positional_encoder\."
+    r"|modality_encoders\.\w+\.(fixed_)?positional_encoder\.|quantizer\.|project_q\.|label_embs_concat$"
 )
 _HEAD_COUNTS = ("encoder_attention_heads", "num_heads", "attention_heads")
 
@@ -63,7 +66,7 @@ def read(path: Path) -> ForeignWeights:
     }
     beside = {name.rpartition(".")[0] or name for name in model if not name.startswith(below)}
     state = _with_usual_names(state)
-    what, names = _recognise(state, path)
+    what, names = _recognise(state, content, path)
     tensors = {
         name: value
         for name, value in state.items()
@@ -75,7 +78,8 @@ def read(path: Path) -> ForeignWeights:
     ours = {
         name.removeprefix("student."): v for name, v in names.items() if name.startswith("student.")
     }
-    return ForeignWeights(path, what, tensors, ours, left_out, _heads(content))
+    heads = _setting(content, _HEAD_COUNTS, int)
+    return ForeignWeights(path, what, tensors, ours, left_out, heads)
 
 
 def _model(content: Any, path: Path) -> dict[str, Any]:
@@ -105,23 +109,28 @@ def _with_usual_names(state: Mapping[str, Any]) -> dict[str, Any]:
     return usual
 
 
-def _recognise(state: State, path: Path) -> tuple[str, Names]:
+def _recognise(state: State, content: Any, path: Path) -> tuple[str, Names]:
     """Which model it is, by a key that only this model has, and its table of names."""
+    norm_first = bool(_setting(content, ("layer_norm_first",), bool))
     tables: dict[str, tuple[str, Callable[[State], Names]]] = {
+        "quantizer.vars": ("fairseq wav2vec 2.0", partial(_audio1, norm_first=norm_first)),
         "modality_encoders.AUDIO.project_features.2.weight": ("fairseq data2vec 2 audio", _audio2),
         "modality_encoders.IMAGE.local_encoder.proj.weight": ("fairseq data2vec 2 image", _image2),
         "modality_encoders.TEXT.local_encoder.embed_tokens.weight": (
             "fairseq data2vec 2 text",
             _text2,
         ),
-        "post_extract_proj.weight": ("fairseq data2vec 1 audio", _audio1),
+        "post_extract_proj.weight": (
+            "fairseq data2vec 1 audio",
+            partial(_audio1, norm_first=norm_first),
+        ),
         "encoder.sentence_encoder.embed_tokens.weight": ("fairseq data2vec 1 text", _text1),
         "patch_embed.proj.weight": ("BEiT data2vec 1 vision", _vision1),
     }
     for key, (what, table) in tables.items():
         if key in state:
             return what, table(state)
-    known = "data2vec 1 or 2 of fairseq, data2vec 1 of BEiT"
+    known = "data2vec 1 or 2 or wav2vec 2.0 of fairseq, data2vec 1 of BEiT"
     some = ", ".join(list(state)[:3])
     raise ConfigError(
         "file", path, f"is no model known here (its tensors: {some}, …)", f"give one of {known}"
@@ -134,12 +143,20 @@ def _count(state: State, prefix: str) -> int:
     return 1 + max((int(match[1]) for name in state if (match := found.match(name))), default=-1)
 
 
-def _audio1(state: State) -> Names:
-    layers, positions = (
-        _count(state, "feature_extractor.conv_layers."),
-        _count(state, "encoder.pos_conv."),
+def _audio1(state: State, norm_first: bool) -> Names:
+    """data2vec 1 audio or wav2vec 2.0. That blocks are pre-norm is told by the configuration of the
+    file alone; all else by the tensors."""
+    weight_norm = "encoder.pos_conv.0.weight_g" in state
+    layers = _count(state, "feature_extractor.conv_layers.")
+    return keymap.audio1(
+        _count(state, "encoder.layers."),
+        layers,
+        1 if weight_norm else _count(state, "encoder.pos_conv."),
+        group_norm="feature_extractor.conv_layers.0.2.weight" in state,
+        conv_bias="feature_extractor.conv_layers.0.0.bias" in state,
+        weight_norm=weight_norm,
+        norm_first=norm_first,
     )
-    return keymap.audio1(_count(state, "encoder.layers."), layers, positions)
 
 
 def _text1(state: State) -> Names:
@@ -171,17 +188,17 @@ def _blocks2(state: State, modality: str) -> Names:
     return keymap.data2vec2(modality, prenet + _count(state, "blocks."), prenet, 0, ())
 
 
-def _heads(content: Any) -> int | None:
-    """The number of attention heads in the file's configuration; shapes do not tell it."""
+def _setting(content: Any, names: Sequence[str], kind: type) -> Any:
+    """A setting that shapes do not tell, from the file's configuration: the one nearest to the top
+    that has one of these names and is of this type; None if there is none."""
     parts = [content[k] for k in ("cfg", "args") if isinstance(content, dict) and k in content]
-    return next((heads for part in parts for heads in _numbers(part)), None)
+    return next((value for part in parts for value in _settings(part, names, kind)), None)
 
 
-def _numbers(node: Any) -> Iterator[int]:
-    """All values of ``_HEAD_COUNTS`` in a configuration, those nearest to the top first."""
+def _settings(node: Any, names: Sequence[str], kind: type) -> Iterator[Any]:
     node = node.state if isinstance(node, pickles.Record) else node
     if not isinstance(node, dict):
         return
-    yield from (node[key] for key in _HEAD_COUNTS if isinstance(node.get(key), int))
+    yield from (node[name] for name in names if isinstance(node.get(name), kind))
     for value in node.values():
-        yield from _numbers(value)
+        yield from _settings(value, names, kind)

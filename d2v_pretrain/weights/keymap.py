@@ -109,30 +109,60 @@ def beit_block(ours: str, theirs: str) -> Names:
     return names
 
 
-def conv_stem(ours: str, theirs: str, layers: int) -> Names:
-    """The convolutions of the audio stem. Theirs have the LayerNorm between two transposes."""
+def conv_stem(
+    ours: str, theirs: str, layers: int, group_norm: bool = False, conv_bias: bool = False
+) -> Names:
+    """The convolutions of the audio stem. Theirs have the LayerNorm between two transposes; with
+    ``group_norm`` the first layer alone has a norm, and no transposes."""
+    kinds = ("weight", "bias") if conv_bias else ("weight",)
 
     def layer(i: int) -> Names:
-        return {f"{ours}.convs.{i}.weight": f"{theirs}.{i}.0.weight"} | affine(
-            f"{ours}.norms.{i}", f"{theirs}.{i}.2.1"
-        )
+        conv: Names = {f"{ours}.convs.{i}.{k}": f"{theirs}.{i}.0.{k}" for k in kinds}
+        return conv if group_norm else conv | affine(f"{ours}.norms.{i}", f"{theirs}.{i}.2.1")
 
-    return each(layers, layer)
+    first = affine(f"{ours}.norms.0", f"{theirs}.0.2") if group_norm else {}
+    return each(layers, layer) | first
 
 
-def audio1(depth: int, stem_layers: int, position_layers: int) -> Names:
-    """data2vec 1 audio (``data2vec_audio``)."""
+def conv_positions(ours: str, theirs: str, layers: int, weight_norm: bool) -> Names:
+    """The convolutions of the positions. With ``weight_norm`` there is one, whose weight is a
+    length of each step (``weight_g``) and a direction (``weight_v``)."""
+    if not weight_norm:
+        return each(layers, lambda i: affine(f"{ours}.{i}", f"{theirs}.{i}.0"))
+    parts = {"parametrizations.weight.original0": "weight_g", "bias": "bias"}
+    parts |= {"parametrizations.weight.original1": "weight_v"}
+    return {f"{ours}.0.{a}": f"{theirs}.0.{b}" for a, b in parts.items()}
+
+
+def audio1(
+    depth: int,
+    stem_layers: int,
+    position_layers: int,
+    group_norm: bool = False,
+    conv_bias: bool = False,
+    weight_norm: bool = False,
+    norm_first: bool = False,
+) -> Names:
+    """data2vec 1 audio (``data2vec_audio``), and the encoder of wav2vec 2.0.
+
+    Args:
+        depth: number of blocks.
+        stem_layers, group_norm, conv_bias: see ``conv_stem``.
+        position_layers, weight_norm: see ``conv_positions``.
+        norm_first: blocks are pre-norm. fairseq's ``encoder.layer_norm`` then stands behind them,
+            and otherwise before them.
+    """
     encoder = "student.blocks.{}", "encoder.layers.{}"
+    stem = stem_layers, group_norm, conv_bias
     return {
         "student.stem.mask_vector": "mask_emb",
-        **conv_stem("student.stem", "feature_extractor.conv_layers", stem_layers),
+        **conv_stem("student.stem", "feature_extractor.conv_layers", *stem),
         **affine("student.stem.norm", "layer_norm"),
         **affine("student.stem.projection", "post_extract_proj"),
-        **each(
-            position_layers,
-            lambda i: affine(f"student.positions.convs.{i}", f"encoder.pos_conv.{i}.0"),
+        **conv_positions(
+            "student.positions.convs", "encoder.pos_conv", position_layers, weight_norm
         ),
-        **affine("student.input_norm", "encoder.layer_norm"),
+        **affine(f"student.{'final' if norm_first else 'input'}_norm", "encoder.layer_norm"),
         **each(depth, lambda i: fairseq_block(encoder[0].format(i), encoder[1].format(i))),
         **affine("predictor.projection.0", "final_proj"),
     }

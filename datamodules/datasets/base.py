@@ -112,6 +112,12 @@ class TextDataset(Dataset[str]):
     def texts(self) -> Iterable[str]:
         """All texts."""
 
+    def lines(self) -> Iterable[str]:
+        """All texts, and an empty one where a document ends. Here each text is a document; a
+        dataset of lines overrides this."""
+        for text in self.texts():
+            yield from (text, "")
+
     @cached_property
     def _list(self) -> list[str]:
         return list(self.texts())

@@ -9,6 +9,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import ExifTags, Image
 
+from d2v_pretrain.pixels import colours
 from datamodules.datasets.base import Dataset
 from datamodules.datasets.labels import LabelRow, from_folders, labelled
 from datamodules.datasets.probe_tasks import Labelled
@@ -149,13 +150,3 @@ def upright(image: Image.Image) -> Image.Image:
     except Unusable:
         return image
     return image if turn is None else image.transpose(turn)
-
-
-def colours(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit grey, which Pillow would clip at 255
-        grey = (np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8)
-        return Image.fromarray(grey).convert("RGB")
-    if image.has_transparency_data:
-        over = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", over.size, "white"), over).convert("RGB")
-    return image if image.mode == "RGB" else image.convert("RGB")

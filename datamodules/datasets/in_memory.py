@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.pixels import colours, eight_bits, native
 from datamodules.datasets import image_folder
 from datamodules.datasets.base import RATE, Dataset, Item, TextDataset
 from datamodules.datasets.resampling import resampled
@@ -116,8 +117,8 @@ class Waveforms(InMemory[np.ndarray]):
 
 
 class Images(InMemory[np.ndarray]):
-    """Colour images: PIL images, arrays (H, W, 3) or (H, W), tensors (3, H, W), of 8 bits, or paths
-    of image files; one of them, a list of them, or a batch of four dimensions."""
+    """Colour images: PIL images, arrays (H, W, 3) or (H, W), tensors (3, H, W), of 8 or 16 bits, or
+    paths of image files; one of them, a list of them, or a batch of four dimensions."""
 
     holds = "image"
 
@@ -132,11 +133,12 @@ class Images(InMemory[np.ndarray]):
             return _read(image_folder.decode, given)
         if isinstance(given, Image.Image):
             upright = image_folder.upright(given)
-            return np.array(image_folder.colours(upright)).transpose(2, 0, 1)
+            return np.array(colours(upright)).transpose(2, 0, 1)
         pixels = _array(given)
-        if pixels.dtype != np.uint8:
+        if pixels.dtype.kind not in "biu":
             remedy = "give grey levels from 0 to 255 as uint8"
             raise ConfigError("inputs", f"of type {pixels.dtype}", "must be 8-bit images", remedy)
+        pixels = eight_bits(native(pixels)).numpy()
         if pixels.ndim == 2:
             pixels = np.repeat(pixels[None], 3, 0)
         elif not torch.is_tensor(given):
@@ -195,4 +197,8 @@ def _read(decode: Callable[[str], np.ndarray], file: str | Path) -> np.ndarray:
 
 
 def _array(given: Any | Sequence[float]) -> np.ndarray:
-    return given.detach().cpu().numpy() if torch.is_tensor(given) else np.asarray(given)
+    """Numbers as an array; numpy has no bfloat16."""
+    if not torch.is_tensor(given):
+        return np.asarray(given)
+    given = given.detach().cpu()
+    return (given.float() if given.dtype == torch.bfloat16 else given).numpy()

@@ -16,6 +16,7 @@ from typing import TypeVar
 
 from d2v_pretrain.atomic_files import atomic
 from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.redaction import redact
 from datamodules.datasets.unusable import Unusable, cause, reading
 
 Info = TypeVar("Info")
@@ -55,7 +56,7 @@ class Skipped:
         kept = [line for line, row in met if row["at"] == "training" and row["file"] not in reasons]
         self.known = {json.loads(line)["file"] for line in kept}
         lines = [
-            json.dumps({"file": file, "reason": reason, "at": "start"})
+            json.dumps({"file": redact(file), "reason": redact(reason), "at": "start"})
             for file, reason in reasons.items()
         ]
         with atomic(self.path) as temporary:  # all ranks write the same content
@@ -64,6 +65,7 @@ class Skipped:
     def add(self, file: str, reason: str) -> None:
         """Add a file that could not be read in training, unless a process of the run has added
         it."""
+        file, reason = redact(file), redact(reason)
         if file in self.known:
             return
         self.known.add(file)

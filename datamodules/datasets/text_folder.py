@@ -54,9 +54,14 @@ class TextFolder(TextDataset):
 
     def texts(self) -> Iterator[str]:
         """The lines that are not empty, stripped."""
+        return filter(None, self.lines())
+
+    def lines(self) -> Iterator[str]:
+        """All lines, stripped; a document ends at an empty line or with its file."""
         for file in self.files:
             with open(file, encoding="utf-8-sig") as lines:
-                yield from filter(None, map(str.strip, lines))
+                yield from map(str.strip, lines)
+            yield ""
 
     def describe(self) -> str:
         return f"{self.root}: {len(self.files):,} text files"
@@ -90,10 +95,10 @@ def decode(data: bytes) -> str:
     return data.decode("utf-8-sig")
 
 
-def lines(text: str) -> Iterator[str]:
-    """The lines of a text that are not empty, stripped. As in files, a line ends with a line feed,
-    a carriage return, or both, and with no other character of Unicode."""
-    return filter(None, map(str.strip, io.StringIO(text, None)))
+def lines_of(text: str) -> Iterator[str]:
+    """The lines of a text, stripped. As in files, a line ends with a line feed, a carriage return,
+    or both, and with no other character of Unicode."""
+    return map(str.strip, io.StringIO(text, None))
 
 
 def _is_blank(content: BinaryIO) -> bool:

@@ -20,7 +20,8 @@ _PLANS: dict[str, Callable[[Any, Output], Plan]] = {
     "text": text.plan,
 }
 _CHECKS: dict[str, Callable[[Any], int]] = {"index": verify.index, "verify": verify.verify}
-# The datasets name their settings as a run's configuration does.
+# Messages of the datasets name settings as a run's configuration does (`data.root`). This command
+# has other names for them (`input`), so the names in messages are translated.
 _NAMES = {r"\bdata\.root\b": "input", r"\b(transform|data)\.(?=\w)": ""}
 _AGAIN = "the same command goes on where this one stopped"
 

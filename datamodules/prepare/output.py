@@ -73,7 +73,7 @@ class Output:
             raise ConfigError("output", self.folder, rule, "give one outside")
         if self.manifest.exists():
             self._check(_read(self.manifest).get("recipe", {}), "was made")
-            # It is still there if a process was killed right after it wrote the manifest.
+            # A process that was killed right after it wrote the manifest leaves this folder.
             shutil.rmtree(self.working, ignore_errors=True)
             yield
             return

@@ -17,13 +17,13 @@ from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.types import BOS
 from datamodules.datasets.scan import Unusable, scan
 from datamodules.datasets.text_folder import ENDINGS, check
-from datamodules.prepare.blocks import anywhere, limited, whole_lines
 from datamodules.prepare.output import Output, replace
 from datamodules.prepare.packing import Plan, Reasons, arranged, below, cut, source_of
 from datamodules.prepare.settings import Text
 from datamodules.prepare.tokens import Part, Tokens, TokenStream, binarised, parts, tokenised
 from datamodules.shards.tar import BLOCK, Sample
 from datamodules.transforms import tokenizer
+from datamodules.transforms.blocks import anywhere, limited, whole_lines
 
 _NPY = 128  # bytes of the header of a npy
 # Estimated bytes on the disk for each byte of text: a token takes two bytes for about four of text,

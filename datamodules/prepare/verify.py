@@ -122,7 +122,8 @@ def check_shard(tar: str, rows: dict[str, dict[str, Any]], vocab_size: int | Non
 
     Args:
         tar: the file.
-        rows: entries of the manifest by name of the shard; checksums of other shards are not known.
+        rows: entries of the manifest by name of the shard. Checksums are compared only for
+            shards that have an entry.
         vocab_size: every id of a ``npy`` member must be below it; None if it is not known.
     """
     name, row = os.path.basename(tar), rows.get(os.path.basename(tar))

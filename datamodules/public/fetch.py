@@ -13,6 +13,8 @@ from typing import Any
 
 from d2v_pretrain.errors import ConfigError
 
+_LIBRARIES = ("torchaudio.datasets", "torchvision.datasets")
+
 
 def fetch(root: str, library_class: str | None, parts: Sequence[Mapping[str, Any]]) -> None:
     """Download each part that is not there yet into ``root/<class>-<n>``.
@@ -63,18 +65,26 @@ def build(
     """An object of a library's dataset class.
 
     Args:
-        library_class: dotted name of the class.
+        library_class: dotted name of a class of torchaudio.datasets or torchvision.datasets. It
+            may come from a stored configuration, so nothing else is called.
         root: folder of the data.
         arguments: further arguments of the class.
         key: setting to name in the error.
         get: remedy for the error.
 
     Raises:
-        ConfigError: if the object cannot be made (network, disk, missing files).
+        ConfigError: if it is another class, or the object cannot be made (network, disk, missing
+            files).
     """
-    module, _, name = library_class.rpartition(".")
+    library, _, name = library_class.rpartition(".")
+    if library not in _LIBRARIES:
+        rule = f"is not one of {' or '.join(_LIBRARIES)}"
+        raise ConfigError("data.library_class", library_class, rule, "name a class of these")
     try:
-        return getattr(importlib.import_module(module), name)(str(root), **arguments)
+        module = importlib.import_module(library)
+        if name not in module.__all__:
+            raise ImportError("there is no such class")
+        return getattr(module, name)(str(root), **arguments)
     except (OSError, RuntimeError, ImportError) as error:
         raise ConfigError(key, root, f"does not give {name} ({error})", get) from None
 

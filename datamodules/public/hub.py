@@ -11,7 +11,7 @@ from d2v_pretrain.errors import ConfigError
 from datamodules.datasets.base import TextDataset
 from datamodules.datasets.labels import LabelRow, labelled
 from datamodules.datasets.probe_tasks import Labelled
-from datamodules.datasets.text_folder import lines
+from datamodules.datasets.text_folder import lines_of
 
 
 class HubTexts(TextDataset):
@@ -75,8 +75,13 @@ class HubTexts(TextDataset):
 
     def texts(self) -> Iterator[str]:
         """The lines that are not empty, stripped."""
+        return filter(None, self.lines())
+
+    def lines(self) -> Iterator[str]:
+        """All lines, stripped; a document ends at an empty line or with its row."""
         for text in self._column(self.rows, "data.text_column", self.text):
-            yield from lines(text)
+            yield from lines_of(text)
+            yield ""
 
     def describe(self) -> str:
         return f"{self.root}, {self.split}: {len(self.rows):,} texts"

@@ -71,7 +71,11 @@ class Wikitext(TextDataset):
 
     def texts(self) -> Iterator[str]:
         """The lines that are not empty, stripped."""
-        return filter(None, map(str.strip, _lines(self.file)))
+        return filter(None, self.lines())
+
+    def lines(self) -> Iterator[str]:
+        """All lines, stripped; a document ends at an empty line."""
+        return map(str.strip, _lines(self.file))
 
     def describe(self) -> str:
         return str(self.file)

@@ -20,7 +20,7 @@ from datamodules.public.fetch import alone, build, demand, fetch
 class ImageSet(ImageFolder):
     """``train/<class>/...`` and, for the probe, ``val/<class>/...`` or ``test/<class>/...``.
 
-    They are in the folder or at most two below it.
+    These folders are in ``root`` or at most two levels below it.
 
     Args:
         root: folder of the set.

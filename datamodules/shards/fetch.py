@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import errno
 import http.client
 import sys
@@ -10,12 +11,14 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 from urllib.error import HTTPError
+from urllib.parse import unquote, urlsplit, urlunsplit
 from urllib.request import Request, urlopen
 
 from webdataset.gopen import gopen, set_options
 
+from d2v_pretrain.redaction import redact, reveal
 from datamodules.datasets.scan import Unusable
 from datamodules.shards.names import PIPE, shown
 
@@ -70,7 +73,7 @@ def fetch(url: str, path: Path) -> int:
         if tried < TRIES - 1:
             wait = min(LONGEST_WAIT, WAIT * 2**tried)
             told = f"trying again from byte {fetched.done:,} in {wait:g} s"
-            print(f"{shown(url)}: {cause}; {told}", file=sys.stderr)
+            print(redact(f"{shown(url)}: {cause}; {told}"), file=sys.stderr)
             time.sleep(wait)
     raise Unusable(f"cannot be fetched, {TRIES} times tried ({cause})")
 
@@ -86,7 +89,7 @@ class _Download:
 
     def go_on(self) -> None:
         """Download what is missing; raises OSError if the connection breaks."""
-        with _opener(self.url)(self.url, self.done, self.version) as stream:
+        with _opener(self.url)(reveal(self.url), self.done, self.version) as stream:
             if stream.begin == 0 or stream.begin != self.done:  # it begins anew
                 self.done = self.crc = 0
             self.version = stream.version
@@ -116,7 +119,7 @@ def _opener(url: str) -> Callable[[str, int, str | None], AbstractContextManager
 def _http(url: str, begin: int, version: str | None) -> Iterator[Stream]:
     """The rest of the file if it is still the same (``If-Range``), else all of it."""
     rest = {"Range": f"bytes={begin}-", "If-Range": version} if begin and version else {}
-    with urlopen(Request(url, headers=rest), timeout=STALL) as answer:
+    with _opened(url, rest) as answer:
         version = answer.headers["ETag"] or answer.headers["Last-Modified"]
         if version is not None and version.startswith("W/"):
             version = None  # a weak version: other bytes may have the same one
@@ -128,6 +131,18 @@ def _http(url: str, begin: int, version: str | None) -> Iterator[Stream]:
             answer.headers["Content-Range"].removeprefix("bytes ").replace("-", "/").split("/")
         )
         yield Stream(answer, int(first), int(total) if total != "*" else None, version)
+
+
+def _opened(url: str, headers: dict[str, str]) -> Any:
+    """An open request. User and password of the address are sent to its host alone, and not to
+    where it redirects."""
+    parts = urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    request = Request(urlunsplit(parts._replace(netloc=host)), headers=headers)
+    if at:
+        told = base64.b64encode(unquote(user).encode()).decode()
+        request.add_unredirected_header("Authorization", f"Basic {told}")
+    return urlopen(request, timeout=STALL)
 
 
 @contextmanager

@@ -12,9 +12,14 @@ from urllib.parse import urlsplit
 from braceexpand import braceexpand
 
 from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.redaction import MARK, redact, reveal
 from datamodules.datasets.unusable import Unusable, reading
 
 PIPE = "pipe:"
+_S3 = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment"
+_GOOGLE = "set GOOGLE_APPLICATION_CREDENTIALS in the environment"
+# Where the keys of object stores belong, which are not typed in addresses.
+_KEYS = {"s3": _S3, "s3a": _S3, "gs": _GOOGLE, "gcs": _GOOGLE}
 _GIVE = (
     "give a folder of .tar files, a pattern such as 'DIR/train-{000..127}.tar', an address, "
     "or a list of them"
@@ -29,7 +34,7 @@ def is_remote(name: str) -> bool:
 def shown(name: str) -> str:
     """A name for printing, without what may be secret: user, password and query of an address."""
     if name.startswith(PIPE) or not is_remote(name):
-        return name
+        return redact(name)
     address = urlsplit(name)
     return f"{address.scheme}://{address.netloc.rpartition('@')[2]}{address.path}"
 
@@ -47,6 +52,8 @@ def expand(root: str | Sequence[str]) -> list[str]:
         ConfigError: if there is no shard, or one is compressed.
     """
     given = [root] if isinstance(root, str) else list(root)
+    for name in given:
+        _check_secrets(name)
     found = sorted({name for one in given for name in _expand(one)})
     if not found:
         raise ConfigError("data.root", root, "has no shard (.tar)", _GIVE)
@@ -55,6 +62,17 @@ def expand(root: str | Sequence[str]) -> list[str]:
         rule = f"has a compressed shard, {shown(packed[0])}, which cannot be read at random"
         raise ConfigError("data.root", root, rule, "unpack it to a plain .tar (gunzip)")
     return found
+
+
+def _check_secrets(name: str) -> None:
+    """Refuse an address whose secrets are not known, or whose place takes no user and password."""
+    if MARK in reveal(name):
+        rule = "was stored without its password or token"
+        raise ConfigError("data.root", shown(name), rule, "type data.root=… with it again")
+    scheme, _, rest = name.partition("://")
+    if scheme in _KEYS and "@" in rest.partition("/")[0]:
+        rule = "has a user and a password in its address, which this store does not take"
+        raise ConfigError("data.root", shown(name), rule, f"leave them out, and {_KEYS[scheme]}")
 
 
 def _expand(one: str) -> Iterator[str]:
@@ -104,5 +122,5 @@ def _listed(name: str) -> list[str]:
     """The matches that an object store lists."""
     import fsspec
 
-    place, path = fsspec.core.url_to_fs(name)
+    place, path = fsspec.core.url_to_fs(reveal(name))
     return [place.unstrip_protocol(found) for found in place.glob(path)]

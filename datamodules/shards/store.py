@@ -15,9 +15,10 @@ from pathlib import Path
 
 from d2v_pretrain.atomic_files import atomic
 from d2v_pretrain.errors import ConfigError
+from d2v_pretrain.redaction import reveal
 from datamodules.datasets.scan import Unusable
 from datamodules.shards.fetch import fetch
-from datamodules.shards.names import is_remote
+from datamodules.shards.names import is_remote, shown
 
 Sum = tuple[int, int]  # size in bytes and CRC-32 of a shard
 _OPEN = 64  # files that a process keeps open
@@ -44,8 +45,9 @@ class Cache:
 
     def path(self, url: str, ending: str = _CACHED) -> Path:
         """The file for the copy of a shard; every address has another file name."""
-        last = re.sub(r"[^\w.-]+", "_", url.rstrip("/").rpartition("/")[2].partition("?")[0])[-80:]
-        key = hashlib.sha256(url.encode()).hexdigest()[:12]
+        plain = shown(url).partition("?")[0].rstrip("/")
+        last = re.sub(r"[^\w.-]+", "_", plain.rpartition("/")[2])[-80:]
+        key = hashlib.sha256(reveal(url).encode()).hexdigest()[:12]
         return self.folder / f"{key}-{last.removesuffix('.tar')}{ending}"
 
     @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from datamodules.datasets.base import TextDataset
-from datamodules.datasets.text_folder import decode, lines
+from datamodules.datasets.text_folder import decode, lines_of
 from datamodules.datasets.unusable import Unusable
 from datamodules.shards.dataset import ShardDataset
 from datamodules.shards.npy import ids_of
@@ -62,8 +62,13 @@ class TextShards(ShardDataset[Any], TextDataset):
 
     def texts(self) -> Iterator[str]:
         """The lines of the texts that are not empty, in order."""
+        return filter(None, self.lines())
+
+    def lines(self) -> Iterator[str]:
+        """The lines of the texts in order; a document ends at an empty line or with its text."""
         for text in filter(None, map(self.read, range(len(self)))):
-            yield from lines(text)
+            yield from lines_of(text)
+            yield ""
 
     def describe(self) -> str:
         return f"{self.place}: {len(self):,} {'blocks' if self.in_tokens else 'texts'}"

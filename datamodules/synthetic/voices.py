@@ -12,7 +12,8 @@ from datamodules.datasets.base import RATE
 # Pairs of words with the same phones.
 WORDS = ("sai", "ias", "tum", "mut", "lofe", "felo", "xame", "mexa", "otil", "lito")
 SPEAKERS = 20
-# A hop is 10 ms. Windows are two hops long; the filters ring in the rest of the transform.
+# A hop is 10 ms. Windows are two hops, 320 samples, long. The transform has 512 samples, so that
+# the output of the filters, which is longer than their input, fits.
 HOP, FFT = 160, 512
 _WINDOW = np.hanning(2 * HOP + 1)[:-1].astype(np.float32)  # shifted by a hop they sum to one
 _Z = np.exp(-2j * np.pi * np.arange(FFT // 2 + 1) / FFT)

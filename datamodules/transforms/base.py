@@ -29,10 +29,13 @@ class Samples(Numbered):
         fill: value of padding.
         crop_to_shortest: whether all rows of a micro-batch are cropped to its shortest sample,
             instead of padded.
+        by_length: whether micro-batches are made of samples sorted by length, as the reference's
+            are; by default of samples of similar length.
     """
 
     fill: float = 0.0
     crop_to_shortest: bool = False
+    by_length: bool = False
 
     @property
     def lengths(self) -> np.ndarray | None:
@@ -215,7 +218,8 @@ class CropTransform(Transform[np.ndarray]):
         self, dataset: Dataset[np.ndarray], crop: int, seed: int, crop_to_shortest: bool = False
     ) -> None:
         super().__init__(dataset)
-        self.crop, self.seed, self.crop_to_shortest = crop, seed, crop_to_shortest
+        self.crop, self.seed = crop, seed
+        self.crop_to_shortest = self.by_length = crop_to_shortest
 
     @cached_property
     def lengths(self) -> np.ndarray:

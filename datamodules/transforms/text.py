@@ -21,15 +21,17 @@ from datamodules.datasets.unusable import Unusable, reading
 from datamodules.shards.text import TextShards
 from datamodules.transforms import tokenizer
 from datamodules.transforms.base import Transform
+from datamodules.transforms.blocks import anywhere, limited, whole_lines
 from datamodules.transforms.tokenizer import Vocabulary
 
+BREAK_MODES = ("none", "complete", "complete_doc")
 _BINS = 2048  # bins that n-grams are hashed into
 
 
 class TextTransform(Transform[Any]):
-    """Blocks of ``block`` tokens: <s>, then a piece of the stream of texts, each followed by </s>.
+    """Blocks of at most ``block`` tokens: <s>, then a piece of the stream of texts, which have a
+    </s> behind each.
 
-    This is fairseq's break mode "none". Tokens at the end that do not fill a block are not used.
     Called with a dataset of token ids (``dataset.in_tokens``), the class makes its subclass
     ``TokenBlocks`` instead.
 
@@ -41,6 +43,10 @@ class TextTransform(Transform[Any]):
             on the dataset.
         cache: file for the trained tokenizer. If it exists, the tokenizer is read from it and none
             is trained. None writes no file.
+        break_mode: where the stream is cut into blocks, as in fairseq. ``none``: anywhere, so that
+            all blocks are full; tokens at the end that do not fill a block are not used.
+            ``complete``: between texts, and inside a text only if it is longer than a block.
+            ``complete_doc``: also where a document ends (``TextDataset.lines``).
     """
 
     takes = "text"
@@ -60,10 +66,15 @@ class TextTransform(Transform[Any]):
         vocab_size: int,
         tokenizer: str | None,
         cache: str | None,
+        break_mode: str = "none",
     ) -> None:
         super().__init__(dataset)
-        self.block, self.vocab_size = block, vocab_size
+        if break_mode not in BREAK_MODES:
+            rule = f"must be one of {', '.join(BREAK_MODES)}"
+            raise ConfigError("transform.break_mode", break_mode, rule)
+        self.block, self.vocab_size, self.break_mode = block, vocab_size, break_mode
         self.tokenizer, self.cache = tokenizer, cache
+        self.by_length = break_mode != "none"
 
     @classmethod
     def longest_input(cls, block: int, **_: Any) -> tuple[int, ...]:
@@ -94,14 +105,34 @@ class TextTransform(Transform[Any]):
     @cached_property
     def tokens(self) -> np.ndarray:
         """All token ids of the dataset as one int32 array."""
-        encoded = self.vocabulary.encode(self.dataset.texts())
-        parts = [np.append(ids, np.int32(EOS)) for ids in encoded if len(ids)]
+        return self._stream[0]
+
+    @cached_property
+    def _stream(self) -> tuple[np.ndarray, np.ndarray]:
+        """``tokens``, and how many of them each text has with its </s>. Between documents stands a
+        lone </s>, if they are kept apart."""
+        apart = self.break_mode == "complete_doc"
+        encoded = self.vocabulary.encode(self.dataset.lines() if apart else self.dataset.texts())
+        parts = [np.append(ids, np.int32(EOS)) for ids in encoded if apart or len(ids)]
         stream = np.concatenate(parts) if parts else np.empty(0, np.int32)
-        if len(stream) < self.block - 1:
+        if not self.by_length and len(stream) < self.block - 1:
             rule = f"is more than the whole text, {len(stream)} tokens"
             remedy = "set a smaller block or give more text"
             raise ConfigError("transform.block", self.block, rule, remedy)
-        return stream
+        return stream, np.array([len(part) for part in parts], np.int64)
+
+    @cached_property
+    def blocks(self) -> np.ndarray:
+        """The first token and the end in ``tokens`` of each block, without its <s>: (blocks, 2)."""
+        (stream, sizes), room = self._stream, self.block - 1
+        if not self.by_length:
+            return anywhere(len(stream), room)[: len(stream) // room]
+        return limited(whole_lines([[sizes]], room, self.break_mode == "complete_doc"), room)
+
+    @property
+    def lengths(self) -> np.ndarray | None:
+        """(blocks,) number of tokens in each block, its <s> included; None if all are full."""
+        return self.blocks[:, 1] - self.blocks[:, 0] + 1 if self.by_length else None
 
     @property
     def numbered(self) -> Numbered:
@@ -113,13 +144,13 @@ class TextTransform(Transform[Any]):
         return self.dataset.checksums
 
     def __len__(self) -> int:
-        return len(self.tokens) // (self.block - 1)
+        return len(self.blocks)
 
     def read(self, index: int, epoch: int, longest: int | None = None) -> Tensor | None:
-        """(block,) int64 token ids; see ``Samples.read``. Neither the epoch nor ``longest``
+        """The int64 token ids of a block; see ``Samples.read``. Neither the epoch nor ``longest``
         matters."""
-        start = index * (self.block - 1)
-        ids = np.append(np.int64(BOS), self.tokens[start : start + self.block - 1])
+        start, end = self.blocks[index]
+        ids = np.append(np.int64(BOS), self.tokens[start:end])
         return torch.from_numpy(ids.astype(np.int64))
 
     def placeholder(self, length: int | None) -> Tensor:
@@ -128,7 +159,8 @@ class TextTransform(Transform[Any]):
 
     def describe(self) -> str:
         kind = "given tokenizer" if self.tokenizer else "byte-level BPE trained on it"
-        size = f"{len(self.tokens):,} tokens, {len(self):,} blocks of {self.block}"
+        most = "up to " if self.by_length else ""
+        size = f"{len(self.tokens):,} tokens, {len(self):,} blocks of {most}{self.block}"
         return f"{self.dataset.describe()}: {size} ({self.vocab_size:,} ids, {kind})"
 
     def train_view(self, item: Any, index: int, epoch: int, longest: int | None = None) -> Tensor:
@@ -157,6 +189,8 @@ class TokenBlocks(TextTransform):
         tokenizer: path, see ``datamodules.transforms.tokenizer.load``; None for the folder
             ``tokenizer`` beside the shards.
         cache: not used, for there is nothing to train.
+        break_mode: other than ``none``, micro-batches are made of blocks sorted by length. The
+            blocks stay as they were prepared (``break_mode=`` of ``datamodules.prepare text``).
 
     Raises:
         ConfigError: if a block is longer than ``block``, or the shards were made with another
@@ -172,10 +206,11 @@ class TokenBlocks(TextTransform):
         vocab_size: int,
         tokenizer: str | None,
         cache: str | None = None,
+        break_mode: str = "none",
     ) -> None:
         beside = dataset.folder / "tokenizer" if dataset.folder else None
         given = tokenizer or (str(beside) if beside else None)
-        super().__init__(dataset, block, vocab_size, given, cache)
+        super().__init__(dataset, block, vocab_size, given, cache, break_mode)
         if (longest := int(dataset.lengths.max())) > block:
             rule = f"is less than the blocks in the shards, {longest} tokens"
             raise ConfigError("transform.block", block, rule, f"set it to {longest}")

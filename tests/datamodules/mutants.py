@@ -172,7 +172,7 @@ def _read_image(file: Path) -> None:
 
 def _read_text(file: Path) -> None:
     text_folder.check(str(file))
-    assert list(text_folder.lines(text_folder.decode(file.read_bytes())))
+    assert any(text_folder.lines_of(text_folder.decode(file.read_bytes())))
 
 
 def _read_vocabulary(file: Path) -> None:

@@ -48,7 +48,7 @@ def test_without_lengths_only_the_last_micro_batch_is_smaller() -> None:
 def test_token_budget_holds_and_no_batch_could_have_taken_the_next_sample() -> None:
     plan = EpochOrder(103, seed=1, micro_batch=8, lengths=LENGTHS, max_tokens=300, buckets=1)
     order = np.random.default_rng(5).permutation(103)
-    batches = plan._pack(order)
+    batches = plan.pack(order)
     assert np.concatenate(batches).tolist() == order.tolist()
     for batch, following in zip(batches, [*batches[1:], None], strict=True):
         assert LENGTHS[batch].max() * len(batch) <= 300

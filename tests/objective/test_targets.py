@@ -35,7 +35,7 @@ def normed(x: np.ndarray, name: str, valid: np.ndarray) -> np.ndarray:
             y[..., d] = standardised(x[..., d], x[..., d][valid])
     for b in range(rows):
         if name == "group":
-            y[b] = standardised(x[b], x[b])
+            y[b] = standardised(x[b], x[b, valid[b]])
         for d in range(width):
             if name == "instance":
                 y[b, :, d] = standardised(x[b, :, d], x[b, valid[b], d])

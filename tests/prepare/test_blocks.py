@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from datamodules.prepare.blocks import anywhere, limited, whole_lines
+from datamodules.transforms.blocks import anywhere, limited, whole_lines
 
 
 def fairseq(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from datamodules.datasets.audio_folder import AudioFolder
 from datamodules.datasets.image_folder import ImageFolder
@@ -14,6 +16,7 @@ from datamodules.shards.image import ImageShards
 from datamodules.shards.text import TextShards
 from datamodules.transforms.text import TextTransform, TokenBlocks
 from tests.prepare.commands import images, prepare, sounds
+from tests.prepare.test_blocks import fairseq
 
 NO_LABELS = {"labels": None, "label_column": None, "split_column": None, "test_values": ()}
 COMMON = {"max_bad_share": 0.1, "skipped_path": None}
@@ -69,3 +72,28 @@ def test_text(tmp_path: Path) -> None:
     assert len(made) == len(blocks) + 1, "the last block, which is not full, is kept as in fairseq"
     assert all(made.read(i, 0).equal(blocks.read(i, 0)) for i in range(len(blocks)))
     assert made.vocabulary.size == 300
+
+
+@pytest.mark.parametrize("mode", ["complete", "complete_doc"])
+def test_text_in_whole_lines(mode: str, tmp_path: Path) -> None:
+    """The blocks of a folder are those of its shards, which are fairseq's: whole lines, documents
+    apart at empty lines and ends of files, and a line that is too long in pieces."""
+    (tmp_path / "in").mkdir()
+    for name in "abc":
+        lines = [f"{name} {i}, {'and more ' * (i % 7)}" + "\n" * (1 + i % 3) for i in range(30)]
+        (tmp_path / f"in/{name}.txt").write_text("".join([*lines, "long " * 40]))
+    words = ("vocab_size=300", "block=24", "order=sorted", "shard_samples=7", f"break_mode={mode}")
+    words += ("blank_lines=keep" if mode == "complete_doc" else "blank_lines=drop",)
+    assert prepare("text", tmp_path / "in", tmp_path / "out", *words) == 0
+    made = TokenBlocks(TextShards(300, **shards(tmp_path / "out")), 24, 300, None, None, mode)
+    dataset = TextFolder(str(tmp_path / "in"), **COMMON, text_column="text", **NO_LABELS)
+    blocks = TextTransform(dataset, 24, 300, str(tmp_path / "out/tokenizer"), None, mode)
+    found = [block.tolist() for block in map(partial(blocks.read, epoch=0), range(len(blocks)))]
+    assert sorted(found) == sorted(made.read(i, 0).tolist() for i in range(len(made)))
+    assert blocks.lengths.tolist() == [len(block) for block in found]
+    assert max(map(len, found)) == 24 and min(map(len, found)) < 24
+    lines = dataset.lines() if mode == "complete_doc" else dataset.texts()
+    sizes = [len(ids) + 1 for ids in blocks.vocabulary.encode(lines)]
+    room = [(b - a) for a, b in fairseq(sizes, mode, 23)]
+    assert sum(room) == sum(len(block) - 1 for block in found)
+    assert len([size for size in room if size <= 23]) <= len(found)

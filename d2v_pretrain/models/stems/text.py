@@ -3,12 +3,24 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from d2v_pretrain.models.stems.base import Stem
 from d2v_pretrain.types import PAD, Batch, Mask, Tokens
 
 SPECIALS = 4
+
+
+class TokenTable(nn.Embedding):
+    """The vectors of tokens, (vocabulary, D). A tied language-model head decodes with them."""
+
+    def forward(self, input: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Token ids (…) -> their vectors (…, D); vectors (…, D) -> logits (…, vocabulary), to which
+        ``bias`` (vocabulary,) is added."""
+        if input.is_floating_point():
+            return F.linear(input, self.weight, bias)
+        return super().forward(input)
 
 
 class TextStem(Stem):
@@ -44,7 +56,7 @@ class TextStem(Stem):
     ) -> None:
         super().__init__()
         self.pad = pad
-        self.token = nn.Embedding(vocabulary, width, pad)
+        self.token = TokenTable(vocabulary, width, pad)
         rows = None if max_tokens is None else max_tokens + pad + 1
         self.position = None if rows is None else nn.Embedding(rows, width, pad)
         self.segment = nn.Embedding(types, width) if types else None

@@ -77,8 +77,9 @@ class Throughput(Meter):
 
     All but ``eta_s``, the seconds left, describe the time since the last logged step. ``data_wait``
     is the share of that time between the end of one micro-batch and the start of the next on the
-    host, without saves. ``padding`` is the share of the inputs that is padding. ``mfu`` is relative
-    to the dense bf16 peak, whatever the precision of the run.
+    host, without saves, and without what meters do at logged steps, such as probes. ``padding`` is
+    the share of the inputs that is padding. ``mfu`` is relative to the dense bf16 peak, whatever
+    the precision of the run.
 
     Args:
         flops_per_sample: see the function of that name; None logs no ``mfu``.
@@ -111,6 +112,15 @@ class Throughput(Meter):
         full = len(batch) * batch.inputs.shape[-1]
         self.cells += full
         self.real = self.real + (full if batch.lengths is None else batch.lengths.detach().sum())
+        self.batch_end = time.perf_counter()
+
+    def receive(self, trainer: Trainer, module: LightningModule, values: dict[str, float]) -> None:
+        """Waiting begins anew: all meters have observed, which may have taken a while."""
+        self.batch_end = time.perf_counter()
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        """The same, if ``MetricsLog`` stands before this callback: all meters and loggers have
+        received."""
         self.batch_end = time.perf_counter()
 
     def on_save_checkpoint(

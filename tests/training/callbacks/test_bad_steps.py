@@ -82,3 +82,45 @@ def test_the_second_time_the_run_stops(poisoned: Callable) -> None:
         ConfigError, match=r"3 steps in a row, .* step 12, although the run had gone back"
     ):
         poisoned({4, 5, 6, 7, 8, 9, 10, 11})
+
+
+def test_a_skipped_step_counts_neither_for_adam_nor_for_the_teacher(
+    poisoned: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fairseq's Adam written out, whose count does not go up at a skipped step; an eps as large as
+    the gradients shows the count that it is corrected with."""
+    seen: list[tuple[Tensor, Tensor, Tensor]] = []
+    modules: list[TrainingModule] = []
+    prepare = TrainingModule.on_before_optimizer_step
+
+    def teacher(module: TrainingModule) -> Tensor:
+        found = module.objective.teacher.encoder.parameters()  # type: ignore[union-attr]
+        return torch.cat([p.detach().flatten() for p in found])
+
+    def on_before_optimizer_step(module: TrainingModule, optimizer: torch.optim.Optimizer) -> None:
+        prepare(module, optimizer)
+        weight = module.objective.student.blocks[0].fc1.weight
+        seen.append((weight.detach().clone(), weight.grad.clone(), teacher(module)))
+        modules.append(module)
+
+    monkeypatch.setattr(TrainingModule, "on_before_optimizer_step", on_before_optimizer_step)
+    eps = ["optimizer=adam_fairseq", "optimizer.eps=0.02", "clip=null", "steps=6"]
+    monkeypatch.setattr(f"{__name__}.ARGV", [a for a in ARGV if "steps=12" not in a] + eps)
+    poisoned({0, 3})
+    module = modules[0]
+    b1, b2 = module.optimizers().param_groups[0]["betas"]  # type: ignore[union-attr]
+    m = v = torch.zeros_like(seen[0][0], dtype=torch.float64)
+    count = 0
+    for step, (weight, gradient, teacher_before) in enumerate(seen[:-1]):
+        expected, gradient = weight.double(), gradient.double()
+        if bool(gradient.isfinite().all()):
+            count += 1
+            m, v = b1 * m + (1 - b1) * gradient, b2 * v + (1 - b2) * gradient.square()
+            lr = module.lr_schedule(step)
+            expected = expected * (1 - lr * module.weight_decay)
+            size = lr * (1 - b2**count) ** 0.5 / (1 - b1**count)
+            expected = expected - size * m / (v.sqrt() + 0.02)
+        torch.testing.assert_close(seen[step + 1][0].double(), expected, rtol=1e-5, atol=2e-7)
+        moved = not torch.equal(seen[step + 1][2], teacher_before)
+        assert moved == (step not in (0, 3) and count > 0)
+    assert count == 3, "of the first five steps two were skipped"

@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from d2v_pretrain.checkpoint.lightning import AtomicCheckpointIO
 from d2v_pretrain.training.callbacks import throughput
-from d2v_pretrain.training.callbacks.metrics import MetricsLog, lines
+from d2v_pretrain.training.callbacks.metrics import Meter, MetricsLog, lines
 from d2v_pretrain.training.callbacks.throughput import Throughput, flops_per_sample, peak
 
 pytestmark = pytest.mark.filterwarnings(
@@ -107,6 +107,43 @@ def test_a_save_is_not_the_loaders_fault(
     fit(toy(), 8, [MetricsLog(4), Throughput(), saver], enable_checkpointing=True)
     last = lines(tmp_path / "metrics.jsonl")[-1]
     assert last["data_wait"] == 0 and last["samples_per_s"] == pytest.approx(16 / 14)
+
+
+class SlowMeter(Meter):
+    """A probe that takes 11 seconds, and 5 more to report."""
+
+    def __init__(self, clock: Clock) -> None:
+        self.clock = clock
+
+    def observe(self, trainer: Any, module: Any) -> dict[str, float]:
+        self.clock.now += 11
+        return {}
+
+    def receive(self, trainer: Any, module: Any, values: dict[str, float]) -> None:
+        self.clock.now += 5
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_probe_is_not_the_loaders_fault(
+    place: int,
+    fit: Callable[..., Trainer],
+    toy: type,
+    data: type,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A loader that takes 3 s a batch is told as such, whatever the probe before it took."""
+    clock, endless = Clock(), data().train_dataloader()
+    monkeypatch.setattr(throughput, "time", clock)
+    monkeypatch.setattr(data, "train_dataloader", lambda self: Slow(endless, clock))
+    callbacks: list[Any] = [MetricsLog(2), Throughput()]
+    callbacks.insert(place, SlowMeter(clock))
+    fit(toy(), 8, callbacks)
+    read = lines(tmp_path / "metrics.jsonl")
+    waited = [line["data_wait"] * 8 / line["samples_per_s"] for line in read[1:]]
+    assert [line["step"] for line in read] == [1, 2, 4, 6, 8]
+    assert waited[1:] == pytest.approx([6, 6, 6])  # seconds in two steps of four samples each
+    assert all(line["samples_per_s"] == pytest.approx(8 / 22) for line in read[2:])
 
 
 def test_peaks_go_by_whole_words(monkeypatch: pytest.MonkeyPatch) -> None:
