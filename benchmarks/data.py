@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader
 
 from benchmarks.rivals import batched, rivals
 from d2v_pretrain.config.compose import load
-from datamodules.datasets.audio_folder import resampler
+from datamodules.datasets.resampling import resampled
 from datamodules.module import MicroBatches
 from datamodules.order import EpochOrder, MicroBatch
 from datamodules.shards.audio import AudioShards
@@ -165,8 +165,8 @@ def stages(modality: str, transform: Any) -> dict[str, float]:
         "mask": lambda: [mask(key, ids, clones, GRID[modality]) for key in range(len(batches))],
     }
     if isinstance(transform, AudioTransform):  # as if the sounds were recorded at 8 kHz
-        halves = [torch.from_numpy(item[::2].copy()) for item in items]
-        steps["resample"] = lambda: [resampler(8000)(half) for half in halves]
+        halves = [item[::2].copy() for item in items]
+        steps["resample"] = lambda: [resampled(half, 8000) for half in halves]
     times = {name: 1e6 * min(spent(work) for _ in range(3)) / n for name, work in steps.items()}
     transform.dataset = dataset
     return times

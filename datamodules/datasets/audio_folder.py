@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 from collections.abc import Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from itertools import pairwise
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import soundfile
-import torch
 
 from d2v_pretrain.errors import ConfigError
 from datamodules.datasets.base import RATE, Dataset
 from datamodules.datasets.labels import LabelRow, Table, labelled
 from datamodules.datasets.probe_tasks import Labelled
-from datamodules.datasets.scan import Skipped, Unusable, scan
-
-# Formats that libsndfile recognises by their content.
-ENDINGS = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif", ".au", ".caf", ".w64")
+from datamodules.datasets.scan import Skipped, scan
+from datamodules.datasets.sound import ENDINGS, header, waveform
+from datamodules.datasets.unusable import Unusable
 
 
 class Stretch(NamedTuple):
@@ -76,25 +74,30 @@ class AudioFolder(Dataset[np.ndarray]):
         return scan(self.root, ENDINGS, self._check, self.skipped, self.max_bad_share, ignore)
 
     def _check(self, file: str) -> Stretch:
-        try:
-            info = soundfile.info(file)
-        except (soundfile.SoundFileError, RuntimeError) as error:
-            raise Unusable(f"not readable as audio ({error})") from None
-        if info.duration < self.min_seconds:
-            raise Unusable(f"too short: {info.duration:.3f} s, min_seconds={self.min_seconds:g}")
-        return Stretch(file, 0, info.frames, info.samplerate)
+        frames, rate = header(file)
+        if (seconds := frames / rate) < self.min_seconds:
+            raise Unusable(f"too short: {seconds:.3f} s, min_seconds={self.min_seconds:g}")
+        return Stretch(file, 0, frames, rate)
 
     @cached_property
     def labelled_files(self) -> list[tuple[Stretch, LabelRow]]:
         """The rows of the table whose files exist, by the path below the root or, failing that, by
-        name."""
+        name. How many rows name no such file is printed."""
         if self.labels is None:
             return []
         paths = {os.path.relpath(file, self.root): whole for file, whole in self.files.items()}
         names = {os.path.basename(file): whole for file, whole in self.files.items()}
         rows = self.labels.rows()
-        found = [(paths.get(row.key) or names.get(os.path.basename(row.key)), row) for row in rows]
+
+        def find(key: str) -> Stretch | None:
+            return paths.get(key) or names.get(os.path.basename(key))
+
+        # Excel puts quotes around names with a comma in a table with tabs.
+        found = [(find(row.key) or find(row.key.strip(' "')), row) for row in rows]
         matched = [(whole, row) for whole, row in found if whole is not None]
+        if lost := [row.key for whole, row in found if whole is None]:
+            rest = f"{len(lost):,} of {len(rows):,} rows name no usable file in {self.root}"
+            print(f"data.labels={self.labels.path}: {rest}, such as {lost[0]}", file=sys.stderr)
         if len({row.test for _, row in matched}) < 2:
             rule = (
                 f"names {len(matched)} of the files in {self.root} in its {len(rows)} rows, "
@@ -157,34 +160,3 @@ class AudioFolder(Dataset[np.ndarray]):
         files = {row.key: whole for whole, row in self.labelled_files}
         rows = [row for _, row in self.labelled_files]
         return labelled(name, rows, lambda key: self.decode(files[key]), note)
-
-
-def waveform(file: str | BinaryIO, start: int = 0, frames: int = -1) -> np.ndarray:
-    """The (samples,) float32 mono waveform at 16 kHz.
-
-    Args:
-        file: path, or open file.
-        start, frames: the first frame to read and how many, counted at the file's own sample rate;
-            all frames by default.
-
-    Raises:
-        Unusable: if it cannot be decoded, or is not finite.
-    """
-    try:
-        sound, rate = soundfile.read(file, frames, start, dtype="float32", always_2d=True)
-    except (soundfile.SoundFileError, RuntimeError, OSError) as error:
-        raise Unusable(f"cannot be decoded ({error})") from None
-    mono = sound[:, 0] if sound.shape[1] == 1 else sound.mean(1)
-    # The dot product is finite if all samples are; it takes half the time of isfinite().all().
-    if not len(mono) or not math.isfinite(np.dot(mono, mono)):
-        raise Unusable("has no sound, or samples that are not finite")
-    return mono if rate == RATE else resampler(rate)(torch.from_numpy(mono)).numpy()
-
-
-@lru_cache
-def resampler(rate: int) -> torch.nn.Module:
-    """The module that resamples from ``rate`` Hz to 16 kHz; cached, because its kernel is
-    costly."""
-    import torchaudio  # imported here: it takes a while, and data at 16 kHz do not need it
-
-    return torchaudio.transforms.Resample(rate, RATE)

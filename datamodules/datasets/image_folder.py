@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import os
 import zlib
-from functools import cached_property
+from functools import cache, cached_property
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image
 
 from d2v_pretrain.pixels import colours
 from datamodules.datasets.base import Dataset
 from datamodules.datasets.labels import LabelRow, from_folders, labelled
 from datamodules.datasets.probe_tasks import Labelled
-from datamodules.datasets.scan import Skipped, Unusable, scan
+from datamodules.datasets.scan import Skipped, scan
+from datamodules.datasets.unusable import Unusable, reading
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".webp")
-# What Pillow raises for a file that it cannot read.
-PILLOW_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+# What the content of such a file may be, whatever its name says. Pillow's other formats are left
+# out: for some of them it starts other programs.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class ImageFolder(Dataset[np.ndarray]):
@@ -104,30 +115,46 @@ class ImageFolder(Dataset[np.ndarray]):
         return [labelled("folders", self._rows, read, "tested on unseen images")]
 
 
+@cache
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]  # AVIF may not be compiled in
+
+
 def short_side(file: str) -> int:
     """The shorter side in pixels, from the header alone.
 
     Raises:
         Unusable: if the file is no image.
     """
-    try:
-        with Image.open(file) as image:
-            return min(image.size)
-    except PILLOW_ERRORS as error:
-        raise Unusable(f"not readable as an image ({error})") from None
+    with reading("not readable as an image"), Image.open(file, formats=_formats()) as image:
+        return min(image.size)
 
 
 def decode(file: str | BinaryIO) -> np.ndarray:
     """(3, H, W) uint8 colours, upright; 16 bits scaled to 8, transparency over white.
 
+    Pillow refuses images of more than 178,956,970 pixels by their header.
+
     Raises:
         Unusable: if the file cannot be decoded.
     """
+    with reading("cannot be decoded"), Image.open(file, formats=_formats()) as image:
+        # A view of Pillow's (H, W, 3) pixels: resizing it is faster than resizing a copy, and
+        # copying would take half as long as decoding.
+        return np.array(colours(upright(image))).transpose(2, 0, 1)
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """The image, turned as the orientation in its EXIF data says.
+
+    Where these data cannot be read it is not turned, as viewers do. Pillow's ``exif_transpose``
+    writes them anew, which fails for values that it has read itself.
+    """
+    image.load()  # an image that cannot be decoded is an error, whatever its EXIF data are
     try:
-        with Image.open(file) as image:
-            ImageOps.exif_transpose(image, in_place=True)
-            # A view of Pillow's (H, W, 3) pixels: resizing it is faster than resizing a copy, and
-            # copying would take half as long as decoding.
-            return np.array(colours(image)).transpose(2, 0, 1)
-    except PILLOW_ERRORS as error:
-        raise Unusable(f"cannot be decoded ({error})") from None
+        with reading("its EXIF data cannot be read"):
+            turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Unusable:
+        return image
+    return image if turn is None else image.transpose(turn)

@@ -9,14 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.pixels import colours, eight_bits, native
 from datamodules.datasets import image_folder
-from datamodules.datasets.audio_folder import resampler, waveform
 from datamodules.datasets.base import RATE, Dataset, Item, TextDataset
-from datamodules.datasets.scan import Unusable
+from datamodules.datasets.resampling import resampled
+from datamodules.datasets.sound import waveform
+from datamodules.datasets.unusable import Unusable
 
 
 class InMemory(Dataset[Item]):
@@ -109,7 +110,10 @@ class Waveforms(InMemory[np.ndarray]):
             raise ConfigError("inputs", "with NaN or infinity", "must be finite")
         if self.rate in (None, RATE):
             return wave
-        return resampler(self.rate)(torch.from_numpy(wave)).numpy()
+        try:
+            return resampled(wave, self.rate)
+        except Unusable as error:
+            raise ConfigError("sampling_rate", self.rate, str(error)) from None
 
 
 class Images(InMemory[np.ndarray]):
@@ -128,7 +132,7 @@ class Images(InMemory[np.ndarray]):
         if isinstance(given, str | Path):
             return _read(image_folder.decode, given)
         if isinstance(given, Image.Image):
-            upright = ImageOps.exif_transpose(given)
+            upright = image_folder.upright(given)
             return np.array(colours(upright)).transpose(2, 0, 1)
         pixels = _array(given)
         if pixels.dtype.kind not in "biu":
@@ -157,6 +161,11 @@ class Texts(InMemory[str], TextDataset):
     def item(self, given: Any) -> str:
         if not isinstance(given, str):
             raise ConfigError("inputs", f"of type {type(given).__name__}", "must be strings")
+        try:
+            given.encode()
+        except UnicodeEncodeError:
+            rule = "has half of a surrogate pair, which is no character"
+            raise ConfigError("inputs", ascii(given[:40]), rule, "decode the text again") from None
         return " ".join(given.splitlines())
 
     def texts(self) -> Iterator[str]:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from d2v_pretrain.errors import ConfigError
 from datamodules.datasets.probe_tasks import Item, Labelled, Split
+from datamodules.datasets.tables import read_table
 
 # Largest number of items of a probe: it must not take longer than the training of a small run.
 _TRAIN, _TEST = 4000, 1000
@@ -38,7 +37,7 @@ class LabelRow:
 
 @dataclass(frozen=True)
 class Table:
-    """A file with labels: columns separated by tabs or (``.csv``) commas, with a header.
+    """A file with labels, see ``datamodules.datasets.tables.read_table``.
 
     Args:
         path: of the file.
@@ -60,25 +59,20 @@ class Table:
         """All rows.
 
         Raises:
-            ConfigError: if the file or a column is missing, or no row is a test row, or all are.
+            ConfigError: see ``read_table``; also if no row is a test row, or all are.
         """
-        table = self._read()
-        there = f"it has {', '.join(table[0]) if table else 'no rows'}"
         if self.label is None:
             rule = f"must name a column of {self.path}"
-            raise ConfigError("data.label_column", None, rule, there)
-        for column in filter(None, (self.key, self.label, self.split)):
-            if not table or column not in table[0]:
-                rule = f"must have a column {column!r}"
-                raise ConfigError("data.labels", self.path, rule, there)
+            raise ConfigError("data.label_column", None, rule, "such as label")
+        columns = [self.key, self.label, *([self.split] if self.split else [])]
         values = set(map(str, self.test_values))
         rows = [
             LabelRow(
                 row[self.key],
-                row[self.label],
-                row[self.split] in values if self.split else hashed(row[self.key]),
+                row[self.label].strip(),
+                row[self.split].strip() in values if self.split else hashed(row[self.key]),
             )
-            for row in table
+            for row in read_table(self.path, columns)
         ]
         if len({row.test for row in rows}) < 2:
             rule = f"must leave some rows to train on and some to test, by column {self.split!r}"
@@ -92,23 +86,17 @@ class Table:
             return "tested on 1 in 5"
         return f"tested where {self.split} is {', '.join(map(str, self.test_values))}"
 
-    def _read(self) -> list[dict[str, str]]:
-        try:
-            with Path(self.path).open(encoding="utf-8", newline="") as file:
-                if self.path.lower().endswith(".csv"):
-                    return list(csv.DictReader(file))
-                return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-        except (OSError, UnicodeDecodeError) as error:
-            rule = f"cannot be read ({error})"
-            raise ConfigError("data.labels", self.path, rule, "give a UTF-8 table") from None
-
 
 def hashed(key: str) -> bool:
     """Whether an item with this key is among the fifth that a probe tests on.
 
     The answer is the same on every machine, whatever other keys there are.
     """
-    return hashlib.sha1(key.encode()).digest()[0] < 256 // 5
+    return _digest(key)[0] < 256 // 5
+
+
+def _digest(key: str) -> bytes:
+    return hashlib.sha1(key.encode(errors="surrogateescape")).digest()  # names need not be UTF-8
 
 
 def from_folders(names: Sequence[str]) -> list[LabelRow]:
@@ -150,7 +138,7 @@ def labelled(
 
     def split(test: bool, most: int) -> Split[Item]:
         chosen = [row for row in rows if row.test is test]
-        chosen.sort(key=lambda row: hashlib.sha1(row.key.encode()).digest())
+        chosen.sort(key=lambda row: _digest(row.key))
         chosen = chosen[:most]
         labels = np.array([classes.index(row.label) for row in chosen])
         return Split(lambda i: read(chosen[i].key), labels)

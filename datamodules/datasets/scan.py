@@ -17,6 +17,7 @@ from typing import TypeVar
 from d2v_pretrain.atomic_files import append, atomic, json_lines, unwritable
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.redaction import redact
+from datamodules.datasets.unusable import Unusable, cause, reading
 
 Info = TypeVar("Info")
 _PART = 100  # files that a thread checks at a time
@@ -24,13 +25,11 @@ _SHOWN = 5  # files named in an error; ``skipped.jsonl`` names all of them
 _TRIED = 100  # files that are looked for, to tell whether all are gone
 
 
-class Unusable(Exception):
-    """A file or sample that cannot be used; the message is the reason for the list."""
-
-
 class ListUnwritable(ConfigError):
-    """The list of skipped files cannot be written. The only argument is the message, as in
-    ``TooMuchBad``.
+    """The list of skipped files cannot be written.
+
+    The only argument is the message, because a DataLoader raises the exception of a worker again
+    with one argument: the traceback and the message as one text.
     """
 
     def __init__(self, text: str) -> None:
@@ -251,13 +250,12 @@ def _check_all(
                 return Unusable("empty")
             if not os.access(file, os.R_OK):
                 return Unusable("may not be read (no permission)")
-            return check(file)
+            with reading("cannot be read"):
+                return check(file)
         except Unusable as error:
             return error
         except OSError as error:
-            return Unusable(f"cannot be read ({error.strerror or error})")
-        except UnicodeEncodeError:  # soundfile
-            return Unusable("its name is not UTF-8")
+            return Unusable(f"cannot be read ({cause(error)})")
 
     parts = [files[i : i + _PART] for i in range(0, len(files), _PART)]
     found: dict[str, Info] = {}

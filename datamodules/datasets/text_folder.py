@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from typing import BinaryIO
 
 from datamodules.datasets.base import TextDataset
 from datamodules.datasets.labels import Table, labelled
 from datamodules.datasets.probe_tasks import Labelled
-from datamodules.datasets.scan import Skipped, Unusable, scan
+from datamodules.datasets.scan import Skipped, scan
+from datamodules.datasets.unusable import Unusable, reading
 
 ENDINGS = (".txt",)
+_LONGEST = 100_000_000  # characters of a line; it is kept in memory whole
 
 
 class TextFolder(TextDataset):
@@ -75,16 +79,41 @@ def check(file: str) -> None:
     """Read a text file to its end, because a byte that is not UTF-8 would stop the run later.
 
     Raises:
-        Unusable: if it is not UTF-8, binary or empty.
+        Unusable: if it is not UTF-8, binary or empty, or has a line of more than 100,000,000
+            characters.
     """
+    with open(file, "rb") as content:
+        if _is_blank(content):
+            raise Unusable("empty")
+
+
+def decode(data: bytes) -> str:
+    """The text in the bytes of a file.
+
+    Raises:
+        Unusable: as ``check``, but not for an empty text.
+    """
+    _is_blank(io.BytesIO(data))
+    return data.decode("utf-8-sig")
+
+
+def lines_of(text: str) -> Iterator[str]:
+    """The lines of a text, stripped. As in files, a line ends with a line feed, a carriage return,
+    or both, and with no other character of Unicode."""
+    return map(str.strip, io.StringIO(text, None))
+
+
+def _is_blank(content: BinaryIO) -> bool:
+    """Whether there is nothing but space. Raises ``Unusable`` as ``check``."""
     blank = True
-    try:
-        with open(file, encoding="utf-8-sig") as lines:
-            for line in lines:
+    with reading("cannot be read"), io.TextIOWrapper(content, "utf-8-sig") as text:
+        try:
+            while line := text.readline(_LONGEST):
                 blank = blank and not line.strip()
                 if "\0" in line:
                     raise Unusable("binary, not text")
-    except UnicodeDecodeError as error:
-        raise Unusable(f"not UTF-8 ({error.reason} at byte {error.start})") from None
-    if blank:
-        raise Unusable("empty")
+                if len(line) == _LONGEST:
+                    raise Unusable(f"has a line of more than {_LONGEST:,} characters: divide it")
+        except UnicodeDecodeError as error:
+            raise Unusable(f"not UTF-8 ({error.reason} at byte {error.start})") from None
+    return blank

@@ -15,12 +15,13 @@ import numpy as np
 
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.rng import Use, fold_in
-from datamodules.datasets.scan import Skipped, Unusable
+from datamodules.datasets.scan import Skipped
+from datamodules.datasets.unusable import Unusable, reading
 from datamodules.parallel import advance, spread
 from datamodules.prepare.output import Output, Record, write_json
 from datamodules.prepare.settings import Build
 from datamodules.shards.index import build_index
-from datamodules.shards.tar import Sample, write_tar
+from datamodules.shards.tar import MOST, Sample, write_tar
 
 _SPARE = 1.02  # factor of the estimated size that must be free on the disk
 
@@ -115,12 +116,12 @@ def bytes_of(file: str) -> bytes:
     """The content of a file.
 
     Raises:
-        Unusable: if it cannot be read.
+        Unusable: if it cannot be read, or is larger than 1 GiB.
     """
-    try:
+    with reading("cannot be read"):
+        if (size := os.path.getsize(file)) > MOST:
+            raise Unusable(f"has {size:,} bytes; samples of up to 1 GiB are read")
         return Path(file).read_bytes()
-    except OSError as error:
-        raise Unusable(f"cannot be read ({error.strerror or error})") from None
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,9 @@ def _pack_one(task: _Shard) -> Record:
     def samples() -> Iterator[Sample]:
         for n, item in enumerate(task.items, task.first):
             try:
-                yield task.make(item, f"{n:09d}")
+                with reading("cannot be packed"):
+                    sample = task.make(item, f"{n:09d}")
+                yield sample
             except Unusable as error:
                 skipped[task.name_of(item)] = str(error)
             advance()

@@ -39,8 +39,8 @@ class Build(Work):
 
 @dataclass(frozen=True, kw_only=True)
 class Audio(Build):
-    """Put audio files into shards: wav, flac, ogg and mp3 below a folder, or those that a fairseq
-    manifest lists (input=FILE.tsv).
+    """Put audio files into shards: wav, flac, ogg, opus, mp3 and others below a folder, or those
+    that a fairseq manifest lists (input=FILE.tsv).
 
     Usage: d2v-pretrain prepare audio input=DIR output=DIR [key=value …]
 

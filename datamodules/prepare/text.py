@@ -15,8 +15,9 @@ import numpy as np
 
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.types import BOS
-from datamodules.datasets.scan import Unusable, scan
+from datamodules.datasets.scan import scan
 from datamodules.datasets.text_folder import ENDINGS, check
+from datamodules.datasets.unusable import Unusable
 from datamodules.prepare.output import Output, replace
 from datamodules.prepare.packing import Plan, Reasons, arranged, below, cut, source_of
 from datamodules.prepare.settings import Text

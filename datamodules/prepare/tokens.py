@@ -213,6 +213,8 @@ def _mmap_index(index: Path) -> tuple[np.ndarray, str]:
     if version != 1 or code not in _TYPES or index.stat().st_size != head + count * 12:
         raise ConfigError("input", index, "is damaged, or of another version", "copy it again")
     sizes = np.memmap(index, "<i4", "r", head, (count,))
+    if count and sizes.min() < 0:
+        raise ConfigError("input", index, "has lines of a negative size", "binarise it again")
     places = np.fromfile(index, "<i8", offset=head + 4 * count)
     before = np.concatenate([[0], np.cumsum(sizes[:-1], dtype=np.int64)])
     if not np.array_equal(places, before * np.dtype(_TYPES[code]).itemsize):

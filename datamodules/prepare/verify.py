@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import soundfile
-from PIL import Image
 
 from d2v_pretrain.errors import ConfigError, refuse_address
-from datamodules.datasets.audio_folder import ENDINGS as AUDIO
 from datamodules.datasets.image_folder import ENDINGS as IMAGES
+from datamodules.datasets.image_folder import decode
+from datamodules.datasets.sound import ENDINGS as AUDIO
+from datamodules.datasets.sound import mono
+from datamodules.datasets.unusable import Unusable, reading
 from datamodules.parallel import advance, spread
 from datamodules.prepare.settings import Index, Verify
 from datamodules.shards.index import build_index, index_path, load, scan
-from datamodules.shards.tar import Damaged
+from datamodules.shards.npy import ids_of
+from datamodules.shards.tar import MOST, Damaged
 
 _SHOWN = 50  # faults that are printed
 
@@ -37,17 +39,15 @@ def verify(settings: Verify) -> int:
         ConfigError: if there is no tar file.
     """
     tars = _tars(settings.input)
-    manifest = _manifest(Path(settings.input))
-    faults = list(_against(manifest, tars)) if manifest else []
-    rows = {row["name"]: row for row in manifest["shards"]} if manifest else {}
-    largest = manifest["vocab_size"] if manifest and "vocab_size" in manifest else None
+    there = Path(settings.input, "manifest.json").is_file()
+    rows, largest, faults = _manifest(Path(settings.input), tars) if there else ({}, None, [])
     check = partial(check_shard, rows=rows, vocab_size=largest)
     total = sum(os.path.getsize(tar) for tar in tars)
     for found in spread(check, tars, settings.processes, total, "verifying", "MB", 10**6):
         faults += found
     for fault in faults[:_SHOWN]:
         print(shown(fault))
-    shards = f"{len(tars):,} shards{'' if manifest else ' without a manifest'}"
+    shards = f"{len(tars):,} shards{'' if there else ' without a manifest'}"
     print(f"{settings.input}: {shards}, {len(faults):,} faults")
     return 1 if faults else 0
 
@@ -93,15 +93,18 @@ def _tars(path: str) -> list[str]:
     return found
 
 
-def _manifest(folder: Path) -> dict[str, Any] | None:
+def _manifest(
+    folder: Path, tars: list[str]
+) -> tuple[dict[str, dict[str, Any]], int | None, list[str]]:
+    """The manifest's entry of each shard, its number of ids, and what does not agree with it."""
     file = folder / "manifest.json"
-    if not file.is_file():
-        return None
     try:
-        return json.loads(file.read_text("utf-8"))
-    except ValueError as error:
-        rule = f"cannot be read ({error})"
-        raise ConfigError("input", file, rule, "remove it to verify without it") from None
+        with reading("cannot be read"):
+            content = json.loads(file.read_text("utf-8"))
+            rows = {row["name"]: row for row in content["shards"]}
+            return rows, content.get("vocab_size"), list(_against(content, tars))
+    except Unusable as error:
+        raise ConfigError("input", file, str(error), "remove it to verify without it") from None
 
 
 def _against(manifest: dict[str, Any], tars: list[str]) -> Iterator[str]:
@@ -127,19 +130,20 @@ def check_shard(tar: str, rows: dict[str, dict[str, Any]], vocab_size: int | Non
     name, row = os.path.basename(tar), rows.get(os.path.basename(tar))
     faults, samples = [], set()
     try:
-        if row and row["sha256"] != _sha256(tar):
-            faults.append(f"{name}: its bytes are not those that were written (SHA-256)")
-        with tarfile.open(tar) as members:
-            for member in members:
-                data = members.extractfile(member)
-                key, _, extension = os.path.basename(member.name).partition(".")
-                samples.add(os.path.join(os.path.dirname(member.name), key))
-                if data is not None and (
-                    reason := fault(extension.lower(), data.read(), vocab_size)
-                ):
-                    faults.append(f"{name}: {member.name}: {reason}")
-    except (OSError, tarfile.TarError, EOFError) as error:
-        faults.append(f"{name}: cannot be read to its end ({error})")
+        with reading("cannot be read to its end"):
+            if row and row["sha256"] != _sha256(tar):
+                faults.append(f"{name}: its bytes are not those that were written (SHA-256)")
+            with tarfile.open(tar) as members:
+                for member in members:
+                    key, _, extension = os.path.basename(member.name).partition(".")
+                    samples.add(os.path.join(os.path.dirname(member.name), key))
+                    data = members.extractfile(member) if member.size <= MOST else None
+                    if data is not None and (
+                        reason := fault(extension.lower(), data.read(), vocab_size)
+                    ):
+                        faults.append(f"{name}: {member.name}: {reason}")
+    except Unusable as error:
+        faults.append(f"{name}: {error}")
     if (row or os.path.exists(index_path(tar))) and (reason := _index_fault(tar)):
         faults.append(f"{os.path.basename(index_path(tar))}: {reason}")
     if row and len(samples) != row["samples"]:
@@ -167,29 +171,22 @@ def fault(extension: str, data: bytes, vocab_size: int | None) -> str | None:
     """Why a member cannot be decoded, or None if it can, or is of an unknown kind."""
     check = _CHECKS.get(extension.rpartition(".")[2])
     try:
-        return check(data, vocab_size) if check else None
-    except Exception as error:  # decoders raise many kinds of exceptions for wrong bytes
-        return f"cannot be decoded ({type(error).__name__}: {error})"
+        with reading("cannot be decoded"):
+            return check(data, vocab_size) if check else None
+    except Unusable as error:
+        return str(error)
 
 
-def _sound(data: bytes, _: int | None) -> str | None:
-    with soundfile.SoundFile(io.BytesIO(data)) as file:
-        frames, sound = file.frames, file.read(dtype="float32")
-    if not len(sound) or len(sound) != frames:
-        return f"breaks off after {len(sound):,} of {frames:,} frames"
-    return None if np.isfinite(sound).all() else "has samples that are not finite"
+def _sound(data: bytes, _: int | None) -> None:
+    mono(io.BytesIO(data))
 
 
-def _image(data: bytes, _: int | None) -> str | None:
-    with Image.open(io.BytesIO(data)) as image:
-        image.load()
-    return None
+def _image(data: bytes, _: int | None) -> None:
+    decode(io.BytesIO(data))
 
 
 def _ids(data: bytes, vocab_size: int | None) -> str | None:
-    ids = np.load(io.BytesIO(data), allow_pickle=False)
-    if ids.ndim != 1 or ids.dtype.kind not in "iu" or not len(ids):
-        return f"is no row of token ids: shape {ids.shape}, {ids.dtype}"
+    ids = ids_of(data)
     if vocab_size is not None and not 0 <= ids.min() <= ids.max() < vocab_size:
         return f"has id {ids.max()}, and the tokenizer {vocab_size}"
     return None

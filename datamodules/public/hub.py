@@ -11,6 +11,7 @@ from d2v_pretrain.errors import ConfigError
 from datamodules.datasets.base import TextDataset
 from datamodules.datasets.labels import LabelRow, labelled
 from datamodules.datasets.probe_tasks import Labelled
+from datamodules.datasets.text_folder import lines_of
 
 
 class HubTexts(TextDataset):
@@ -79,7 +80,7 @@ class HubTexts(TextDataset):
     def lines(self) -> Iterator[str]:
         """All lines, stripped; a document ends at an empty line or with its row."""
         for text in self._column(self.rows, "data.text_column", self.text):
-            yield from map(str.strip, text.splitlines())
+            yield from lines_of(text)
             yield ""
 
     def describe(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import sys
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,7 @@ from d2v_pretrain.errors import ConfigError
 from datamodules.datasets.base import TextDataset
 from datamodules.datasets.labels import LabelRow, hashed, labelled
 from datamodules.datasets.probe_tasks import Labelled
+from datamodules.datasets.unusable import Unusable, reading
 from datamodules.public.fetch import demand
 
 TOPICS = {"1": "world", "2": "sports", "3": "business", "4": "science"}
@@ -32,7 +34,12 @@ class TextSet(TextDataset):
     @cached_property
     def rows(self) -> list[LabelRow]:
         """All texts with their classes, those for training and those for the test."""
-        return list(self.reader(self.root, self.get))
+        csv.field_size_limit(sys.maxsize)  # texts may be longer than the 131,072 of the default
+        try:
+            with reading("cannot be read"):
+                return list(self.reader(self.root, self.get))
+        except Unusable as error:
+            raise ConfigError("data.root", self.root, str(error), "get the files again") from None
 
     def texts(self) -> Iterator[str]:
         """The texts to pretrain on."""
@@ -82,7 +89,10 @@ def ag_news(root: str, get: str) -> Iterator[LabelRow]:
     test = _find(root, ("test.csv",), get)
     train = next(iter(sorted(Path(root).rglob("train.csv"))), None)
     for file in filter(None, (train, test)):
-        for topic, title, body in csv.reader(_lines(file)):
+        for row in (table := csv.reader(_lines(file), strict=True)):
+            if len(row) != 3:
+                raise Unusable(f"{file} has {len(row)} cells in line {table.line_num}, and needs 3")
+            topic, title, body = row
             if topic in TOPICS:  # the first line may be column names
                 text = f"{title} {body}"
                 yield LabelRow(text, TOPICS[topic], hashed(text) if train is None else file == test)
@@ -97,7 +107,10 @@ def sst2(root: str, get: str) -> Iterator[LabelRow]:
         there = "label" in columns and columns & {"sentence", "content"}
         demand(there, str(file), "columns sentence and label", get)
         text = "sentence" if "sentence" in columns else "content"
-        yield from (LabelRow(row[text].strip(), row["label"], name == "dev.tsv") for row in rows)
+        for row in rows:
+            if None in row or None in row.values():
+                raise Unusable(f"{file} has too many or too few cells in line {rows.line_num}")
+            yield LabelRow(row[text].strip(), row["label"], name == "dev.tsv")
 
 
 def trec(root: str, get: str) -> Iterator[LabelRow]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from abc import abstractmethod
 from collections import OrderedDict
@@ -17,8 +16,10 @@ from d2v_pretrain.errors import ConfigError
 from datamodules.datasets.base import Dataset, Item
 from datamodules.datasets.labels import LabelRow, labelled
 from datamodules.datasets.probe_tasks import Labelled
-from datamodules.datasets.scan import Skipped, Unusable
+from datamodules.datasets.scan import Skipped
+from datamodules.datasets.unusable import Unusable, reading
 from datamodules.shards.index import Index, load
+from datamodules.shards.members import further, label_of
 from datamodules.shards.names import expand, is_remote, shown
 from datamodules.shards.opening import Shard, open_all
 from datamodules.shards.store import Cache, Store
@@ -224,11 +225,15 @@ class ShardDataset(Dataset[Item]):
         name = shown(self.names[shard])
         key = ""  # empty until the shard is read: an error before that is the shard's
         try:
-            span = self._span(shard, place)
-            key = f": sample {place}"
-            found, members = sample_of(span)
-            key = f": {found}"
-            return self.decode(members, int(self.shards[shard].lengths[place]))
+            with reading("cannot be read"):
+                span = self._span(shard, place)
+                key = f": sample {place}"
+                found, members = sample_of(span)
+                key = f": {found}"
+                if unused := further(members):
+                    reason = f"of {found} the first is used, not {', '.join(unused)}"
+                    self.skipped.add(f"{self.place}: further members", reason)  # once
+                return self.decode(members, int(self.shards[shard].lengths[place]))
         except Unusable as error:
             self.skipped.add(name + key, str(error), within=self.names[shard])
             return None
@@ -280,21 +285,15 @@ class ShardDataset(Dataset[Item]):
             each = -(-_LABELLED // len(shards))
             rows += [row for shard in shards for row in self._label_rows(shard, each, test)]
         last = f"{self.test_shards} shards" if self.test_shards > 1 else "shard"
-        note = f"tested on the last {last}"
 
         def read(key: str) -> Item | None:
             return self._read(*map(int, key.split("/")))
 
-        return [labelled(self.label_key, rows, read, note)]
+        return [labelled(self.label_key, rows, read, f"tested on the last {last}")]
 
     def _label_rows(self, shard: int, most: int, test: bool) -> Iterator[LabelRow]:
         """Labels of the first samples of a shard; their keys are "shard/place"."""
-        extension, _, field = str(self.label_key).partition(".")
         for place in self._used(self.shards[shard])[:most].tolist():
-            try:
-                members = sample_of(self._span(shard, place))[1]
-                label = members[extension].decode("utf-8").strip()
-                label = str(json.loads(label)[field]) if field else label
-            except (Unusable, KeyError, ValueError):  # no label, which is no fault of the sample
-                continue
-            yield LabelRow(f"{shard}/{place}", label, test)
+            with suppress(Unusable):  # a sample without a label is no bad one
+                label = label_of(sample_of(self._span(shard, place))[1], str(self.label_key))
+                yield LabelRow(f"{shard}/{place}", label, test)

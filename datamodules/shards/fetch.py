@@ -13,7 +13,7 @@ from typing import BinaryIO, NamedTuple
 from webdataset.gopen import gopen, set_options
 
 from d2v_pretrain.redaction import reveal
-from datamodules.datasets.scan import Unusable
+from datamodules.datasets.unusable import Unusable
 from datamodules.shards import retries
 from datamodules.shards.names import PIPE, shown
 from datamodules.shards.retries import Broken, persist

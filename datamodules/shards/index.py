@@ -12,12 +12,23 @@ from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-import soundfile
 
 from d2v_pretrain.atomic_files import atomic
-from datamodules.datasets.audio_folder import ENDINGS as AUDIO
 from datamodules.datasets.base import RATE
-from datamodules.shards.tar import BLOCK, Damaged, Member, is_unsafe, parts, walk
+from datamodules.datasets.sound import ENDINGS as AUDIO
+from datamodules.datasets.sound import header
+from datamodules.datasets.unusable import Unusable, reading
+from datamodules.shards.members import further, numbered
+from datamodules.shards.npy import ids_of
+from datamodules.shards.tar import (
+    BLOCK,
+    MOST,
+    Damaged,
+    Member,
+    is_unsafe,
+    parts,
+    walk,
+)
 
 # For each sample, in the order of the tar: the place of its first header, the size in bytes of all
 # its members, and its length (in samples at 16 kHz or tokens, else 1; 0 if it cannot be used).
@@ -72,19 +83,31 @@ def build_index(tar: str | Path, idx: str | Path | None = None) -> dict[str, str
 def scan(file: BinaryIO, size: int) -> tuple[Index, dict[str, str]]:
     """The index of a tar of ``size`` bytes, and what ``build_index`` returns."""
     summed, refused, rows = _Summed(file), dict[str, str](), []
+    unused = dict[str, list[str]]()
     try:
         for sample in _samples(walk(summed, size)):  # type: ignore[arg-type]
             length = sample.measure()
-            if sample.end - sample.begin > _MOST:
-                length, sample.reason = 0, "larger than 4 GiB"
             if sample.reason:
                 refused[sample.key] = sample.reason
+            elif beside := further(sample.members):
+                unused[sample.key] = beside
             rows.append((sample.begin, min(sample.end - sample.begin, _MOST), length))
     except Damaged as error:
         refused[f"after sample {len(rows)}"] = str(error)
+    if unused:
+        refused["further members"] = _told(unused)
     while summed.read(1 << 20):  # the rest of the file, for its checksum
         pass
     return Index(np.array(rows, ENTRY), size, summed.crc), refused
+
+
+def _told(unused: dict[str, list[str]]) -> str:
+    """That members are not used, by the keys of their samples."""
+    key, members = next(iter(unused.items()))
+    count = sum(map(len, unused.values()))
+    rule = "a sample has one sound, image or text, and its key ends at the first dot of its name"
+    which = f"such as {members[0]} of {key}"
+    return f"{count:,} members of {len(unused):,} samples are not used, {which}: {rule}"
 
 
 class _Summed:
@@ -112,8 +135,19 @@ class _Sample:
             self.reason = "its name points out of the folder"
         elif extension in self.members:
             self.reason = f"has two members {extension}"
-        self.members[extension] = member.data
+        elif member.end - self.begin > MOST:
+            self.reason = "larger than 1 GiB"
+        self.members[extension] = b"" if self.reason else member.data
         self.end = member.end
+
+    def has(self, key: str, extension: str) -> bool:
+        """Whether a member with this key and extension belongs to the sample; see ``numbered``."""
+        if key != self.key:
+            return False
+        middle, last = numbered(extension), extension.rpartition(".")[2]
+        ours = {numbered(name) for name in self.members}
+        there = {name.rpartition(".")[2] for name in self.members}
+        return middle is None or None in ours or middle in ours or last not in there
 
     def measure(self) -> int:
         """The length of the sample; 0, and ``reason`` set, if it cannot be used."""
@@ -137,7 +171,7 @@ def _samples(members: Iterator[Member]) -> Iterator[_Sample]:
         for member in members:
             if (named := parts(member.name)) is None:
                 continue
-            if sample is None or named[0] != sample.key:
+            if sample is None or not sample.has(*named):
                 if sample is not None:
                     yield sample
                 sample = _Sample(named[0], member.begin, member.end)
@@ -161,22 +195,15 @@ def length_of(members: dict[str, bytes]) -> int:
         ending = f".{extension.rpartition('.')[2]}"
         if ending in AUDIO or ending == ".npy":
             try:
-                return _frames(data) if ending in AUDIO else _tokens(data)
-            except (soundfile.SoundFileError, RuntimeError, ValueError, EOFError) as error:
+                return _samples_of(data) if ending in AUDIO else len(ids_of(data))
+            except Unusable as error:
                 raise Damaged(f"its {extension} cannot be read ({error})") from None
     return 1
 
 
-def _frames(data: bytes) -> int:
-    info = soundfile.info(io.BytesIO(data))
-    return -(-info.frames * RATE // info.samplerate)
-
-
-def _tokens(data: bytes) -> int:
-    ids = np.load(io.BytesIO(data), allow_pickle=False)
-    if ids.ndim != 1:
-        raise ValueError(f"shape {ids.shape} is no row")
-    return len(ids)
+def _samples_of(data: bytes) -> int:
+    frames, rate = header(io.BytesIO(data))
+    return -(-frames * RATE // rate)
 
 
 def save(index: Index, path: Path) -> None:
@@ -212,6 +239,23 @@ def load(path: str | Path, verified: bool = False) -> Index:
     if not verified and crc != zlib.crc32(entries.tobytes(), zlib.crc32(head[_HEAD.size :])):
         raise Damaged("its checksum is wrong")
     return Index(entries, tar_bytes, tar_crc)
+
+
+def joins_numbered(tar: str, index: Index) -> bool:
+    """Whether an index, of an earlier version of this program, has numbered files as one sample.
+
+    Only the first sample is compared, because reading all of a tar would take long.
+    """
+    if not len(index.entries):
+        return False
+    first = index.entries[0]
+    try:
+        with reading("is not the tar of this index"), open(tar, "rb") as file:
+            file.seek(int(first["offset"]))
+            sample = next(_samples(walk(file, int(first["bytes"]))), None)
+    except (Unusable, OSError):
+        return False  # whoever reads the tar will say what is wrong with it
+    return sample is not None and sample.end < first["bytes"]
 
 
 def is_whole(tar: str) -> bool:

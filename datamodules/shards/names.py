@@ -15,7 +15,7 @@ from braceexpand import braceexpand
 
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.redaction import MARK, redact, reveal
-from datamodules.datasets.scan import Unusable
+from datamodules.datasets.unusable import Unusable
 from datamodules.shards import retries
 from datamodules.shards.retries import Refused, persist
 from datamodules.shards.stores import MANIFEST, in_manifest, listing, manifest, matches

@@ -17,11 +17,11 @@ from rich.progress import track
 
 from d2v_pretrain.atomic_files import atomic
 from d2v_pretrain.errors import ConfigError
-from datamodules.datasets.scan import Unusable
+from datamodules.datasets.unusable import Unusable
 from datamodules.parallel import advance, spread
 from datamodules.shards import retries
 from datamodules.shards.fetch import fetch
-from datamodules.shards.index import Index, index_path, is_whole, load, save, scan
+from datamodules.shards.index import Index, index_path, is_whole, joins_numbered, load, save, scan
 from datamodules.shards.names import PIPE, is_remote, shown
 from datamodules.shards.store import Cache
 from datamodules.shards.tar import Damaged
@@ -95,7 +95,8 @@ def _look(name: str, cache: Cache, reasons: dict[str, str]) -> Shard | None:
 
 
 def _look_here(name: str, cache: Cache, reasons: dict[str, str]) -> Shard | None:
-    found = _load([Path(index_path(name)), cache.path(os.path.abspath(name), ".idx")], reasons)
+    paths = [Path(index_path(name)), cache.path(os.path.abspath(name), ".idx")]
+    found = _load(paths, reasons, name)
     try:
         with open(name, "rb") as file:
             size = os.fstat(file.fileno()).st_size
@@ -132,10 +133,14 @@ def _look_far(name: str, cache: Cache, reasons: dict[str, str]) -> Shard | None:
     return found and _shard(*found, found[1].tar_bytes)
 
 
-def _load(paths: list[Path], reasons: dict[str, str]) -> tuple[Path, Index] | None:
+def _load(
+    paths: list[Path], reasons: dict[str, str], tar: str | None = None
+) -> tuple[Path, Index] | None:
     for path in paths:
         try:
-            return path, load(path)
+            index = load(path)
+            if tar is None or not joins_numbered(tar, index):
+                return path, index
         except FileNotFoundError:
             continue
         except (OSError, Damaged) as error:

@@ -12,7 +12,7 @@ from urllib.error import HTTPError
 
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.redaction import redact
-from datamodules.datasets.scan import Unusable
+from datamodules.datasets.unusable import Unusable
 
 Result = TypeVar("Result")
 TRIES = 12  # while training

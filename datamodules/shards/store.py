@@ -16,7 +16,7 @@ from pathlib import Path
 from d2v_pretrain.atomic_files import atomic
 from d2v_pretrain.errors import ConfigError, refuse_address
 from d2v_pretrain.redaction import reveal
-from datamodules.datasets.scan import Unusable
+from datamodules.datasets.unusable import Unusable
 from datamodules.shards.fetch import fetch
 from datamodules.shards.names import is_remote, shown
 from datamodules.shards.retries import Refused

@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from urllib.request import Request, urlopen
 
 from d2v_pretrain.redaction import reveal
-from datamodules.datasets.scan import Unusable
+from datamodules.datasets.unusable import Unusable
 from datamodules.shards.retries import Refused
 
 MANIFEST = "manifest.json"  # in a folder that datamodules.prepare has filled

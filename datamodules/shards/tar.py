@@ -14,12 +14,15 @@ from typing import BinaryIO, NamedTuple
 from webdataset import TarWriter
 from webdataset.tariterators import base_plus_ext
 
-from datamodules.datasets.scan import Unusable
+from datamodules.datasets.unusable import Unusable
+from datamodules.shards.members import numbered
 
 BLOCK = 512
+MOST = 1 << 30  # bytes of a sample; larger ones are not read into memory
+_MOST_ABOUT = 1 << 16  # bytes of a header about the next member (a long name)
 _ZERO = bytes(BLOCK)
 _META = re.compile(r"__[^/]*__($|/)")  # names that WebDataset ignores
-_RECORD = re.compile(rb"(\d+) ([^=]+)=")
+_RECORD = re.compile(rb"(\d{1,9}) ([^=]+)=")
 _REGULAR = {b"0", b"\0", b"7"}
 _EMPTY = {b"1", b"2", b"3", b"4", b"5", b"6"}  # links, folders and devices have no data
 _LONG_NAME, _PAX, _SPARSE = b"L", b"x", b"S"
@@ -37,12 +40,14 @@ class Member(NamedTuple):
         name: path in the tar.
         begin: place of its first header (a long name has headers of its own).
         end: place where the next member begins.
-        data: the bytes of the file.
+        size: of the file in bytes.
+        data: the bytes of the file; empty if they are more than ``MOST``.
     """
 
     name: str
     begin: int
     end: int
+    size: int
     data: bytes
 
 
@@ -68,17 +73,25 @@ def walk(file: BinaryIO, size: int) -> Iterator[Member]:
         end = place + BLOCK + (0 if kind in _EMPTY else -(-length // BLOCK) * BLOCK)
         if end > size:
             raise Damaged(f"breaks off: the member at byte {begin} ends at byte {end} of {size}")
-        data = file.read(min(length, end - place - BLOCK))
-        file.read(end - place - BLOCK - len(data))
+        if kind in _OF_THE_NEXT and length > _MOST_ABOUT:
+            raise Damaged(f"a header of {length:,} bytes at byte {place}")
+        left = end - place - BLOCK
+        data = file.read(min(length, left)) if length <= MOST else b""
+        _skip(file, left - len(data))
         place = end
         if kind == _LONG_NAME:
             better["path"] = _text(data)
         elif kind == _PAX:
             better |= _records(data)
         elif kind in _REGULAR and not (kind == b"\0" and name.endswith("/")):
-            yield Member(name, begin, end, data)
+            yield Member(name, begin, end, length, data)
         if kind not in _OF_THE_NEXT:
             begin, better = end, {}
+
+
+def _skip(file: BinaryIO, count: int) -> None:
+    while count > 0 and (skipped := len(file.read(min(count, 1 << 20)))):
+        count -= skipped
 
 
 def _header(block: bytes, place: int) -> tuple[bytes, str, int]:
@@ -108,10 +121,10 @@ def _text(field: bytes) -> str:
 def _records(data: bytes) -> dict[str, str]:
     """Path and size from a pax header, records ``<length> <key>=<value>`` and a line feed."""
     found, place = {}, 0
-    while (match := _RECORD.match(data, place)) and int(match[1]) > 0:
-        key, end = match[2].decode("utf-8", "replace"), place + int(match[1])
+    while (match := _RECORD.match(data, place)) and match.end() < (end := place + int(match[1])):
+        key = match[2].decode("utf-8", "replace")
         value = _text(data[match.end() : end - 1])
-        if key == "path" or (key == "size" and value.isdigit()):
+        if key == "path" or (key == "size" and re.fullmatch("[0-9]{1,20}", value)):
             found[key] = value
         place = end
     return found
@@ -121,7 +134,7 @@ def parts(name: str) -> tuple[str, str] | None:
     """Key of the sample and extension (lower case) of a member; None if WebDataset ignores it.
 
     The key reaches to the first dot after the last slash. Members in a row that have the
-    same key form a sample.
+    same key form a sample, but for numbered files (see ``numbered``).
     """
     key, extension = base_plus_ext(name)
     return None if key is None or _META.match(name) else (key, extension.lower())
@@ -138,6 +151,8 @@ def is_unsafe(name: str) -> bool:
 def sample_of(span: bytes) -> tuple[str, dict[str, bytes]]:
     """Key of a sample, and its members by extension (lower case), from its bytes in the tar.
 
+    The key of a numbered file has its number, and its extensions do not.
+
     Raises:
         Unusable: if the bytes are not exactly one sample.
     """
@@ -153,6 +168,10 @@ def sample_of(span: bytes) -> tuple[str, dict[str, bytes]]:
         raise Unusable(str(error)) from None
     if not members:
         raise Unusable("no member where the index has one")
+    middle = {numbered(extension) for extension in members}
+    if middle != {None} and len(middle) == 1:
+        key = f"{key}.{middle.pop()}"
+        members = {name.rpartition(".")[2]: data for name, data in members.items()}
     return key, members
 
 

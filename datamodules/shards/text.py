@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from datamodules.datasets.base import TextDataset
-from datamodules.datasets.scan import Unusable
+from datamodules.datasets.text_folder import decode, lines_of
+from datamodules.datasets.unusable import Unusable
 from datamodules.shards.dataset import ShardDataset
+from datamodules.shards.npy import ids_of
 from datamodules.shards.tar import one_of
 
 
@@ -49,19 +50,10 @@ class TextShards(ShardDataset[Any], TextDataset):
     def decode(self, members: dict[str, bytes], length: int) -> np.ndarray | str:
         """The token ids as (tokens,) int64, or the text."""
         if not self.in_tokens:
-            try:
-                return one_of(members, (".txt",)).decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise Unusable(str(error)) from None
-        data = one_of(members, (".npy",))
-        begin = 10 + int.from_bytes(data[8:10], "little")  # where the ids begin, in version 1
-        try:
-            shape, kind = _npy_header(data[:begin])
-            ids = np.frombuffer(data, kind, offset=begin).reshape(shape)
-        except (ValueError, EOFError) as error:
-            raise Unusable(f"its npy cannot be read ({error})") from None
-        if ids.shape != (length,) or ids.dtype.kind not in "iu":
-            raise Unusable(f"is {ids.dtype} of shape {ids.shape}, and {length} ids in the index")
+            return decode(one_of(members, (".txt",)))
+        ids = ids_of(one_of(members, (".npy",)))
+        if len(ids) != length:
+            raise Unusable(f"has {len(ids)} ids, and {length} in the index")
         if not 0 <= ids.min() <= ids.max() < self.vocab_size:
             raise Unusable(
                 f"has ids {ids.min()} to {ids.max()}, and transform.vocab_size={self.vocab_size}"
@@ -83,24 +75,9 @@ class TextShards(ShardDataset[Any], TextDataset):
             text = self.read(index)
             bad += self.count_items(index, text is not None)[1]
             if text:
-                yield from map(str.strip, text.splitlines())
+                yield from lines_of(text)
                 yield ""
         self.check_share(bad, len(self))
 
     def describe(self) -> str:
         return f"{self.place}: {len(self):,} {'blocks' if self.in_tokens else 'texts'}"
-
-
-@lru_cache
-def _npy_header(head: bytes) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type from the first bytes of an ``npy``.
-
-    Cached, because most blocks begin alike and numpy takes 20 microseconds to parse them.
-    """
-    file = io.BytesIO(head)
-    if np.lib.format.read_magic(file) != (1, 0):
-        raise ValueError("of another version than 1.0")
-    shape, _, kind = np.lib.format.read_array_header_1_0(file)
-    if kind.hasobject:
-        raise ValueError("holds objects")
-    return shape, kind

@@ -18,6 +18,7 @@ from d2v_pretrain.atomic_files import atomic, set_aside
 from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.types import BOS, EOS, PAD, Batch
 from datamodules.datasets.base import Numbered, TextDataset
+from datamodules.datasets.unusable import Unusable, reading
 from datamodules.shards.text import TextShards
 from datamodules.transforms import tokenizer
 from datamodules.transforms.base import Transform
@@ -236,7 +237,7 @@ class TokenBlocks(TextTransform):
         """The number of ids that the shards were made with, by their manifest or the tokenizer
         beside them; None if there is neither."""
         if self.dataset.folder is not None:
-            with suppress(OSError, ValueError, KeyError, TypeError):
+            with suppress(Unusable), reading("is no manifest of tokens"):
                 manifest = (self.dataset.folder / "manifest.json").read_text("utf-8")
                 return int(json.loads(manifest)["vocab_size"])
         known = self.tokenizer is not None and Path(self.tokenizer).exists()

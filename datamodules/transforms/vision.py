@@ -90,7 +90,7 @@ class VisionTransform(Transform[np.ndarray]):
 
     def plain_view(self, item: np.ndarray) -> Tensor:
         """(3, size, size) float32: the centre of the image, normalised."""
-        return self.view(torch.from_numpy(item))
+        return self.view(torch.from_numpy(_middle(item)))
 
     def finish(self, inputs: Tensor) -> Tensor:
         """Images (batch, 3, size, size) uint8, converted to float32 and normalised."""
@@ -105,6 +105,17 @@ class VisionTransform(Transform[np.ndarray]):
 
     def raw_baseline(self, batch: Batch) -> Tensor:
         return pixels(batch)
+
+
+def _middle(image: np.ndarray) -> np.ndarray:
+    """An image (3, H, W), its longer side cut to at most 16 times the shorter one.
+
+    Views show the centre; scaled up whole, an image of 8 by 60,000 pixels would take gigabytes.
+    """
+    height, width = image.shape[1:]
+    most = 16 * min(height, width)
+    top, left = max(0, height - most) // 2, max(0, width - most) // 2
+    return image[:, top : height - top, left : width - left]
 
 
 def _standardised(image: Tensor) -> Tensor:

@@ -16,9 +16,10 @@ import torch
 from PIL import Image
 
 from d2v_pretrain.errors import ConfigError
-from datamodules.datasets.audio_folder import ENDINGS, AudioFolder
+from datamodules.datasets.audio_folder import AudioFolder
 from datamodules.datasets.image_folder import ImageFolder, decode
 from datamodules.datasets.labels import LabelRow, from_folders, hashed
+from datamodules.datasets.sound import ENDINGS
 from datamodules.datasets.text_folder import TextFolder
 from datamodules.module import PretrainDataModule
 from datamodules.transforms.audio import AudioTransform
@@ -29,7 +30,8 @@ def tone(
 ) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     wave = 0.5 * np.sin(2 * np.pi * hertz * np.arange(round(rate * seconds)) / rate)
-    kind = {".opus": {"format": "OGG", "subtype": "OPUS"}, ".aif": {"format": "AIFF"}}
+    kind = {".opus": {"format": "OGG", "subtype": "OPUS"}, ".oga": {"format": "OGG"}}
+    kind |= {ending: {"format": "AIFF"} for ending in (".aif", ".aifc")}
     soundfile.write(str(path), np.stack([wave] * channels, 1), rate, **kind.get(path.suffix, {}))
     return path
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -102,3 +103,74 @@ def test_trained_tokenizer_is_kept_with_the_run_and_read_again(tmp_path: Path) -
     stamp = cache.stat().st_mtime_ns
     again = TextTransform(SyntheticText(5, 1, 1, 0), 16, 400, None, str(cache))
     assert (again.tokens == tokens).all() and cache.stat().st_mtime_ns == stamp
+
+
+@pytest.mark.parametrize("specials_are_marked", [True, False])
+def test_all_words_and_typed_special_ids_become_ordinary_tokens(
+    tmp_path: Path, specials_are_marked: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Against the characters themselves: the tokens decode to the text, and no special id occurs.
+    Truncation, padding and dropout of the file do not change them."""
+    trained = tokenizer.train(TEXTS, 300)
+    text = "<s>struck</s> <mask> <pad><unk> and <unused1> twelve more words in one line of text"
+    content = json.loads(trained.to_str())
+    for token in content["added_tokens"]:
+        token["special"] = specials_are_marked
+    content["model"]["dropout"] = 0.5
+    sizes = {"max_length": 8, "stride": 0, "strategy": "LongestFirst", "direction": "Right"}
+    content["truncation"] = sizes
+    content["padding"] = {
+        "strategy": {"Fixed": 64},
+        "direction": "Right",
+        "pad_to_multiple_of": None,
+        "pad_id": 1,
+        "pad_type_id": 0,
+        "pad_token": "<pad>",
+    }
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps(content))
+    vocabulary = tokenizer.load(file)
+    ids = encode(vocabulary, text)
+    assert not {0, 1, 2, 3, vocabulary.size - 1} & {*ids} and ids == encode(vocabulary, text)
+    assert vocabulary.tokenizer.decode(ids) == text
+    assert "truncation to 8 tokens and padding and dropout" in capsys.readouterr().err
+
+
+def test_a_long_text_has_the_tokens_of_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    vocabulary = tokenizer.Vocabulary(tokenizer.train(TEXTS, 300))
+    rng = np.random.default_rng(0)
+    words = [["some", "words", " of", "length", "ä✓"][i] for i in rng.integers(5, size=5000)]
+    texts = [" ".join(words), "", "x" * 3000, *words[:50], " ".join(words[:700])]
+    whole = [one.tolist() for one in vocabulary.encode(texts)]
+    assert [one.ids for one in vocabulary.tokenizer.encode_batch(texts)] == whole
+    monkeypatch.setattr(tokenizer, "_PIECE", 997)
+    pieces = [one.tolist() for one in vocabulary.encode(texts)]
+    assert [one for i, one in enumerate(pieces) if i != 2] == [
+        one for i, one in enumerate(whole) if i != 2
+    ]
+    assert vocabulary.tokenizer.decode(pieces[2]) == texts[2], "no space: cut within the word"
+    trained = tokenizer.train(texts[:2], 300).to_str()
+    monkeypatch.setattr(tokenizer, "_PIECE", 1_000_000)
+    assert tokenizer.train(texts[:2], 300).to_str() == trained
+
+
+def test_a_tokenizer_that_fails_on_a_text_is_told_with_the_text(tmp_path: Path) -> None:
+    made = Tokenizer(models.WordLevel({"known": 0}, "[UNK]"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.save(str(tmp_path / "tokenizer.json"))
+    vocabulary = tokenizer.load(tmp_path / "tokenizer.json")
+    with pytest.raises(ConfigError, match=r"transform.tokenizer.*fails.*on the text 'strange"):
+        list(vocabulary.encode(["known", "known known", "strange"]))
+
+
+def test_ids_with_gaps_are_read_and_impossible_ones_refused(tmp_path: Path) -> None:
+    for last, size in ((40, 46), (2**31, None)):
+        made = Tokenizer(models.WordLevel({"a": 0, "b": last, "u": 1}, "u"))
+        made.pre_tokenizer = pre_tokenizers.Whitespace()
+        made.save(str(tmp_path / "tokenizer.json"))
+        if size is None:
+            with pytest.raises(ConfigError, match=r"cannot be read .*ids up to 10,000,000"):
+                tokenizer.load(tmp_path / "tokenizer.json")
+        else:
+            vocabulary = tokenizer.load(tmp_path / "tokenizer.json")
+            assert vocabulary.size == size and encode(vocabulary, "a b") == [4, 44]

@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from d2v_pretrain.errors import ConfigError
-from datamodules.datasets.scan import Unusable
+from datamodules.datasets.unusable import Unusable
 from datamodules.module import MicroBatches
 from datamodules.order import EpochOrder, StepSampler
 from datamodules.shards import fetch, retries
