@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import sys
+from contextlib import suppress
 
 # What stands for characters that this program prints itself.
 _ASCII = str.maketrans({"±": "+-", "…": "...", "→": "->", "·": ".", "█": "#"})
@@ -15,9 +16,10 @@ def print_anything() -> None:
     or the name of a file that is no valid text. By default printing one raises an error."""
     codecs.register_error(_HANDLER, _spelled)
     for stream in (sys.stdout, sys.stderr):
-        # Notebooks and tests replace these streams by others, which take every character.
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors=_HANDLER)
+        # Notebooks and tests replace these streams by others, which take every character. A
+        # terminal that was opened for reading too cannot be changed.
+        with suppress(AttributeError, OSError):
+            stream.reconfigure(errors=_HANDLER)  # type: ignore[union-attr]
 
 
 def _spelled(error: UnicodeError) -> tuple[str | bytes, int]:

@@ -108,7 +108,7 @@ def pretrain(cfg: DictConfig) -> Trainer | None:
     if (reason := stopped(trainer)) is not None:
         at = f"{trainer.global_step:,} of {cfg.steps:,}"
         saved = next(c.saved for c in trainer.checkpoint_callbacks if isinstance(c, Saving))
-        left = "" if saved == trainer.global_step else f" up to step {saved:,}, the last good one"
+        left = "" if saved == trainer.global_step else f" up to step {saved:,}, the last good one,"
         log(f"stopped at step {at} ({reason}); everything{left} is saved in {folder}.")
         log("The same command goes on from there.")
     return trainer

@@ -71,11 +71,15 @@ class TextTransform(Transform[Any]):
     ) -> None:
         super().__init__(dataset)
         if break_mode not in BREAK_MODES:
-            rule = f"must be one of {', '.join(BREAK_MODES)}"
-            raise ConfigError("transform.break_mode", break_mode, rule)
-        self.block, self.vocab_size, self.break_mode = block, vocab_size, break_mode
-        self.tokenizer, self.cache = tokenizer, cache
-        self.by_length = break_mode != "none"
+            known = ", ".join(BREAK_MODES)
+            raise ConfigError("transform.break_mode", break_mode, f"must be one of {known}")
+        self.block, self.vocab_size, self.tokenizer, self.cache = (
+            block,
+            vocab_size,
+            tokenizer,
+            cache,
+        )
+        self.break_mode, self.by_length = break_mode, break_mode != "none"
 
     @classmethod
     def longest_input(cls, block: int, **_: Any) -> tuple[int, ...]:
@@ -105,17 +109,16 @@ class TextTransform(Transform[Any]):
 
     def _stored(self) -> Vocabulary | None:
         """The tokenizer in ``tokenizer`` or ``cache``, if there is one. A damaged one in ``cache``
-        is set aside, because the same data train the same one again."""
+        is set aside: the same data train the same one again."""
         if self.tokenizer:
             return tokenizer.load(Path(self.tokenizer))
-        if not self.cache or not Path(self.cache).exists():
-            return None
         try:
-            return tokenizer.load(Path(self.cache))
+            if self.cache and Path(self.cache).exists():
+                return tokenizer.load(Path(self.cache))
         except ConfigError as error:
             print(f"{error} It is set aside, and trained again.", file=sys.stderr)
-            set_aside(Path(self.cache))
-            return None
+            set_aside(Path(self.cache))  # type: ignore[arg-type]
+        return None
 
     @cached_property
     def tokens(self) -> np.ndarray:
@@ -132,8 +135,7 @@ class TextTransform(Transform[Any]):
         stream = np.concatenate(parts) if parts else np.empty(0, np.int32)
         if not self.by_length and len(stream) < self.block - 1:
             rule = f"is more than the whole text, {len(stream)} tokens"
-            remedy = "set a smaller block or give more text"
-            raise ConfigError("transform.block", self.block, rule, remedy)
+            raise ConfigError("transform.block", self.block, rule, "set less or give more text")
         return stream, np.array([len(part) for part in parts], np.int64)
 
     @cached_property

@@ -23,7 +23,8 @@ from d2v_pretrain.errors import ConfigError
 from d2v_pretrain.redaction import MARK, conceal, conceal_word, concealed, redact, reveal, revealed
 from d2v_pretrain.training.run import pretrain
 from datamodules.datasets.scan import Skipped
-from datamodules.shards import fetch
+from datamodules.datasets.unusable import Unusable
+from datamodules.shards import fetch, retries
 from datamodules.shards.names import expand, shown
 from datamodules.shards.store import Cache
 from tests.shards.server import Handler, Server
@@ -134,12 +135,12 @@ def test_a_server_that_is_not_there_is_told_without_secrets(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """Also for addresses that no command line has brought."""
-    monkeypatch.setattr(fetch, "TRIES", 2)
-    monkeypatch.setattr(fetch, "WAIT", 0.01)
+    monkeypatch.setattr(retries, "TRIES", 2)
+    monkeypatch.setattr(retries, "WAIT", 0.01)
     url = f"http://me:{PASSWORDS[1]}@127.0.0.1:9/x.tar?token={TOKENS[0]}&{SIGNED}"
     commands = [url, f"pipe:false # --token={TOKENS[0]} -u me:{PASSWORDS[1]} {url}"]
     for name in commands:
-        with pytest.raises(fetch.Unusable) as error:
+        with pytest.raises((Unusable, ConfigError)) as error:
             fetch.fetch(name, tmp_path / "x")
         Skipped(str(tmp_path / "skipped.jsonl")).start({name: f"{name} {error.value}"})
         Skipped(str(tmp_path / "skipped.jsonl")).add(name, f"{name}: {error.value}")

@@ -169,7 +169,9 @@ def test_rates_and_teacher_move_once_a_step(monkeypatch: pytest.MonkeyPatch) -> 
     model, watch, moved = module(objective(), eps=1e-4), Watch(), []
     update = model.objective.teacher.update
     monkeypatch.setattr(
-        model.objective.teacher, "update", lambda s, n: (moved.append(n), update(s, n))
+        model.objective.teacher,
+        "update",
+        lambda s, n, *more: (moved.append(n), update(s, n, *more)),
     )
     fit(model, Data(4), 3, None, watch)
     assert moved == [1, 2, 3]

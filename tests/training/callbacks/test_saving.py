@@ -85,9 +85,9 @@ def test_what_is_saved_beside_training_is_the_state_of_that_step(
     whole."""
     go, written, write = threading.Event(), [], checkpoint.write
 
-    def slowly(content: Any, path: Path) -> None:
+    def slowly(content: Any, path: Path, *more: Any) -> None:
         assert go.wait(20)
-        write(content, path)
+        write(content, path, *more)
 
     monkeypatch.setattr(checkpoint, "write", slowly)
     io = AtomicCheckpointIO(asynchronous=True, then=written.append)
