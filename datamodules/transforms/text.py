@@ -23,10 +23,10 @@ from datamodules.shards.text import TextShards
 from datamodules.transforms import tokenizer
 from datamodules.transforms.base import Transform
 from datamodules.transforms.blocks import anywhere, limited, whole_lines
+from datamodules.transforms.n_grams import n_grams
 from datamodules.transforms.tokenizer import Vocabulary
 
 BREAK_MODES = ("none", "complete", "complete_doc")
-_BINS = 2048  # bins that n-grams are hashed into
 
 
 class TextTransform(Transform[Any]):
@@ -283,23 +283,3 @@ class TokenBlocks(TextTransform):
     def describe(self) -> str:
         tokens = int(self.lengths.sum(dtype=np.int64))
         return f"{self.dataset.describe()}, {tokens:,} tokens ({self.vocab_size:,} ids)"
-
-
-def n_grams(batch: Batch) -> Tensor:
-    """For each text of a batch, log(1 + count) of its 1-, 2- and 3-grams of tokens, hashed into
-    bins: (texts, 2048) float32.
-
-    <s> and </s> are left out.
-    """
-    ids, rows = batch.inputs, len(batch)
-    counts = torch.zeros(rows, _BINS)
-    word = (ids != BOS) & (ids != EOS) & (ids != PAD)
-    for n in (1, 2, 3):
-        width = ids.shape[1] - n + 1
-        key, whole = torch.full((rows, width), n), torch.ones(rows, width, dtype=torch.bool)
-        for i in range(n):
-            # The modulus is a prime: products stay in 63 bits.
-            key = (key * 1_000_003 + ids[:, i : i + width] + 1) % 2_147_483_647
-            whole &= word[:, i : i + width]
-        counts.scatter_add_(1, key % _BINS, whole.float())
-    return counts.log1p()

@@ -18,7 +18,8 @@ from datamodules.datasets.probe_tasks import FixedBatches, Labelled, Split, coll
 from datamodules.module import PretrainDataModule
 from datamodules.synthetic.vision import SyntheticVision
 from datamodules.transforms.audio import AudioTransform, log_mel
-from datamodules.transforms.text import TextTransform, n_grams
+from datamodules.transforms.n_grams import n_grams
+from datamodules.transforms.text import TextTransform
 from datamodules.transforms.vision import VisionTransform, pixels
 
 
