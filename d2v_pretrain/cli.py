@@ -30,6 +30,7 @@ from d2v_pretrain.config.naming import for_sweep
 from d2v_pretrain.config.options import refuse_dashes, table
 from d2v_pretrain.config.printing import print_anything
 from d2v_pretrain.config.recipes import USUAL, config_folder, for_hydra
+from d2v_pretrain.config.rules import check_going_on
 from d2v_pretrain.errors import ConfigError, nearest
 from d2v_pretrain.redaction import conceal_tracebacks, redact
 from d2v_pretrain.training.signals import EXIT_REQUEUE, STOP, Stopped
@@ -239,6 +240,7 @@ def _task(cfg: DictConfig) -> None:
     try:
         register_resolvers()  # a launcher may have started this process
         complete(cfg, typed_words())
+        check_going_on(cfg)  # before a folder of that name is made
         with ownership.owned(Path(cfg.folder), lambda: STOP.reason is not None):
             # torch and Lightning take seconds, which a mistake in the words need not wait for.
             from d2v_pretrain.training.run import pretrain, stopped
@@ -260,12 +262,10 @@ def _task(cfg: DictConfig) -> None:
 
 
 def _leave_at_once() -> None:
-    """Exit after a stop while there was nothing to save: before the first step, while waiting for
-    another process, or in the probe at the end.
+    """Exit after a stop while there was nothing to save.
 
     Every rank exits with the code for a requeue, because the launchers then end the others. Only
-    those that Lightning has started do not: it would kill rank 0 before that has exited.
-    """
+    those that Lightning has started do not: it would kill rank 0 before that has exited."""
     first = ownership.is_first(os.environ)
     if first:
         line = f"stopped ({STOP.reason}) while there was nothing to save."

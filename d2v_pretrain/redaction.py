@@ -28,7 +28,9 @@ _WORD = re.compile(r"[+~]*[\w.@/-]+")
 _ADDRESS = re.compile(r"([A-Za-z][\w+.-]*)://((?:(?!,\s*[A-Za-z][\w+.-]*://)[^\s'\"<>])+)")
 _QUERY = re.compile(r"([?&;#])([^=&;#?]+)=([^&;#\])}]+)")
 _HARMLESS = {"download", "dl", "raw", "alt", "version", "versionid", "generation", "format"}
-_SETTING = re.compile(rf"(?i)([\w.-]*{_NAME}=)([^\s,;&'\"\])}}]+)")
+# Tokens of a text are no secrets: mask_token, pad_token, …
+_SPECIAL = r"(?![\w.-]*(?:mask|pad|bos|eos|cls|sep|unk)_token=)"
+_SETTING = re.compile(rf"(?i)((?<![\w.-]){_SPECIAL}[\w.-]*{_NAME}=)([^\s,;&'\"\])}}]+)")
 # In commands (pipe:curl …): options and headers.
 _OPTIONS = (
     re.compile(r"()((?<=\s-u\s)\S+:\S+)"),

@@ -45,7 +45,7 @@ def check_logger(logger: Mapping[str, Any] | None, environ: Mapping[str, str]) -
     Raises:
         ConfigError: the package is missing, or nobody is logged in.
     """
-    if not logger or not str(logger["_target_"]).endswith("WandbLogger"):
+    if not logger or not str(logger["_target_"]).endswith(("WandbLogger", "WeightsAndBiases")):
         return
     if find_spec("wandb") is None:
         rule = "needs the package wandb, which is not installed"

@@ -135,7 +135,9 @@ class TextTransform(Transform[Any]):
         stream = np.concatenate(parts) if parts else np.empty(0, np.int32)
         if not self.by_length and len(stream) < self.block - 1:
             rule = f"is more than the whole text, {len(stream)} tokens"
-            raise ConfigError("transform.block", self.block, rule, "set less or give more text")
+            raise ConfigError(
+                "transform.block", self.block, rule, "set a smaller block or give more text"
+            )
         return stream, np.array([len(part) for part in parts], np.int64)
 
     @cached_property

@@ -50,13 +50,15 @@ def test_blocks_give_what_soundfile_reads_at_once(
     """Bit for bit, over several blocks, from the beginning and from the middle."""
     if channels == 3 and form == "MP3":
         pytest.skip("MP3 has two channels")
-    if form != "MP3":  # the last bit of libmpg123 depends on how much is read at once
-        monkeypatch.setattr(sound, "_BLOCK", 10_000)
+    monkeypatch.setattr(sound, "_BLOCK", 10_000)
     data = encoded(noise(60_000, channels), form, subtype)
     for start, frames in ((0, -1), (20_000, 30_000)):
         known, _ = soundfile.read(io.BytesIO(data), frames, start, None, "float32", True)
         found, rate = mono(io.BytesIO(data), start, None if frames < 0 else frames)
-        assert rate == 16_000 and np.array_equal(found, known.mean(1))
+        # The last bit of libmpg123 depends on where it begins to decode.
+        tolerance = 1e-7 if form == "MP3" else 0
+        assert rate == 16_000
+        np.testing.assert_allclose(found, known.mean(1), rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("frames", [0, 2**36 - 1, 10**9])

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent.parent
 EXAMPLE = ROOT / "examples" / "sensor"
 SMALL = ["steps=6", "log_every=1", "checkpoint.every_steps=3", "global_batch=8", "micro_batch=4"]
 SMALL += ["data.items=40", "data.train=60", "data.test=30", "trainer=cpu"]
+SMALL += ["name=sensor_data2vec2_tiny"]
 
 
 def python(cwd: Path, *words: str) -> str:

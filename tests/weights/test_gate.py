@@ -9,6 +9,7 @@ import pickle
 import pydoc
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from d2v_pretrain.training import run as training
 from d2v_pretrain.training.init_from import read
 from d2v_pretrain.weights import bundle
 from d2v_pretrain.weights.gate import Gate
+from datamodules.datasets.unusable import Unusable
 from datamodules.public import fetch
 from tests.shards.tiny_shards import sounds as shards_of_sounds
 from tests.weights.conftest import RUNS, SMALL
@@ -130,8 +132,9 @@ def test_each_payload_would_run(kind: str, tmp_path: Path) -> None:
     elif kind == "pickle":
         pickle.loads(pickle.dumps(Evil(marker)))
     else:
-        made = built(NODES[kind](marker))
-        getattr(made, "wait", int)()  # for a process of its own
+        with suppress(Unusable):  # the fetcher's command gives nothing to read
+            made = built(NODES[kind](marker))
+            getattr(made, "wait", int)()  # for a process of its own
     assert marker.exists()
 
 
