@@ -209,8 +209,26 @@ def refused(command: str, folder: Path, waves: Path, marker: Path) -> str:
 ALONE = [name for name in COMMANDS if name not in ("evaluate typed data", "load a file")]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("command", ALONE)
+# Fine-tuning and resuming compose a configuration first, which takes seconds: by default they are
+# tried with a few payloads, and with all of them as ``slow``.
+COMPOSING = ("finetune", "resume")
+FEW = ("function", "our fetcher", "pickle", "transform", "trainer")
+
+
+def cases(commands: list[str], kinds: list[str]) -> list[Any]:
+    """Every command with every payload or place."""
+    return [
+        pytest.param(
+            command,
+            kind,
+            marks=[pytest.mark.slow] if command in COMPOSING and kind not in FEW else [],
+        )
+        for command in commands
+        for kind in kinds
+    ]
+
+
+@pytest.mark.parametrize(("command", "kind"), cases(ALONE, KINDS))
 def test_no_payload_runs(
     command: str, kind: str, trained: Runs, waves: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
@@ -227,11 +245,12 @@ def test_no_payload_runs(
     refused(command, folder, waves, marker)
 
 
+PLACES = ["architecture.stem", "architecture.block", "transform", "transform.dataset", "trainer"]
+
+
 @pytest.mark.parametrize(
-    "place",
-    ["architecture.stem", "architecture.block", "transform", "transform.dataset", "trainer"],
+    ("command", "place"), cases([name for name in COMMANDS if name != "resume"], PLACES)
 )
-@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "resume"])
 def test_no_place_for_a_payload(
     command: str, place: str, trained: Runs, waves: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
@@ -252,6 +271,7 @@ SMUGGLED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", SMUGGLED)
 def test_what_finetuning_takes_over_is_plain(
     kind: str, trained: Runs, waves: Path, tmp_path: Path, monkeypatch: Any
