@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# Two test processes of one thread each: torch's own threads would wait for one another.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 MODALITY ?= audio
 .DEFAULT_GOAL := help
 TESTS ?=
@@ -17,13 +19,13 @@ demo: $(VENV)/.installed ## pretrain on the embedded data and probe the result: 
 	$(BIN)/python train.py modality=$(MODALITY)
 
 test: $(VENV)/.installed ## run the tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: $(VENV)/.installed ## lint, format, types and tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 newest: ## test the newest versions that pyproject.toml allows, in a new environment
 	$(PYTHON) constraints/matrix.py 3.11-newest --tests '$(TESTS)'

@@ -163,6 +163,7 @@ def test_a_tokenizer_that_fails_on_a_text_is_told_with_the_text(tmp_path: Path) 
         list(vocabulary.encode(["known", "known known", "strange"]))
 
 
+@pytest.mark.slow  # 20 s: a tokenizer of two thousand million ids
 def test_ids_with_gaps_are_read_and_impossible_ones_refused(tmp_path: Path) -> None:
     for last, size in ((40, 46), (2**31, None)):
         made = Tokenizer(models.WordLevel({"a": 0, "b": last, "u": 1}, "u"))

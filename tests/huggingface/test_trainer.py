@@ -77,8 +77,13 @@ def test_ends_where_theirs_ends(name: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(one, their, atol=5e-3 * max(1.0, np.abs(their).max()))
 
 
+DEFAULT = ("AudioForCTC", "TextForCausalLM", "VisionForImageClassification")  # the rest is slow
+
+
 @pytest.mark.parametrize("options", [{"bf16": True}, {"gradient_checkpointing": True}], ids=str)
-@pytest.mark.parametrize("name", HEADS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in DEFAULT else [pytest.mark.slow]) for n in HEADS]
+)
 def test_options(name: str, options: dict[str, Any], tmp_path: Path) -> None:
     """In bf16 and with checkpointing it ends near where it ends without."""
     losses = []
