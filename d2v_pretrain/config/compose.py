@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
@@ -75,10 +77,17 @@ def run_name(chosen: Mapping[str, str | None], *, _root_: DictConfig) -> str:
         choices = ((group, chosen.get(group)) for group in groups)
         words = [f"{group}={choice or 'null'}" for group, choice in choices]
         words += [word for word in typed if word.startswith("conf=")]
-        with _hydra_set_aside():
-            plain = load(words)
+        plain = _plain(tuple(words), os.getcwd())
         keys = [key for key in keys if _differs(plain, _root_, key)]
     return naming.run_name(row, chosen, keys, _root_)
+
+
+@cache
+def _plain(words: tuple[str, ...], folder: str) -> DictConfig:
+    """The configuration of these words, composed in this folder. It is kept, because a name is
+    resolved about a hundred times while one configuration is composed."""
+    with _hydra_set_aside():
+        return load(words)
 
 
 def typed_words() -> list[str]:
