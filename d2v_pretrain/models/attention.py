@@ -26,19 +26,22 @@ class KeyValues:
 
 
 class FusedProjection(nn.Linear):
-    """One linear layer to q, k and v, of which a caller may ask for a part."""
+    """One linear layer to q, k and v, of which a caller may ask for a part. Its weights are read in
+    ``forward`` alone, because tools that keep weights elsewhere bring them for that call."""
 
     def forward(
-        self, input: Tensor, bias: Tensor | None = None, rows: slice = slice(None)
+        self, input: Tensor, bias: Tensor | None = None, rows: slice | None = None
     ) -> Tensor:
-        """(…, D) -> (…, outputs).
+        """Tokens (…, D) -> (…, 3 D), or (…, the outputs in ``rows``).
 
         Args:
             input: of D channels.
             bias: (3 D,) in the place of the layer's own.
-            rows: the outputs to compute.
+            rows: the outputs to compute; None for all.
         """
         bias = self.bias if bias is None else bias
+        if rows is None:  # the parameter itself, which autocast converts once
+            return F.linear(input, self.weight, bias)
         return F.linear(input, self.weight[rows], bias[rows])
 
 

@@ -43,7 +43,7 @@ def folder(tmp_path: Path) -> Path:
         {"attn_implementation": "sdpa"},
         {"local_files_only": True},
         {"revision": "main"},
-        {"cache_dir": "/tmp/cache"},
+        {"cache_dir": "cache"},
         {"token": "x"},
         {"use_safetensors": True},
         {"trust_remote_code": True},
